@@ -1,0 +1,5 @@
+//! What this kernel and machine offer.
+
+mod level;
+
+pub use level::Level;
