@@ -1,0 +1,144 @@
+//! The forbidden acts that every jail tries before its payload starts (INV-3): a layer counts as
+//! on when an act that only it refuses was refused with the error it gives, and not because a
+//! call that switches it on returned 0.
+//!
+//! Runs in the payload's process with everything on, a moment before the exec. Each act leaves
+//! nothing behind even where it succeeds, or leaves it in a jail that is thrown away at once.
+
+use std::io;
+use std::net::SocketAddr;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::net::{AddressFamily, SocketType};
+
+use crate::policy::Layer;
+use crate::spec::JailSpec;
+use crate::sys::{ForbiddenCall, try_forbidden};
+
+use super::report::CanaryResult;
+
+/// TEST-NET-1 of RFC 5737: never assigned, so a route to it means a default route.
+const UNROUTED: ([u8; 4], u16) = ([192, 0, 2, 1], 9);
+
+/// Error numbers that acts end with, by the name the report uses.
+const NAMES: &[(i32, &str)] = &[
+    (0, "allowed"),
+    (libc::EPERM, "EPERM"),
+    (libc::ENOENT, "ENOENT"),
+    (libc::EACCES, "EACCES"),
+    (libc::EINVAL, "EINVAL"),
+    (libc::ENOSPC, "ENOSPC"),
+    (libc::EROFS, "EROFS"),
+    (libc::ENOSYS, "ENOSYS"),
+    (libc::EFAULT, "EFAULT"),
+    (libc::EAFNOSUPPORT, "EAFNOSUPPORT"),
+    (libc::ENETUNREACH, "ENETUNREACH"),
+];
+
+/// Tries every act whose layer the spec applies.
+pub(super) fn try_forbidden_acts(spec: &JailSpec) -> Vec<CanaryResult> {
+    let mut trial = Trial { spec, results: Vec::with_capacity(20) };
+    if !spec.applies(Layer::Canary) {
+        return trial.results;
+    }
+    trial.kernel_calls();
+    trial.files();
+    trial.network();
+    trial.process();
+    trial.results
+}
+
+struct Trial<'a> {
+    spec: &'a JailSpec,
+    results: Vec<CanaryResult>,
+}
+
+impl Trial<'_> {
+    fn act(&mut self, layer: Layer, act: &str, expected: i32, got: io::Result<()>) {
+        let got = got.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0);
+        self.compare(layer, act, name(expected), name(got));
+    }
+
+    fn compare(&mut self, layer: Layer, act: &str, expected: String, got: String) {
+        if self.spec.applies(layer) {
+            let ok = expected == got;
+            self.results.push(CanaryResult { act: act.to_owned(), layer, expected, got, ok });
+        }
+    }
+
+    fn call(&mut self, layer: Layer, act: &str, expected: i32, call: ForbiddenCall) {
+        let got = match try_forbidden(call) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        };
+        self.act(layer, act, expected, got);
+    }
+
+    fn kernel_calls(&mut self) {
+        use ForbiddenCall::{Bpf, IoUring, Keyctl, Mount, TraceInit, Unknown, UnshareUser};
+        let seccomp = self.spec.applies(Layer::Seccomp);
+        let unshare = if seccomp { libc::EPERM } else { libc::ENOSPC };
+        self.call(Layer::UserNamespace, "make a user namespace", unshare, UnshareUser);
+        self.call(Layer::Seccomp, "mount", libc::EPERM, Mount);
+        self.call(Layer::Seccomp, "load a BPF map", libc::EPERM, Bpf);
+        self.call(Layer::Seccomp, "set up io_uring", libc::ENOSYS, IoUring);
+        self.call(Layer::Seccomp, "read a keyring", libc::ENOSYS, Keyctl);
+        self.call(Layer::Seccomp, "call an unknown number", libc::ENOSYS, Unknown);
+        self.call(Layer::UserNamespace, "trace the jail's init", libc::EPERM, TraceInit);
+        let vsock = rustix::net::socket(AddressFamily::from_raw(40), SocketType::STREAM, None);
+        self.act(Layer::Seccomp, "open a vsock socket", libc::EAFNOSUPPORT, done(vsock));
+    }
+
+    fn files(&mut self) {
+        let read = |path: &str| {
+            done(rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
+        };
+        let write = |path: &str| {
+            done(rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()))
+        };
+        // A root directory of the operator's own is granted as a whole, this file included.
+        if self.spec.mounts.base.is_none() {
+            self.act(Layer::Landlock, "read a file no rule grants", libc::EACCES, read("/.canary"));
+        }
+        let made = rustix::fs::mkdirat(CWD, "/usr/.canary", Mode::from_raw_mode(0o700));
+        self.act(Layer::MountNamespace, "make a directory in /usr", libc::EROFS, done(made));
+        let trigger = write("/proc/sysrq-trigger");
+        self.act(Layer::MountNamespace, "write /proc/sysrq-trigger", libc::EACCES, trigger);
+        let found = rustix::fs::statx(CWD, "/sys/fs/cgroup", AtFlags::empty(), StatxFlags::TYPE);
+        self.act(Layer::MountNamespace, "find the cgroup tree", libc::ENOENT, done(found));
+        let init = rustix::fs::statx(CWD, "/proc/1", AtFlags::empty(), StatxFlags::TYPE);
+        self.act(Layer::PidNamespace, "find a process that is not its own", libc::ENOENT, done(init));
+    }
+
+    fn network(&mut self) {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None);
+        let Ok(socket) = socket else { return };
+        let sent = rustix::net::connect(&socket, &SocketAddr::from(UNROUTED));
+        self.act(Layer::NetNamespace, "reach 192.0.2.1", libc::ENETUNREACH, done(sent));
+    }
+
+    fn process(&mut self) {
+        let core = rustix::process::getrlimit(rustix::process::Resource::Core);
+        let limit = core.maximum.map_or("unlimited".to_owned(), |limit| limit.to_string());
+        self.compare(Layer::Rlimits, "raise the core dump limit", "1".to_owned(), limit);
+        let root = rustix::process::Uid::ROOT;
+        let became = nix::unistd::setresuid(
+            root.as_raw().into(),
+            root.as_raw().into(),
+            root.as_raw().into(),
+        );
+        self.act(Layer::UserNamespace, "become user 0", libc::EINVAL, done(became));
+        let hostname = nix::unistd::gethostname().unwrap_or_default();
+        let (expected, got) = (self.spec.hostname.clone(), hostname.to_string_lossy().into_owned());
+        self.compare(Layer::UtsNamespace, "see the host's name", expected, got);
+    }
+}
+
+fn done<T, E: Into<io::Error>>(result: Result<T, E>) -> io::Result<()> {
+    result.map(|_| ()).map_err(Into::into)
+}
+
+fn name(errno: i32) -> String {
+    let known = NAMES.iter().find(|(number, _)| *number == errno);
+    known.map_or_else(|| format!("errno {errno}"), |(_, name)| (*name).to_owned())
+}

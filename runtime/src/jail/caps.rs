@@ -1,0 +1,67 @@
+//! Linux capabilities. The only file that names the caps crate.
+//!
+//! Runs in init and in the payload, each in its own user namespace, after the user ids are set:
+//! what is dropped here cannot be used by the steps that follow.
+
+use std::io;
+
+use caps::{CapSet, errors::CapsError};
+use rustix::thread::CapabilitiesSecureBits as SecureBits;
+
+/// Every bit that makes user 0 special is off, and none can be changed again.
+const LOCKED: SecureBits = SecureBits::NO_ROOT
+    .union(SecureBits::NO_ROOT_LOCKED)
+    .union(SecureBits::NO_SETUID_FIXUP)
+    .union(SecureBits::NO_SETUID_FIXUP_LOCKED)
+    .union(SecureBits::KEEP_CAPS_LOCKED)
+    .union(SecureBits::NO_CAP_AMBIENT_RAISE)
+    .union(SecureBits::NO_CAP_AMBIENT_RAISE_LOCKED);
+
+/// Empties all five capability sets, locks the securebits, and reads everything back.
+///
+/// # Errors
+/// `EPERM` if the kernel refuses, or if something is left when read back. capabilities(7).
+pub(crate) fn drop_all() -> io::Result<()> {
+    // Bounding first: it needs CAP_SETPCAP, which the last call takes away.
+    for capability in caps::runtime::thread_all_supported() {
+        if caps::has_cap(None, CapSet::Bounding, capability).map_err(refused)? {
+            caps::drop(None, CapSet::Bounding, capability).map_err(refused)?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient).map_err(refused)?;
+    rustix::thread::set_capabilities_secure_bits(LOCKED)?;
+    caps::clear(None, CapSet::Inheritable).map_err(refused)?;
+    caps::clear(None, CapSet::Effective).map_err(refused)?;
+    caps::clear(None, CapSet::Permitted).map_err(refused)?;
+    verify()
+}
+
+/// Control runs only (the policy switched the layer off): keeps every capability of the payload's
+/// own user namespace across exec, so that tests can show that they are good for nothing (INV-5).
+pub(crate) fn keep_all() -> io::Result<()> {
+    for capability in caps::runtime::thread_all_supported() {
+        caps::raise(None, CapSet::Inheritable, capability).map_err(refused)?;
+        caps::raise(None, CapSet::Ambient, capability).map_err(refused)?;
+    }
+    Ok(())
+}
+
+/// Asserts what [`drop_all`] promises.
+fn verify() -> io::Result<()> {
+    let sets =
+        [CapSet::Permitted, CapSet::Effective, CapSet::Inheritable, CapSet::Ambient, CapSet::Bounding];
+    for set in sets {
+        if !caps::read(None, set).map_err(refused)?.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+    }
+    if rustix::thread::capabilities_secure_bits()? != LOCKED {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    Ok(())
+}
+
+fn refused(_: CapsError) -> io::Error {
+    // The crate keeps the error number in text only; the kernel's answer to these calls is EPERM.
+    io::Error::from_raw_os_error(libc::EPERM)
+}

@@ -1,0 +1,520 @@
+//! Memory, process, CPU, I/O and device limits of a whole jail, on cgroup v1, v2 and hybrid hosts.
+//! The only file that names the cgroups crate; what the crate lacks is written out here.
+//!
+//! Runs in the launcher. A jail has one cgroup (per hierarchy on v1), below a group of ours named
+//! `stockade`. It is made with its limits before the jail's first process exists. On v2 that
+//! process is born in it; on v1, which has no such call, init joins through descriptors opened
+//! here before it does anything else. Init leaves again once the payload is cloned, so that it
+//! survives an out-of-memory kill and can report it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cgroups_rs::blkio::BlkIoController;
+use cgroups_rs::cpu::CpuController;
+use cgroups_rs::devices::{DevicePermissions, DeviceType, DevicesController};
+use cgroups_rs::hierarchies::{V1, V2, is_cgroup2_unified_mode};
+use cgroups_rs::memory::MemController;
+use cgroups_rs::pid::PidController;
+use cgroups_rs::{Cgroup, Controllers, Hierarchy, MaxValue};
+use serde::{Deserialize, Serialize};
+
+use crate::host::{CgroupOffer, Level};
+use crate::spec::CgroupPlan;
+
+/// Our group; jails are its children.
+const OURS: &str = "stockade";
+/// Child of ours that inits move to on v2, where a group with children holds no process.
+const INITS: &str = "inits";
+const MOUNT: &str = "/sys/fs/cgroup";
+const CPU_PERIOD_US: u64 = 100_000;
+/// Controllers used where they exist, in the order in which a process joins them.
+const V1_CONTROLLERS: [(&str, Controllers); 5] = [
+    ("blkio", Controllers::BlkIo),
+    ("memory", Controllers::Mem),
+    ("pids", Controllers::Pids),
+    ("cpu", Controllers::Cpu),
+    ("devices", Controllers::Devices),
+];
+const V2_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "io"];
+
+/// What the limits of a jail counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupEvents {
+    /// Processes killed because memory ran out.
+    pub oom_kills: u64,
+    /// Forks refused because of the process limit.
+    pub forks_refused: u64,
+    /// Most memory used at once, in bytes.
+    pub memory_peak: u64,
+}
+
+/// Which controllers this process can give to jails.
+pub(crate) fn offer(level: Level) -> CgroupOffer {
+    if is_cgroup2_unified_mode() {
+        return match v2_base(level) {
+            Ok(base) => {
+                let text = fs::read_to_string(base.parent.join("cgroup.controllers"));
+                let text = text.unwrap_or_default();
+                CgroupOffer::V2 { controllers: text.split_whitespace().map(str::to_owned).collect() }
+            }
+            Err(reason) => CgroupOffer::Absent { reason },
+        };
+    }
+    if level == Level::Rootless {
+        let reason = "cgroup v1 cannot be delegated to an unprivileged user".to_owned();
+        return CgroupOffer::Absent { reason };
+    }
+    let mounts = V1::new();
+    let found = V1_CONTROLLERS.iter().filter(|(_, id)| mount_of(&mounts, *id).is_some());
+    let controllers: Vec<_> = found.map(|(name, _)| (*name).to_owned()).collect();
+    if controllers.is_empty() {
+        return CgroupOffer::Absent { reason: format!("no cgroup hierarchy is mounted at {MOUNT}") };
+    }
+    CgroupOffer::V1 { controllers }
+}
+
+fn mount_of(mounts: &V1, controller: Controllers) -> Option<PathBuf> {
+    mounts.get_mount_point(controller)
+}
+
+/// Where on v2 our group goes: below the worker's own cgroup if that is delegated to us, else, as
+/// root, at the top.
+struct V2Base {
+    parent: PathBuf,
+    delegated: bool,
+}
+
+fn v2_base(level: Level) -> Result<V2Base, String> {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
+    // Inside our own leaf already (a restarted worker in the same unit): its parent is the unit.
+    let own = own.strip_suffix("/stockade-worker").unwrap_or(own);
+    let parent = Path::new(MOUNT).join(own);
+    let marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
+        let mut value = [0u8; 8];
+        rustix::fs::getxattr(&parent, *name, &mut value).is_ok_and(|n| value[..n] == *b"1")
+    });
+    let writable = nix::unistd::access(&parent.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK)
+        .is_ok()
+        && nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK).is_ok();
+    match level {
+        Level::Root if marked && !own.is_empty() => Ok(V2Base { parent, delegated: true }),
+        Level::Root => Ok(V2Base { parent: PathBuf::from(MOUNT), delegated: false }),
+        Level::Rootless if writable && !own.is_empty() => Ok(V2Base { parent, delegated: true }),
+        Level::Rootless => Err(format!(
+            "the worker's own cgroup /{own} is not delegated to this user"
+        )),
+    }
+}
+
+/// The cgroup of one jail.
+#[derive(Debug)]
+pub(crate) struct JailCgroup {
+    /// One directory per hierarchy, without duplicates.
+    directories: Vec<PathBuf>,
+    v2: bool,
+    limits: Vec<String>,
+    weaker: Vec<String>,
+}
+
+/// Descriptors by which a process enters or leaves a jail's cgroup.
+#[derive(Debug)]
+pub(crate) struct CgroupDoor {
+    /// v2: the directory, for `CLONE_INTO_CGROUP`.
+    pub birth: Option<File>,
+    /// v1: `tasks` of every hierarchy.
+    pub join: Vec<File>,
+    /// Where init goes afterwards.
+    pub leave: Vec<File>,
+}
+
+impl JailCgroup {
+    /// Makes the cgroup of jail `name` and writes every limit of `plan`.
+    ///
+    /// # Errors
+    /// The system error of the first limit that cannot be set, with what was tried; the directories
+    /// made so far are removed.
+    pub fn create(name: &str, plan: &CgroupPlan, level: Level) -> Result<Self, (String, io::Error)> {
+        let mut made = JailCgroup {
+            directories: Vec::new(),
+            v2: is_cgroup2_unified_mode(),
+            limits: Vec::new(),
+            weaker: Vec::new(),
+        };
+        let path = if made.v2 { made.make_v2(name, level)? } else { made.make_v1(name)? };
+        match made.write_limits(&path, plan) {
+            Ok(()) => Ok(made),
+            Err(error) => {
+                let removal = made.remove(Duration::from_millis(100));
+                Err(match removal {
+                    Ok(()) => error,
+                    Err(left) => (format!("{} (and {left} is left)", error.0), error.1),
+                })
+            }
+        }
+    }
+
+    fn make_v1(&mut self, name: &str) -> Result<PathBuf, (String, io::Error)> {
+        let mounts = V1::new();
+        let path = Path::new(OURS).join(name);
+        for (_, controller) in V1_CONTROLLERS {
+            let Some(mount) = mount_of(&mounts, controller) else { continue };
+            let directory = mount.join(&path);
+            if self.directories.contains(&directory) {
+                continue; // co-mounted, as cpu and cpuacct often are
+            }
+            make_group(&directory)?;
+            self.directories.push(directory);
+        }
+        Ok(path)
+    }
+
+    fn make_v2(&mut self, name: &str, level: Level) -> Result<PathBuf, (String, io::Error)> {
+        let base = v2_base(level).map_err(|reason| (reason, io::ErrorKind::Unsupported.into()))?;
+        let ours = base.parent.join(OURS);
+        let directory = ours.join(name);
+        if base.delegated {
+            empty_into_leaf(&base.parent)?;
+        }
+        if !ours.exists() {
+            enable_controllers(&base.parent)?;
+            make_group(&ours.join(INITS))?;
+        }
+        enable_controllers(&ours)?;
+        make_group(&directory)?;
+        self.directories.push(directory.clone());
+        Ok(directory.strip_prefix(MOUNT).unwrap_or(&directory).to_owned())
+    }
+
+    /// Writes all limits through the crate's controllers.
+    fn write_limits(&mut self, path: &Path, plan: &CgroupPlan) -> Result<(), (String, io::Error)> {
+        let hierarchy: Box<dyn Hierarchy> =
+            if self.v2 { Box::new(V2::new()) } else { Box::new(V1::new()) };
+        let names = ["memory", "pids", "cpu", "io", "blkio", "devices"];
+        let group = Cgroup::load_with_specified_controllers(
+            hierarchy,
+            path,
+            names.map(str::to_owned).to_vec(),
+        );
+        let memory: &MemController = needed(group.controller_of(), "memory")?;
+        memory.set_limit(plan.memory_bytes_max as i64).map_err(|e| tried("the memory limit", e))?;
+        self.limits.push(format!("memory {} bytes", plan.memory_bytes_max));
+        self.limit_swap(memory, plan)?;
+        if self.v2 {
+            // The whole tool tree goes, not one victim: what is left of it would be half dead.
+            write(&self.directories[0].join("memory.oom.group"), "1")?;
+        }
+        let pids: &PidController = needed(group.controller_of(), "pids")?;
+        pids.set_pid_max(MaxValue::Value(i64::from(plan.pids_max)))
+            .map_err(|e| tried("the process limit", e))?;
+        self.limits.push(format!("{} processes", plan.pids_max));
+        let cpu: &CpuController = needed(group.controller_of(), "cpu")?;
+        let quota = (u64::from(plan.cpu_milli) * CPU_PERIOD_US / 1000).max(1000);
+        cpu.set_cfs_quota_and_period(Some(quota as i64), Some(CPU_PERIOD_US))
+            .map_err(|e| tried("the CPU limit", e))?;
+        self.limits.push(format!("{}.{:03} CPUs", plan.cpu_milli / 1000, plan.cpu_milli % 1000));
+        if let Some(rate) = plan.io_bytes_per_second {
+            self.limit_io(needed(group.controller_of(), "io")?, rate)?;
+        }
+        if !self.v2 && let Some(devices) = group.controller_of::<DevicesController>() {
+            limit_devices(devices).map_err(|e| tried("the device list", e))?;
+            self.limits.push("devices by number".to_owned());
+        }
+        Ok(())
+    }
+
+    fn limit_swap(&mut self, memory: &MemController, plan: &CgroupPlan) -> Result<(), (String, io::Error)> {
+        let accounted = self.v2 || self.file("memory.memsw.limit_in_bytes").is_some();
+        let none_accounted = self.v2 && self.file("memory.swap.max").is_none();
+        if accounted && !none_accounted {
+            let limit = if self.v2 {
+                plan.swap_bytes_max
+            } else {
+                plan.memory_bytes_max.saturating_add(plan.swap_bytes_max)
+            };
+            memory.set_memswap_limit(limit as i64).map_err(|e| tried("the swap limit", e))?;
+            self.limits.push(format!("swap {} bytes", plan.swap_bytes_max));
+            return Ok(());
+        }
+        // The kernel does not account swap (`swapaccount=0`, or no swap support): keep the
+        // group's pages out of it, and say that it is a preference and not a limit.
+        if !self.v2 {
+            memory.set_swappiness(0).map_err(|e| tried("the swappiness", e))?;
+        }
+        self.weaker.push("swap is not accounted by this kernel".to_owned());
+        Ok(())
+    }
+
+    fn limit_io(&mut self, io: &BlkIoController, rate: u64) -> Result<(), (String, io::Error)> {
+        let disks = fs::read_dir("/sys/block").map_err(|e| ("cannot list disks".to_owned(), e))?;
+        let mut limited = 0;
+        for disk in disks.flatten() {
+            let Ok(number) = fs::read_to_string(disk.path().join("dev")) else { continue };
+            let size = fs::read_to_string(disk.path().join("size")).unwrap_or_default();
+            let Some((major, minor)) = number.trim().split_once(':') else { continue };
+            let (Ok(major), Ok(minor)) = (major.parse(), minor.parse()) else { continue };
+            if size.trim() == "0" {
+                continue; // an unused loop device or an empty drive
+            }
+            io.throttle_read_bps_for_device(major, minor, rate)
+                .and_then(|()| io.throttle_write_bps_for_device(major, minor, rate))
+                .map_err(|e| tried("the disk rate", e))?;
+            limited += 1;
+        }
+        self.limits.push(format!("{rate} bytes a second on {limited} disks"));
+        Ok(())
+    }
+
+    /// A control file of this jail, in whichever hierarchy has it.
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        self.directories.iter().map(|directory| directory.join(name)).find(|path| path.exists())
+    }
+
+    /// Opens what init needs to enter and to leave.
+    pub fn door(&self) -> io::Result<CgroupDoor> {
+        let open = |path: PathBuf| OpenOptions::new().write(true).open(path);
+        if self.v2 {
+            let directory = &self.directories[0];
+            let parent = directory.parent().unwrap_or(directory);
+            let leave = vec![open(parent.join(INITS).join("cgroup.procs"))?];
+            return Ok(CgroupDoor { birth: Some(File::open(directory)?), join: Vec::new(), leave });
+        }
+        let tasks = |directory: &PathBuf| open(directory.join("tasks"));
+        let parent_tasks =
+            |directory: &PathBuf| open(directory.parent().unwrap_or(directory).join("tasks"));
+        Ok(CgroupDoor {
+            birth: None,
+            join: self.directories.iter().map(tasks).collect::<io::Result<_>>()?,
+            leave: self.directories.iter().map(parent_tasks).collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// One sentence on what is limited, for the report.
+    pub fn describe(&self) -> String {
+        let version = if self.v2 { "cgroup v2" } else { "cgroup v1" };
+        let mut text = format!("{version}: {}", self.limits.join(", "));
+        for weaker in &self.weaker {
+            text = format!("{text}; {weaker}");
+        }
+        text
+    }
+
+    /// What the limits counted so far.
+    pub fn events(&self) -> CgroupEvents {
+        let (memory, peak) = if self.v2 {
+            ("memory.events", "memory.peak")
+        } else {
+            ("memory.oom_control", "memory.max_usage_in_bytes")
+        };
+        let read = |name: &str| {
+            self.file(name).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
+        };
+        CgroupEvents {
+            oom_kills: keyed(&read(memory), "oom_kill"),
+            forks_refused: keyed(&read("pids.events"), "max"),
+            memory_peak: read(peak).trim().parse().unwrap_or(0),
+        }
+    }
+
+    /// Removes the directories once they are empty, killing what is still in them.
+    ///
+    /// # Errors
+    /// The path that is left if something remains after `grace`.
+    pub fn remove(&self, grace: Duration) -> Result<(), String> {
+        self.directories.iter().try_for_each(|directory| remove_group(directory, grace))
+    }
+}
+
+/// Names of all cgroups of jails on this host that exist now.
+pub(crate) fn existing(level: Level) -> Vec<String> {
+    let mut names: Vec<String> = our_groups(level)
+        .iter()
+        .filter_map(|ours| fs::read_dir(ours).ok())
+        .flat_map(|entries| entries.flatten())
+        .filter(|entry| entry.path().is_dir())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.starts_with("jail-"))
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Kills what is in the cgroup of jail `name` and removes it from every hierarchy.
+///
+/// # Errors
+/// The path that is left if something remains after `grace`.
+pub(crate) fn remove_by_name(name: &str, level: Level, grace: Duration) -> Result<(), String> {
+    our_groups(level)
+        .iter()
+        .map(|ours| ours.join(name))
+        .filter(|directory| directory.exists())
+        .try_for_each(|directory| remove_group(&directory, grace))
+}
+
+/// Our group in every hierarchy, whether it exists or not.
+fn our_groups(level: Level) -> Vec<PathBuf> {
+    if is_cgroup2_unified_mode() {
+        return v2_base(level).map(|base| vec![base.parent.join(OURS)]).unwrap_or_default();
+    }
+    let mounts = V1::new();
+    let found = V1_CONTROLLERS.iter().filter_map(|(_, controller)| mount_of(&mounts, *controller));
+    found.map(|mount| mount.join(OURS)).collect()
+}
+
+/// Moves the calling process through every descriptor.
+///
+/// v1: a process that writes 0 to `tasks` moves itself, which spares the kernel the lock over all
+/// process groups that a write to `cgroup.procs` takes, and with it a wait of milliseconds.
+pub(crate) fn move_self(doors: &[File]) -> io::Result<()> {
+    doors.iter().try_for_each(|mut door| door.write_all(b"0"))
+}
+
+impl CgroupDoor {
+    /// The v2 directory the first process is born in.
+    pub fn birth_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.birth.as_ref().map(|directory| directory.as_fd())
+    }
+}
+
+fn limit_devices(devices: &DevicesController) -> cgroups_rs::error::Result<()> {
+    use DevicePermissions::{MkNod, Read, Write};
+    // Linux allocated devices (devices.txt): null zero full random urandom, tty ptmx, pts.
+    const NODES: [(i64, i64); 8] =
+        [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, -1)];
+    devices.deny_device(DeviceType::All, -1, -1, &[Read, Write, MkNod])?;
+    NODES.iter().try_for_each(|&(major, minor)| {
+        devices.allow_device(DeviceType::Char, major, minor, &[Read, Write])
+    })
+}
+
+fn make_group(directory: &Path) -> Result<(), (String, io::Error)> {
+    if let Some(parent) = directory.parent()
+        && !parent.exists()
+    {
+        fs::create_dir_all(parent).map_err(|e| (format!("cannot make {}", parent.display()), e))?;
+    }
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err((format!("cannot make {}", directory.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Lets children of `directory` have the controllers we use, as far as it has them itself.
+fn enable_controllers(directory: &Path) -> Result<(), (String, io::Error)> {
+    make_group(directory)?;
+    let have = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    let on = fs::read_to_string(directory.join("cgroup.subtree_control")).unwrap_or_default();
+    let missing: Vec<_> = V2_CONTROLLERS
+        .iter()
+        .filter(|name| have.split_whitespace().any(|found| found == **name))
+        .filter(|name| !on.split_whitespace().any(|found| found == **name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    write(&directory.join("cgroup.subtree_control"), &missing.join(" "))
+}
+
+/// Moves the processes of a delegated group into a leaf of it: a v2 group with children that have
+/// controllers holds no process itself (cgroup-v2.rst, "No Internal Process Constraint").
+fn empty_into_leaf(parent: &Path) -> Result<(), (String, io::Error)> {
+    let procs = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
+    if procs.trim().is_empty() {
+        return Ok(());
+    }
+    let leaf = parent.join("stockade-worker");
+    make_group(&leaf)?;
+    for pid in procs.lines() {
+        match write(&leaf.join("cgroup.procs"), pid) {
+            Err((_, error)) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Kills every process in `directory` and removes it. An absent one is fine.
+fn remove_group(directory: &Path, grace: Duration) -> Result<(), String> {
+    let deadline = Instant::now() + grace;
+    loop {
+        match fs::remove_dir(directory) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(_) if Instant::now() >= deadline => return Err(directory.display().to_string()),
+            // Busy: processes are in it, or their exit is still being accounted.
+            Err(_) => kill_members(directory),
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+fn kill_members(directory: &Path) {
+    if write(&directory.join("cgroup.kill"), "1").is_ok() {
+        return; // Linux 5.14, v2
+    }
+    let mut text = String::new();
+    let read = File::open(directory.join("cgroup.procs"))
+        .and_then(|file| file.take(1 << 20).read_to_string(&mut text));
+    if read.is_err() {
+        return; // gone meanwhile
+    }
+    for pid in text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
+        // A process that ended since it was listed is what is wanted.
+        let _gone = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<(), (String, io::Error)> {
+    OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|e| (format!("cannot write `{value}` to {}", path.display()), e))
+}
+
+fn needed<T>(controller: Option<T>, name: &str) -> Result<T, (String, io::Error)> {
+    controller
+        .ok_or_else(|| (format!("no {name} controller"), io::Error::from_raw_os_error(libc::ENOENT)))
+}
+
+/// The system error below one of the crate's errors.
+fn tried(what: &str, error: cgroups_rs::error::Error) -> (String, io::Error) {
+    let errno = std::error::Error::source(&error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .and_then(io::Error::raw_os_error);
+    let cause = errno.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
+    (format!("cannot set {what}"), cause)
+}
+
+/// The number behind `key` in a file of `KEY NUMBER` lines.
+fn keyed(text: &str, key: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(name, _)| *name == key)
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_by_their_whole_name() {
+        let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
+        assert_eq!(keyed(text, "oom_kill"), 3);
+        assert_eq!(keyed(text, "oom"), 0);
+        assert_eq!(keyed("max 12\n", "max"), 12);
+    }
+}

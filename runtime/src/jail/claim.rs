@@ -1,0 +1,228 @@
+//! The run directory: one subdirectory per live jail, locked by its launcher. Its number gives
+//! the jail a range of host ids and a cgroup that nobody else uses, and what a killed launcher
+//! leaves behind is found here (see `sweep`).
+//!
+//! Creating and sweeping exclude each other through a lock on the directory itself, so that no
+//! claim is seen before it is locked.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::host::Level;
+
+/// First host id of the first jail. Above what distributions, directory services and
+/// `useradd`'s subordinate ranges hand out (login.defs(5), SUB_UID_MAX is 600100000), below the
+/// sign bit.
+const FIRST_ID: u32 = 0x7000_0000;
+/// Host ids of one jail.
+const IDS_PER_JAIL: u32 = 16;
+/// Most jails at once, and so the number of ranges.
+const SLOTS: u32 = 0x1_0000;
+/// How often a taken number is passed over before giving up.
+const TRIES: u32 = 4096;
+
+/// Host id of the control side when started by root: the last range, which no jail gets.
+pub const CONTROL_ID: u32 = FIRST_ID + SLOTS * IDS_PER_JAIL;
+
+/// Host ids of one jail at level root. What they are called inside is the spec's business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IdRange {
+    /// The jail's init.
+    pub init: u32,
+    /// The payload.
+    pub payload: u32,
+}
+
+impl IdRange {
+    /// The ids of jail number `slot`; in rootless jails everything is user 0 of the launcher's
+    /// own user namespace, which is the caller outside.
+    pub fn of(slot: u32, level: Level) -> Self {
+        match level {
+            Level::Root => {
+                let first = FIRST_ID + slot * IDS_PER_JAIL;
+                IdRange { init: first, payload: first + 1 }
+            }
+            Level::Rootless => IdRange { init: 0, payload: 0 },
+        }
+    }
+}
+
+/// The directory that names all live jails of this host (root) or user (rootless).
+#[derive(Debug, Clone)]
+pub(crate) struct RunDirectory {
+    path: PathBuf,
+}
+
+impl RunDirectory {
+    /// Opens or makes it. `rootless` is where the caller keeps run-time files.
+    ///
+    /// # Errors
+    /// `EACCES` if it exists and others could have put something into it.
+    pub fn open(level: Level, rootless: &Path) -> io::Result<Self> {
+        let path = match level {
+            Level::Root => PathBuf::from("/run/stockade"),
+            Level::Rootless => rootless.to_owned(),
+        };
+        let jails = path.join("jails");
+        if let Err(error) = DirBuilder::new().mode(0o700).create(&path)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(error);
+        }
+        let found = fs::symlink_metadata(&path)?;
+        let own = found.uid() == rustix::process::geteuid().as_raw();
+        if !found.is_dir() || !own || found.mode() & 0o077 != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EACCES));
+        }
+        DirBuilder::new().mode(0o700).recursive(true).create(jails)?;
+        Ok(RunDirectory { path })
+    }
+
+    fn jails(&self) -> PathBuf {
+        self.path.join("jails")
+    }
+
+    fn lock(&self, operation: FlockOperation) -> io::Result<File> {
+        let directory = File::open(self.jails())?;
+        rustix::fs::flock(&directory, operation)?;
+        Ok(directory)
+    }
+
+    /// Claims an unused number. It is given back by [`Claim::release`], or by a sweep after this
+    /// process is gone.
+    pub fn claim(&self) -> io::Result<Claim> {
+        let _shared = self.lock(FlockOperation::LockShared)?;
+        let mut number = [0u8; 4];
+        for _ in 0..TRIES {
+            rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
+            let slot = u32::from_le_bytes(number) % SLOTS;
+            let path = self.jails().join(slot.to_string());
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    let directory = File::open(&path)?;
+                    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+                    return Ok(Claim { slot, path, _lock: directory });
+                }
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// Every claim whose launcher is gone, held so that nobody else takes it.
+    pub fn abandoned(&self) -> io::Result<Vec<Claim>> {
+        let _exclusive = self.lock(FlockOperation::LockExclusive)?;
+        let mut claims = Vec::new();
+        for entry in fs::read_dir(self.jails())? {
+            let path = entry?.path();
+            let Some(slot) = slot_of(&path) else { continue };
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let directory = rustix::fs::open(&path, flags, Mode::empty())?;
+            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                claims.push(Claim { slot, path, _lock: File::from(directory) });
+            }
+        }
+        Ok(claims)
+    }
+
+    /// Numbers of all jails that have a directory, live or abandoned.
+    pub fn slots(&self) -> io::Result<Vec<u32>> {
+        let entries = fs::read_dir(self.jails())?;
+        Ok(entries.flatten().filter_map(|entry| slot_of(&entry.path())).collect())
+    }
+}
+
+fn slot_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.parse().ok().filter(|slot| *slot < SLOTS)
+}
+
+/// A number that this process holds.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    /// The number.
+    pub slot: u32,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Claim {
+    /// The name of the jail on this host: of its cgroup, in reports and logs.
+    pub fn name(&self) -> String {
+        jail_name(self.slot)
+    }
+
+    /// The jail's own directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the directory and gives the number back.
+    pub fn release(self) -> io::Result<()> {
+        fs::remove_dir_all(&self.path)
+    }
+}
+
+/// The name that belongs to a number.
+pub(crate) fn jail_name(slot: u32) -> String {
+    format!("jail-{slot:05}")
+}
+
+/// Whether `directory` is locked by nobody, for tests.
+#[cfg(test)]
+fn is_free(directory: &Path) -> bool {
+    let file = File::open(directory).expect("directory");
+    rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("claim-{name}-{}", std::process::id()));
+        let _absent = fs::remove_dir_all(&path);
+        path
+    }
+
+    #[test]
+    fn a_live_claim_is_never_swept_and_an_abandoned_one_is() {
+        let path = scratch("live");
+        let directory = RunDirectory::open(Level::Rootless, &path).expect("run directory");
+        let claim = directory.claim().expect("claim");
+        assert!(directory.abandoned().expect("list").is_empty(), "a live claim was offered");
+        let kept = claim.path().to_owned();
+        drop(claim);
+        assert!(is_free(&kept));
+        let abandoned = directory.abandoned().expect("list");
+        assert_eq!(abandoned.len(), 1);
+        for claim in abandoned {
+            claim.release().expect("released");
+        }
+        assert!(directory.slots().expect("list").is_empty());
+        fs::remove_dir_all(path).expect("cleaned");
+    }
+
+    #[test]
+    fn a_run_directory_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = scratch("open");
+        fs::create_dir(&path).expect("made");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("opened");
+        let error = RunDirectory::open(Level::Rootless, &path).expect_err("refused");
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        fs::remove_dir_all(path).expect("cleaned");
+    }
+
+    #[test]
+    fn ranges_do_not_overlap_and_end_below_the_control_id() {
+        let last = IdRange::of(SLOTS - 1, Level::Root);
+        assert!(last.payload < CONTROL_ID);
+        assert!(IdRange::of(0, Level::Root).payload < IdRange::of(1, Level::Root).init);
+    }
+}

@@ -1,0 +1,411 @@
+//! Brings what the payload changed in a bound directory to the host, after the payload is dead.
+//!
+//! Runs in a process of its own, cloned by the launcher, with the payload's host id, without
+//! capabilities, in a landlock domain that holds the two trees and nothing else. It reads a tree
+//! that hostile code made, so it opens every name relative to a directory descriptor and follows
+//! no link. Only plain files, directories and symbolic links pass; modes lose their setuid and
+//! setgid bits and extended attributes do not pass, so nothing dangerous is left outside.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::{CStr, CString};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timestamps, openat, statat};
+use serde::{Deserialize, Serialize};
+
+use super::workspace::ExportKind;
+
+/// Directories inside directories; deeper ones are skipped and reported.
+const DEPTH_MAX: usize = 200;
+/// Skipped entries that are named in the report.
+const NAMED_MAX: usize = 20;
+/// A name in the making; renamed over its target when complete.
+const TEMPORARY: &CStr = c".stockade-export";
+
+/// What was done to one bound directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportReport {
+    /// Files and links written, directories made.
+    pub written: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Names removed.
+    pub removed: u64,
+    /// Files whose dangerous mode bits were taken away.
+    pub scrubbed: u64,
+    /// Entries that do not leave a jail or could not be written.
+    pub skipped: u64,
+    /// The first of them, with the reason.
+    pub skipped_names: Vec<String>,
+}
+
+/// Does the work of one bound directory.
+pub(super) fn export(kind: ExportKind, mounts: &[OwnedFd]) -> ExportReport {
+    let mut export = Export { report: ExportReport::default(), path: Vec::new() };
+    let outcome = match (kind, mounts) {
+        (ExportKind::CopyBack, [upper, destination]) => {
+            export.merge(upper.as_fd(), destination.as_fd(), 0)
+        }
+        (ExportKind::Scrub, [tree]) => export.scrub(tree.as_fd(), 0),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    if let Err(error) = outcome {
+        export.skip(c".", &error.to_string());
+    }
+    export.report
+}
+
+struct Export {
+    report: ExportReport,
+    path: Vec<CString>,
+}
+
+impl Export {
+    fn skip(&mut self, name: &CStr, reason: &str) {
+        self.report.skipped += 1;
+        if self.report.skipped_names.len() < NAMED_MAX {
+            let mut path = String::new();
+            for part in &self.path {
+                path.push_str(&part.to_string_lossy());
+                path.push('/');
+            }
+            self.report.skipped_names.push(format!("{path}{}: {reason}", name.to_string_lossy()));
+        }
+    }
+
+    /// Applies the changes in `upper` to `destination`.
+    fn merge(&mut self, upper: BorrowedFd<'_>, destination: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+        for name in names(upper)? {
+            let outcome = self.merge_entry(upper, destination, &name, depth);
+            if let Err(error) = outcome {
+                self.skip(&name, &error.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    fn merge_entry(
+        &mut self,
+        upper: BorrowedFd<'_>,
+        destination: BorrowedFd<'_>,
+        name: &CStr,
+        depth: usize,
+    ) -> io::Result<()> {
+        let stat = statat(upper, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            // How overlayfs writes down that a name was removed (overlayfs.rst).
+            FileType::CharacterDevice if stat.st_rdev == 0 => self.remove(destination, name, depth),
+            FileType::Directory => self.directory(upper, destination, name, &stat, depth),
+            FileType::RegularFile => self.file(upper, destination, name, &stat, depth),
+            FileType::Symlink => self.link(upper, destination, name, depth),
+            _ => {
+                self.skip(name, "only files, directories and links leave a jail");
+                Ok(())
+            }
+        }
+    }
+
+    fn directory(
+        &mut self,
+        upper: BorrowedFd<'_>,
+        destination: BorrowedFd<'_>,
+        name: &CStr,
+        stat: &Stat,
+        depth: usize,
+    ) -> io::Result<()> {
+        if depth >= DEPTH_MAX {
+            self.skip(name, "too deep");
+            return Ok(());
+        }
+        let source = open_directory(upper, name)?;
+        let existing = statat(destination, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+        let is_directory = existing.is_some_and(|found| {
+            FileType::from_raw_mode(found.st_mode) == FileType::Directory
+        });
+        if existing.is_some() && (!is_directory || is_opaque(&source)) {
+            self.remove(destination, name, depth)?;
+        }
+        match rustix::fs::mkdirat(destination, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => self.report.written += 1,
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let target = open_directory(destination, name)?;
+        self.path.push(name.to_owned());
+        let outcome = self.merge(source.as_fd(), target.as_fd(), depth + 1);
+        self.path.pop();
+        outcome?;
+        rustix::fs::fchmod(&target, Mode::from_raw_mode(stat.st_mode & 0o1777))?;
+        Ok(rustix::fs::futimens(&target, &times(stat))?)
+    }
+
+    fn file(
+        &mut self,
+        upper: BorrowedFd<'_>,
+        destination: BorrowedFd<'_>,
+        name: &CStr,
+        stat: &Stat,
+        depth: usize,
+    ) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let source = File::from(openat(upper, name, flags, Mode::empty())?);
+        let target = temporary_file(destination)?;
+        let copied = copy_sparse(source, &target, stat.st_size as u64);
+        let outcome = copied.and_then(|bytes| {
+            rustix::fs::fchmod(&target, Mode::from_raw_mode(stat.st_mode & 0o777))?;
+            rustix::fs::futimens(&target, &times(stat))?;
+            self.replace(destination, name, depth)?;
+            self.report.bytes += bytes;
+            Ok(())
+        });
+        if outcome.is_err() {
+            rustix::fs::unlinkat(destination, TEMPORARY, AtFlags::empty())?;
+        }
+        outcome
+    }
+
+    fn link(
+        &mut self,
+        upper: BorrowedFd<'_>,
+        destination: BorrowedFd<'_>,
+        name: &CStr,
+        depth: usize,
+    ) -> io::Result<()> {
+        let target = rustix::fs::readlinkat(upper, name, Vec::new())?;
+        remove_stale(destination)?;
+        rustix::fs::symlinkat(&target, destination, TEMPORARY)?;
+        self.replace(destination, name, depth)
+    }
+
+    /// Gives the complete new entry its name, in place of whatever had it.
+    fn replace(&mut self, directory: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Result<()> {
+        match rustix::fs::renameat(directory, TEMPORARY, directory, name) {
+            Err(rustix::io::Errno::ISDIR | rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) => {
+                self.remove(directory, name, depth)?;
+                rustix::fs::renameat(directory, TEMPORARY, directory, name)?;
+            }
+            other => other?,
+        }
+        self.report.written += 1;
+        Ok(())
+    }
+
+    /// Removes a name and, if it is a directory, all below it.
+    fn remove(&mut self, directory: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Result<()> {
+        match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+            Err(rustix::io::Errno::ISDIR) => {
+                if depth >= DEPTH_MAX {
+                    return Err(io::Error::from_raw_os_error(libc::ELOOP));
+                }
+                let below = open_directory(directory, name)?;
+                for entry in names(below.as_fd())? {
+                    self.remove(below.as_fd(), &entry, depth + 1)?;
+                }
+                rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR)?;
+            }
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            other => other?,
+        }
+        self.report.removed += 1;
+        Ok(())
+    }
+
+    /// Takes setuid and setgid bits from the payload's files below `tree`.
+    fn scrub(&mut self, tree: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+        for name in names(tree)? {
+            let stat = match statat(tree, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(error) => {
+                    self.skip(&name, &error.to_string());
+                    continue;
+                }
+            };
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            let own = stat.st_uid == rustix::process::geteuid().as_raw();
+            if own && kind == FileType::RegularFile && stat.st_mode & 0o6000 != 0 {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let file = openat(tree, &*name, flags, Mode::empty())?;
+                rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o1777))?;
+                self.report.scrubbed += 1;
+            }
+            if kind == FileType::Directory {
+                if depth >= DEPTH_MAX {
+                    self.skip(&name, "too deep");
+                    continue;
+                }
+                let below = open_directory(tree, &name)?;
+                self.path.push(name);
+                let outcome = self.scrub(below.as_fd(), depth + 1);
+                self.path.pop();
+                outcome?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn names(directory: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = entry?.file_name().to_owned();
+        if name.as_bytes() != b"." && name.as_bytes() != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(parent, name, flags, Mode::empty())?)
+}
+
+/// Whether overlayfs marked the directory as one that hides what was below it.
+fn is_opaque(directory: &OwnedFd) -> bool {
+    let mut value = [0u8; 4];
+    rustix::fs::fgetxattr(directory, "user.overlay.opaque", &mut value)
+        .is_ok_and(|length| length == 1 && value[0] == b'y')
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    let time = |seconds, nanoseconds| rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec as _),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec as _),
+    }
+}
+
+/// Left by an export that was killed.
+fn remove_stale(directory: BorrowedFd<'_>) -> io::Result<()> {
+    match rustix::fs::unlinkat(directory, TEMPORARY, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn temporary_file(directory: BorrowedFd<'_>) -> io::Result<File> {
+    remove_stale(directory)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(File::from(openat(directory, TEMPORARY, flags, Mode::from_raw_mode(0o600))?))
+}
+
+/// Copies data and leaves holes as holes: a sparse file must not fill the host's disk.
+fn copy_sparse(mut source: File, target: &File, size: u64) -> io::Result<u64> {
+    let mut target = target;
+    let mut buffer = vec![0u8; 1 << 18];
+    let (mut position, mut copied) = (0, 0);
+    while position < size {
+        let data = match rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(position)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(data))?;
+        source.seek(SeekFrom::Start(data))?;
+        target.seek(SeekFrom::Start(data))?;
+        let mut left = end - data;
+        while left > 0 {
+            let wanted = buffer.len().min(left as usize);
+            let got = source.read(&mut buffer[..wanted])?;
+            if got == 0 {
+                break;
+            }
+            target.write_all(&buffer[..got])?;
+            left -= got as u64;
+            copied += got as u64;
+        }
+        position = end;
+    }
+    target.set_len(size)?;
+    Ok(copied)
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::path::PathBuf;
+
+    fn trees(name: &str) -> (PathBuf, PathBuf, Vec<OwnedFd>) {
+        let base = std::env::temp_dir().join(format!("export-{name}-{}", std::process::id()));
+        let _absent = fs::remove_dir_all(&base);
+        let (upper, destination) = (base.join("upper"), base.join("destination"));
+        fs::create_dir_all(&upper).expect("made");
+        fs::create_dir_all(&destination).expect("made");
+        let open = |path: &PathBuf| OwnedFd::from(File::open(path).expect("opened"));
+        let mounts = vec![open(&upper), open(&destination)];
+        (upper, destination, mounts)
+    }
+
+    #[test]
+    fn changes_arrive_and_dangerous_modes_do_not() {
+        let (upper, destination, mounts) = trees("modes");
+        fs::write(destination.join("old"), "old").expect("written");
+        fs::create_dir(upper.join("new")).expect("made");
+        fs::write(upper.join("new/tool"), "tool").expect("written");
+        let mode = fs::Permissions::from_mode(0o6755);
+        fs::set_permissions(upper.join("new/tool"), mode).expect("setuid");
+        fs::write(upper.join("old"), "changed").expect("written");
+        symlink("/etc/passwd", upper.join("link")).expect("linked");
+        let report = export(ExportKind::CopyBack, &mounts);
+        assert_eq!(report.skipped, 0, "{:?}", report.skipped_names);
+        assert_eq!(fs::read_to_string(destination.join("old")).expect("old"), "changed");
+        let tool = fs::metadata(destination.join("new/tool")).expect("tool");
+        assert_eq!(tool.mode() & 0o7777, 0o755);
+        let link = fs::read_link(destination.join("link")).expect("a link, not what it points to");
+        assert_eq!(link, PathBuf::from("/etc/passwd"));
+        fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");
+    }
+
+    #[test]
+    fn a_link_in_the_destination_is_replaced_and_never_written_through() {
+        let (upper, destination, mounts) = trees("through");
+        let outside = upper.parent().expect("base").join("outside");
+        fs::write(&outside, "untouched").expect("written");
+        fs::create_dir(upper.parent().expect("base").join("outside-directory")).expect("made");
+        symlink(&outside, destination.join("file")).expect("linked");
+        symlink("../outside-directory", destination.join("directory")).expect("linked");
+        fs::write(upper.join("file"), "inside").expect("written");
+        fs::create_dir(upper.join("directory")).expect("made");
+        fs::write(upper.join("directory/planted"), "inside").expect("written");
+        let report = export(ExportKind::CopyBack, &mounts);
+        assert_eq!(report.skipped, 0, "{:?}", report.skipped_names);
+        assert_eq!(fs::read_to_string(&outside).expect("outside"), "untouched");
+        let planted = upper.parent().expect("base").join("outside-directory/planted");
+        assert!(!planted.exists(), "written through a link");
+        assert!(destination.join("directory/planted").exists());
+        fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");
+    }
+
+    #[test]
+    fn holes_stay_holes_and_sockets_stay_inside() {
+        let (upper, destination, mounts) = trees("sparse");
+        let sparse = File::create(upper.join("sparse")).expect("made");
+        sparse.set_len(1 << 30).expect("a hole");
+        let _socket = std::os::unix::net::UnixListener::bind(upper.join("socket")).expect("bound");
+        let report = export(ExportKind::CopyBack, &mounts);
+        let copy = fs::metadata(destination.join("sparse")).expect("sparse");
+        assert_eq!((copy.len(), report.bytes), (1 << 30, 0));
+        assert!(copy.blocks() < 64, "{} blocks", copy.blocks());
+        assert_eq!((report.skipped, destination.join("socket").exists()), (1, false));
+        assert!(report.skipped_names[0].starts_with("socket"));
+        fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");
+    }
+
+    #[test]
+    fn scrubbing_takes_setuid_from_files_at_any_depth() {
+        let (upper, _destination, mounts) = trees("scrub");
+        fs::create_dir_all(upper.join("a/b")).expect("made");
+        fs::write(upper.join("a/b/tool"), "").expect("written");
+        let mode = fs::Permissions::from_mode(0o4755);
+        fs::set_permissions(upper.join("a/b/tool"), mode).expect("setuid");
+        let report = export(ExportKind::Scrub, &mounts[..1]);
+        assert_eq!(report.scrubbed, 1);
+        let tool = fs::metadata(upper.join("a/b/tool")).expect("tool");
+        assert_eq!(tool.mode() & 0o7777, 0o755);
+        fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");
+    }
+}

@@ -1,0 +1,338 @@
+//! PID 1 of a jail: builds the mount tree, clones the payload, gives up its own privileges, reaps,
+//! and tells the launcher how it ended.
+//!
+//! Cloned by the launcher into new mount, pid, net, ipc and uts namespaces, which the launcher's
+//! user namespace owns. Holds full privilege until the payload is about to run and none after.
+//! When it exits, for whatever reason, the kernel kills everything in the jail.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::process::{DumpableBehavior, Signal};
+
+use crate::host::Level;
+use crate::policy::Layer;
+use crate::spec::JailSpec;
+use crate::sys::{self, CloneArgs, Cloned, clone3};
+
+use super::cgroup::{self, CgroupDoor};
+use super::claim::IdRange;
+use super::landlock::Domain;
+use super::message::{FromInit, FromPayload, LimitHit, PayloadStatus};
+use super::payload::Payload;
+use super::report::LayerResult;
+use super::seccomp::{self, Program};
+use super::step::{AtStep as _, Step, StepFailure, enter};
+use super::tree::{self, Tree};
+use super::wire::Wire;
+use super::workspace::{self, ExportMounts};
+use super::{caps, terminal};
+
+/// Everything init was given. It keeps no other descriptor.
+pub(super) struct Init<'a> {
+    pub spec: &'a JailSpec,
+    pub ids: IdRange,
+    pub door: Option<CgroupDoor>,
+    pub id_maps: Vec<Option<OwnedFd>>,
+    pub disk: Option<PathBuf>,
+    pub filter: Option<Program>,
+    /// Standard input, output and error of the payload; empty if it gets a terminal.
+    pub stdio: Vec<OwnedFd>,
+    pub launcher: Wire,
+    pub started: Instant,
+}
+
+/// What the mount tree and the payload's process leave init with.
+struct Running {
+    payload_pid: i32,
+    payload: Wire,
+}
+
+impl Init<'_> {
+    /// Never returns.
+    pub fn run(mut self) -> ! {
+        let outcome = match self.build() {
+            Err(failure) => FromInit::Failed(failure),
+            Ok(running) => self.reap(running),
+        };
+        // If the launcher is gone, the kernel is about to kill this process.
+        let _told = self.launcher.send(&outcome, &[]);
+        std::process::exit(0)
+    }
+
+    fn halt(&self) -> Option<&str> {
+        self.spec.halt_at.as_deref()
+    }
+
+    /// Everything up to the payload's exec.
+    fn build(&mut self) -> Result<Running, StepFailure> {
+        enter(Step::Isolate, self.halt());
+        self.isolate()?;
+        enter(Step::Identity, self.halt());
+        self.identity()?;
+        enter(Step::Private, self.halt());
+        tree::make_private()?;
+        let (tree, exports) = self.build_tree()?;
+        enter(Step::Pivot, self.halt());
+        tree.pivot()?;
+        enter(Step::VerifyTree, self.halt());
+        super::verify::tree(&tree, &self.spec.mounts)?;
+        enter(Step::Terminal, self.halt());
+        let terminal = if self.spec.payload.tty {
+            let (main, side) = terminal::open(self.ids.payload)?;
+            self.stdio = vec![side];
+            Some(main)
+        } else {
+            None
+        };
+        let domain = if self.spec.applies(Layer::Landlock) {
+            Some(Domain::prepare(&self.spec.landlock).at(Step::Landlock, "make the ruleset")?)
+        } else {
+            None
+        };
+        let built_us = self.started.elapsed().as_micros() as u64;
+        enter(Step::ClonePayload, self.halt());
+        self.start_payload(&tree, domain, terminal, exports, built_us)
+    }
+
+    /// Dies with the launcher, is nobody's debuggee, holds nothing it was not given.
+    fn isolate(&mut self) -> Result<(), StepFailure> {
+        let step = Step::Isolate;
+        die_with_parent(&self.launcher)?;
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .at(step, "become undumpable")?;
+        let mut keep: Vec<i32> = [self.launcher.as_fd().as_raw_fd()]
+            .into_iter()
+            .chain(self.stdio.iter().map(|fd| fd.as_raw_fd()))
+            .chain(self.id_maps.iter().flatten().map(|fd| fd.as_raw_fd()))
+            .chain(self.door.iter().flat_map(|door| {
+                door.join.iter().chain(&door.leave).chain(&door.birth).map(|fd| fd.as_raw_fd())
+            }))
+            .collect();
+        sys::close_all_but(0, &mut keep).at(step, "close foreign descriptors")?;
+        nix::unistd::setsid().at(step, "start a session")?;
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        if let Some(door) = &self.door {
+            cgroup::move_self(&door.join).at(Step::Cgroup, "enter the cgroup")?;
+        }
+        if self.spec.applies(Layer::CgroupNamespace) {
+            // After entering: the namespace's root is the group its maker is in.
+            let flags = nix::sched::CloneFlags::CLONE_NEWCGROUP;
+            nix::sched::unshare(flags).at(step, "make a cgroup namespace")?;
+        }
+        if self.spec.level == Level::Root {
+            nix::unistd::setgroups(&[]).at(step, "leave all supplementary groups")?;
+        }
+        Ok(())
+    }
+
+    fn identity(&self) -> Result<(), StepFailure> {
+        let step = Step::Identity;
+        if self.spec.applies(Layer::UtsNamespace) {
+            nix::unistd::sethostname(&self.spec.hostname).at(step, "set the host name")?;
+        }
+        if self.spec.applies(Layer::NetNamespace) {
+            super::network::loopback_up().at(step, "bring loopback up")?;
+        }
+        if self.spec.hide_uptime {
+            super::clock::start_near_zero().at(step, "offset the clocks")?;
+        }
+        Ok(())
+    }
+
+    fn build_tree(&self) -> Result<(Tree, Vec<ExportMounts>), StepFailure> {
+        let plan = &self.spec.mounts;
+        enter(Step::Skeleton, self.halt());
+        let tree = Tree::begin(plan, self.ids.payload)?;
+        enter(Step::Workspace, self.halt());
+        let disk = self.disk.as_deref();
+        let exports = workspace::lay_out(&tree, plan, self.spec.level, disk, &self.id_maps)?;
+        enter(Step::Devices, self.halt());
+        tree.devices(&plan.devices)?;
+        enter(Step::Memory, self.halt());
+        plan.memory.iter().try_for_each(|mount| tree.memory(mount))?;
+        enter(Step::Proc, self.halt());
+        tree.proc(plan)?;
+        Ok((tree, exports))
+    }
+
+    /// Clones the payload, maps its ids, gives up init's own privileges, and only then lets it go
+    /// on; returns when all its layers are on and the launcher knows.
+    fn start_payload(
+        &mut self,
+        tree: &Tree,
+        domain: Option<Domain>,
+        terminal: Option<OwnedFd>,
+        exports: Vec<ExportMounts>,
+        built_us: u64,
+    ) -> Result<Running, StepFailure> {
+        let (ours, theirs) = Wire::pair().at(Step::ClonePayload, "connect to the payload")?;
+        let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup: None };
+        let cloned = clone3(args).at(Step::ClonePayload, "clone the payload")?;
+        let (pid, pidfd) = match cloned {
+            Cloned::Child => {
+                drop(ours);
+                let filter = self.filter.as_ref();
+                let stdio = &self.stdio;
+                Payload { spec: self.spec, tree, domain, filter, stdio, init: theirs }.run()
+            }
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        };
+        drop(theirs);
+        drop(domain);
+        let mut payload = ours;
+        enter(Step::MapIds, self.halt());
+        self.map_ids(tree, pid)?;
+        self.stdio.clear();
+        enter(Step::DropInit, self.halt());
+        let own_layers = self.drop_privileges()?;
+        payload.send(&(), &[]).at(Step::MapIds, "let the payload go on")?;
+        let (message, _) = payload.receive().at(Step::ClonePayload, "hear from the payload")?;
+        match message {
+            FromPayload::Failed(failure) => return Err(failure),
+            FromPayload::Distrusted(results) => self.exit_with(&FromInit::Distrusted(results)),
+            FromPayload::NotRunnable(errno) => self.exit_with(&FromInit::NotRunnable(errno)),
+            FromPayload::Ready { mut layers, canary } => {
+                layers.extend(own_layers);
+                let mut descriptors: Vec<BorrowedFd<'_>> = vec![pidfd.as_fd()];
+                descriptors.extend(terminal.iter().map(|fd| fd.as_fd()));
+                for export in &exports {
+                    descriptors.extend(export.mounts.iter().map(|fd| fd.as_fd()));
+                }
+                let running = FromInit::Running {
+                    layers,
+                    canary,
+                    filter_digest: self.filter.as_ref().map(seccomp::digest).unwrap_or_default(),
+                    exports: exports.iter().map(|export| export.kind).collect(),
+                    built_us,
+                };
+                self.launcher.send(&running, &descriptors).at(Step::Running, "report")?;
+            }
+        }
+        Ok(Running { payload_pid: pid, payload })
+    }
+
+    fn exit_with(&mut self, outcome: &FromInit) -> ! {
+        let _told = self.launcher.send(outcome, &[]);
+        std::process::exit(0)
+    }
+
+    /// One id, no id 0, and groups that cannot be changed (user_namespaces(7)).
+    fn map_ids(&self, tree: &Tree, pid: i32) -> Result<(), StepFailure> {
+        let step = Step::MapIds;
+        let map = format!("{} {} 1\n", self.spec.payload_id, self.ids.payload);
+        for (file, text) in [("setgroups", "deny"), ("gid_map", &map), ("uid_map", &map)] {
+            let path = format!("{pid}/{file}");
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let opened = openat(&tree.private_proc, &*path, flags, Mode::empty());
+            let opened = opened.at(step, format!("open {file}"))?;
+            rustix::io::write(&opened, text.as_bytes()).at(step, format!("write {file}"))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the payload's cgroup, becomes an id of its own without capabilities, and shuts
+    /// itself out of the file system. Says which namespaces hold, now that they cannot change.
+    fn drop_privileges(&mut self) -> Result<Vec<LayerResult>, StepFailure> {
+        let step = Step::DropInit;
+        if let Some(door) = self.door.take() {
+            cgroup::move_self(&door.leave).at(step, "leave the payload's cgroup")?;
+        }
+        if self.spec.level == Level::Root {
+            let gid = nix::unistd::Gid::from_raw(self.ids.init);
+            nix::unistd::setresgid(gid, gid, gid).at(step, "setresgid")?;
+            let uid = nix::unistd::Uid::from_raw(self.ids.init);
+            nix::unistd::setresuid(uid, uid, uid).at(step, "setresuid")?;
+        }
+        caps::drop_all().at(step, "empty the capability sets")?;
+        rustix::thread::set_no_new_privs(true).at(step, "set no_new_privs")?;
+        // A change of ids takes both away (prctl(2)).
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .at(step, "become undumpable")?;
+        die_with_parent(&self.launcher)?;
+        if self.spec.applies(Layer::Landlock) {
+            Domain::nothing().and_then(Domain::enter).at(step, "enter an empty domain")?;
+        }
+        let namespaces = [
+            (Layer::MountNamespace, "private tree, compared with the plan"),
+            (Layer::PidNamespace, "ends with its init"),
+            (Layer::NetNamespace, "loopback only"),
+            (Layer::IpcNamespace, "private"),
+            (Layer::UtsNamespace, "private host name"),
+            (Layer::CgroupNamespace, "rooted at the jail's own group"),
+        ];
+        let applied = namespaces.into_iter().filter(|(layer, _)| self.spec.applies(*layer));
+        Ok(applied.map(|(layer, why)| LayerResult::enforced(self.spec, layer, why)).collect())
+    }
+
+    /// Waits for the payload's first process, reaping everything that is orphaned meanwhile.
+    fn reap(&mut self, running: Running) -> FromInit {
+        let mut payload = running.payload;
+        // The connection closes at the exec; until then the command may still turn out not to be
+        // runnable.
+        let not_runnable = match payload.receive::<FromPayload>() {
+            Ok((FromPayload::NotRunnable(errno), _)) => Some(errno),
+            _ => None,
+        };
+        let status = loop {
+            match waitpid(None, None) {
+                Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() == running.payload_pid => {
+                    break PayloadStatus::Exited(code);
+                }
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == running.payload_pid => {
+                    break PayloadStatus::Signaled(signal as i32);
+                }
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(_) => break PayloadStatus::Signaled(libc::SIGKILL),
+            }
+        };
+        if let Some(errno) = not_runnable {
+            return FromInit::NotRunnable(errno);
+        }
+        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN);
+        let cpu_us = usage.map_or(0, |usage| {
+            let (user, system) = (usage.user_time(), usage.system_time());
+            let us = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
+            (us(user) + us(system)) as u64
+        });
+        FromInit::Ended { status, full: self.full_places(), cpu_us }
+    }
+
+    /// Places of the payload that have no room left at its end.
+    fn full_places(&self) -> Vec<LimitHit> {
+        let plan = &self.spec.mounts;
+        let scratch = plan.scratch.places.first().or(plan.bound.first().map(|b| &b.target));
+        let scratch = scratch.map(|place| (place, plan.scratch.bytes_max, plan.scratch.inodes_max));
+        let memory = plan.memory.iter().map(|m| (&m.target, m.bytes_max, m.inodes_max));
+        let mut full = Vec::new();
+        for (target, bytes, inodes) in scratch.into_iter().chain(memory) {
+            let place = format!("/{}", target.display());
+            let Ok(stat) = rustix::fs::statvfs(&*place) else { continue };
+            if stat.f_bavail == 0 {
+                full.push(LimitHit::Bytes { place: place.clone(), bytes });
+            }
+            if stat.f_ffree == 0 && stat.f_files > 0 {
+                full.push(LimitHit::Inodes { place, inodes });
+            }
+        }
+        full
+    }
+}
+
+/// Asks the kernel for SIGKILL when the launcher dies, and exits if it is dead already.
+pub(super) fn die_with_parent(parent: &Wire) -> Result<(), StepFailure> {
+    let step = Step::Isolate;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .at(step, "die with the launcher")?;
+    let mut polled = [rustix::event::PollFd::new(parent, rustix::event::PollFlags::HUP)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut polled, Some(&now)).at(step, "look for the launcher")?;
+    if polled[0].revents().contains(rustix::event::PollFlags::HUP) {
+        return Err(StepFailure::new(step, "the launcher is gone", &io::ErrorKind::BrokenPipe.into()));
+    }
+    Ok(())
+}

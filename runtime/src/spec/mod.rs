@@ -1,0 +1,10 @@
+//! Policy, host facts and a request make a [`JailSpec`]: the immutable, digested plan of one jail.
+//! Pure: no I/O, nothing left to decide afterwards.
+
+mod build;
+mod etc;
+mod plan;
+mod tree;
+
+pub use build::{BoundRequest, Request, SpecError, build};
+pub use plan::*;

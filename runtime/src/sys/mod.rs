@@ -1,0 +1,19 @@
+//! The only `unsafe` of the project: system calls that neither `nix` nor `rustix` wraps.
+//!
+//! Borrowed or owned descriptors in and out, one unsafe operation per block, no policy, no logging.
+
+mod clone;
+mod descriptors;
+mod disk;
+mod interface;
+mod keyring;
+mod mount;
+mod process;
+
+pub use clone::{CloneArgs, Cloned, clone3};
+pub use descriptors::{close_all_but, close_on_exec_from, install_at};
+pub use disk::{LoopStatus, loop_configure, loop_free_index, project_id};
+pub use interface::interface_up;
+pub use keyring::join_anonymous_session_keyring;
+pub use mount::{MountAttributes, mount_setattr};
+pub use process::{ForbiddenCall, default_signals, exec_descriptor, exec_path, landlock_abi, try_forbidden};
