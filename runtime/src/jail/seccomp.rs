@@ -218,17 +218,18 @@ fn answers<S: AsRef<str>>(arch: Arch, groups: &[S]) -> Result<Vec<Answer>, Secco
             answers[number] = answer;
         }
     };
-    for denial in catalogue().denials {
-        for call in denial.calls {
-            set(call, Answer::Refuse(denial.refusal));
-        }
-    }
     for name in groups.iter().map(S::as_ref) {
         let Some(group) = catalogue().group(name) else {
             return Err(SeccompError::UnknownGroup { name: name.into() });
         };
         for call in group.calls {
             set(call, call.rule.as_ref().map_or(Answer::Allow, Answer::Ask));
+        }
+    }
+    // Last, so that no group can win over a denial.
+    for denial in catalogue().denials {
+        for call in denial.calls {
+            set(call, Answer::Refuse(denial.refusal));
         }
     }
     // There is at least one denial, so there are at least two ranges.
