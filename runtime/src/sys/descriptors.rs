@@ -1,7 +1,7 @@
 //! Descriptor tables: closing ranges, placing a descriptor at a fixed number.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Closes every descriptor of this process from `first` upwards that is not in `keep`.
 ///
@@ -45,4 +45,21 @@ pub fn install_at(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     // caller's contract.
     let rc = unsafe { libc::dup2(fd.as_raw_fd(), number) };
     if rc == number { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes over the socket that whoever started this process left at `number`.
+///
+/// # Errors
+/// `EBADF` if nothing is open there, `ENOTSOCK` if it is not a socket.
+pub fn adopt_socket(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD takes an integer and only fails on a number that is not open.
+    let rc = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number is open (checked above) and nothing in this process owns it: it was
+    // inherited across the exec, and the one caller takes it once, first thing in `main`.
+    let socket = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::net::sockopt::socket_type(&socket)?;
+    Ok(socket)
 }

@@ -100,3 +100,26 @@ pub fn project_id(file: BorrowedFd<'_>) -> io::Result<(u32, bool)> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// Hard limits of a project on the file system that holds `file`: bytes and inodes, 0 for none.
+///
+/// # Errors
+/// `ESRCH` where project quotas are off, `ENOSYS` before Linux 5.14. quotactl_fd(2).
+pub fn project_limits(file: BorrowedFd<'_>, project: u32) -> io::Result<(u64, u64)> {
+    const PRJQUOTA: libc::c_int = 2;
+    const Q_GETQUOTA: libc::c_int = 0x80_0007;
+    const BLOCK_BYTES: u64 = 1024;
+    // SAFETY: an all-zero `dqblk` is its documented empty value.
+    let mut quota: libc::dqblk = unsafe { std::mem::zeroed() };
+    let command = (Q_GETQUOTA << 8) | PRJQUOTA;
+    let fd = file.as_raw_fd();
+    // SAFETY: the borrow keeps `file` open; the kernel writes one `dqblk`, which outlives the call.
+    let rc = unsafe {
+        libc::syscall(libc::SYS_quotactl_fd, fd, command, project, &raw mut quota)
+    };
+    if rc == 0 {
+        Ok((quota.dqb_bhardlimit * BLOCK_BYTES, quota.dqb_ihardlimit))
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,210 @@
+//! The control side's end: starts the launcher, hands it a spec, and hears how the jail does.
+//!
+//! The launcher is split off before this process has a thread or a credential. It is this same
+//! binary, executed anew with an empty environment from a read-only mount that has no name, so
+//! that nothing in a jail can open it for writing (CVE-2019-5736). Without root, that mount and
+//! all jails live in a user namespace of the caller's, made here.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sched::CloneFlags;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::DumpableBehavior;
+
+use crate::host::Level;
+use crate::spec::JailSpec;
+use crate::sys::{self, CloneArgs, Cloned, MountAttributes, clone3, mount_setattr};
+
+use super::claim::CONTROL_ID;
+use super::message::{End, Failure, ToControl, ToLauncher};
+use super::report::EnforcementReport;
+use super::step::{AtStep as _, Step, StepFailure};
+use super::wire::Wire;
+use super::{caps, launcher};
+
+/// The name by which this binary knows that it is to be the launcher.
+const LAUNCHER: &str = "stockade-launcher";
+/// Where the launcher finds its connection.
+const CONNECTION: i32 = 3;
+
+/// A launcher that this process started.
+#[derive(Debug)]
+pub struct Launcher {
+    wire: Wire,
+    pid: Pid,
+}
+
+/// What a jail reports.
+#[derive(Debug)]
+pub enum Event {
+    /// The command runs; with its terminal if it was given one.
+    Running(Box<EnforcementReport>, Option<OwnedFd>),
+    /// No payload ran.
+    Failed(Failure),
+    /// It is over and everything is removed.
+    Ended(End),
+}
+
+/// Turns this process into the launcher if it was started as one. Call first thing in `main`.
+pub fn become_launcher_if_asked() {
+    if std::env::args_os().next().is_none_or(|name| name != LAUNCHER) {
+        return;
+    }
+    let Ok(stream) = sys::adopt_socket(CONNECTION) else {
+        return; // started under this name by hand
+    };
+    launcher::serve(Wire::from_fd(stream))
+}
+
+impl Launcher {
+    /// Splits the launcher off. The calling process must have one thread.
+    ///
+    /// # Errors
+    /// If this host does not let the caller make what `level` needs.
+    pub fn start(level: Level) -> Result<Launcher, StepFailure> {
+        let step = Step::Handshake;
+        let (ours, theirs) = Wire::pair().at(step, "connect to the launcher")?;
+        match clone3(CloneArgs::default()).at(step, "clone the launcher")? {
+            Cloned::Parent { pid, .. } => Ok(Launcher { wire: ours, pid: Pid::from_raw(pid) }),
+            Cloned::Child => {
+                drop(ours);
+                let mut theirs = theirs;
+                let failure = match become_launcher(level, &theirs) {
+                    Ok(never) => match never {},
+                    Err(failure) => Failure::Step { failure, left: Vec::new() },
+                };
+                // Nobody else could be told.
+                let _told = theirs.send(&ToControl::Failed(failure), &[]);
+                std::process::exit(1)
+            }
+        }
+    }
+
+    /// Hands over the plan and the payload's standard streams (none if it gets a terminal).
+    pub fn launch(
+        &mut self,
+        spec: JailSpec,
+        run_directory: &Path,
+        stdio: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let run_directory = run_directory.to_owned();
+        self.wire.send(&ToLauncher::Start { spec: Box::new(spec), run_directory }, stdio)
+    }
+
+    /// Sends a signal to the payload's process group; nothing happens if it does not run.
+    pub fn signal(&mut self, number: i32) -> io::Result<()> {
+        self.wire.send(&ToLauncher::Signal(number), &[])
+    }
+
+    /// Ends the jail because its payload printed more than it may.
+    pub fn output_limit_reached(&mut self) -> io::Result<()> {
+        self.wire.send(&ToLauncher::OutputLimit, &[])
+    }
+
+    /// Readable when [`event`](Self::event) has something.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wire.as_fd()
+    }
+
+    /// The next event; waits for it.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the launcher died.
+    pub fn event(&mut self) -> io::Result<Event> {
+        let (message, descriptors) = self.wire.receive()?;
+        Ok(match message {
+            ToControl::Running(report) => Event::Running(report, descriptors.into_iter().next()),
+            ToControl::Failed(failure) => Event::Failed(failure),
+            ToControl::Ended(end) => Event::Ended(end),
+        })
+    }
+
+    /// Waits until the launcher is gone.
+    pub fn wait(self) {
+        drop(self.wire);
+        while waitpid(self.pid, None) == Err(nix::errno::Errno::EINTR) {}
+    }
+}
+
+enum Never {}
+
+/// In the child: from here on only what the exec needs.
+fn become_launcher(level: Level, connection: &Wire) -> Result<Never, StepFailure> {
+    let step = Step::Handshake;
+    nix::unistd::setsid().at(step, "start a session")?;
+    if level == Level::Rootless {
+        enter_own_namespace()?;
+    }
+    let program = out_of_reach()?;
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .at(step, "open /dev/null")?;
+    for number in 0..3 {
+        sys::install_at(null.as_fd(), number).at(step, "let go of the standard streams")?;
+    }
+    sys::install_at(connection.as_fd(), CONNECTION).at(step, "hand over the connection")?;
+    sys::close_on_exec_from(CONNECTION + 1).at(step, "close descriptors")?;
+    sys::default_signals().at(step, "reset signals")?;
+    let name = CString::new(LAUNCHER).unwrap_or_default();
+    let error = sys::exec_descriptor(program.as_fd(), &[name], &[]);
+    Err(StepFailure::new(step, "execute the launcher", &error))
+}
+
+/// The running binary on a read-only mount of its own, attached nowhere.
+fn out_of_reach() -> Result<OwnedFd, StepFailure> {
+    let step = Step::Handshake;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let program = open_tree(CWD, "/proc/self/exe", flags).at(step, "copy the binary's mount")?;
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+    mount_setattr(program.as_fd(), attributes).at(step, "make the binary read-only")?;
+    Ok(program)
+}
+
+/// Without root: a user namespace in which the caller is user 0, and its mount namespace.
+fn enter_own_namespace() -> Result<(), StepFailure> {
+    let step = Step::Handshake;
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+    nix::sched::unshare(flags).at(step, "make a user namespace")?;
+    let write = |name: &str, text: String| {
+        std::fs::write(Path::new("/proc/self").join(name), text).at(step, format!("write {name}"))
+    };
+    write("setgroups", "deny".to_owned())?;
+    write("uid_map", format!("0 {uid} 1\n"))?;
+    write("gid_map", format!("0 {gid} 1\n"))
+}
+
+/// Makes the calling process the control side: no capabilities, no way to gain any, and as root an
+/// id that owns nothing on the host.
+///
+/// # Errors
+/// If any of it is refused; the process must not go on then.
+pub fn drop_to_control_side(level: Level) -> Result<(), StepFailure> {
+    let step = Step::Handshake;
+    if level == Level::Root {
+        nix::unistd::setgroups(&[]).at(step, "leave all groups")?;
+        let (uid, gid) =
+            (nix::unistd::Uid::from_raw(CONTROL_ID), nix::unistd::Gid::from_raw(CONTROL_ID));
+        nix::unistd::setresgid(gid, gid, gid).at(step, "setresgid")?;
+        nix::unistd::setresuid(uid, uid, uid).at(step, "setresuid")?;
+        caps::drop_all().at(step, "empty the capability sets")?;
+    }
+    rustix::thread::set_no_new_privs(true).at(step, "set no_new_privs")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .at(step, "become undumpable")
+}
+
+/// Where a caller without root keeps run-time files: `runtime` (its `XDG_RUNTIME_DIR`) if it has
+/// one, else a directory of its own in `/tmp`.
+pub fn rootless_run_directory(runtime: Option<PathBuf>) -> PathBuf {
+    let uid = rustix::process::geteuid().as_raw();
+    match runtime {
+        Some(directory) if directory.is_absolute() => directory.join("stockade"),
+        _ => PathBuf::from(format!("/tmp/stockade-{uid}")),
+    }
+}

@@ -1,0 +1,65 @@
+//! Makes one jail from a [`JailSpec`](crate::spec::JailSpec), proves it, watches it, ends it.
+//! Synchronous; the only part of the product with effects on the host.
+//!
+//! Files by the process that runs them: `client` (control side), `launcher`, `init`, `payload`,
+//! `exporter`. By mechanism: `claim` (ids and run directory), `cgroup`, `idmap`, `disk`, `tree`
+//! and `workspace` and `verify` (mounts), `network`, `clock`, `terminal`, `caps`, `rlimits`,
+//! `landlock`, `seccomp`, `canary`, `export`, `sweep`. Between processes: `wire`, `message`, `step`,
+//! `report`.
+
+mod bound;
+mod canary;
+mod caps;
+mod cgroup;
+mod claim;
+mod client;
+mod clock;
+mod disk;
+mod export;
+mod exporter;
+mod idmap;
+mod init;
+mod landlock;
+mod launcher;
+mod message;
+mod network;
+mod payload;
+mod report;
+mod rlimits;
+pub mod seccomp;
+mod step;
+mod sweep;
+mod terminal;
+mod tree;
+mod verify;
+mod wire;
+mod workspace;
+
+pub use bound::{BoundError, inspect};
+pub use client::{
+    Event, Launcher, become_launcher_if_asked, drop_to_control_side, rootless_run_directory,
+};
+pub use export::ExportReport;
+pub use message::{End, Failure, LimitHit, PayloadStatus};
+pub use report::{CanaryResult, EnforcementReport, Got, LayerResult, Timings};
+pub use step::{Step, StepFailure};
+pub use sweep::{Sweep, sweep};
+
+use crate::host::{HostFacts, KernelOffers, Level};
+
+/// Looks at the host, the kernel crates' part included.
+///
+/// # Errors
+/// If `/`, `/etc` or `/proc/self` cannot be read.
+pub fn probe_host() -> std::io::Result<HostFacts> {
+    let absent = crate::host::CgroupOffer::Absent { reason: String::new() };
+    let offers = KernelOffers { landlock_abi: landlock::kernel_abi(), cgroup: absent };
+    let mut facts = HostFacts::probe(offers)?;
+    facts.offers.cgroup = cgroup::offer(facts.level);
+    Ok(facts)
+}
+
+/// The level at which this process can make jails, without looking at anything else.
+pub fn level(facts: &HostFacts) -> Level {
+    facts.level
+}
