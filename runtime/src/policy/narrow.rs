@@ -194,6 +194,7 @@ impl Step<'_> {
         if self.mode == Mode::Narrow {
             self.paths_are_narrower(policy, from, &new)?;
         }
+        root_stays_read_only(&new)?;
         if from.read_only.is_some() {
             new.writable.retain(|old| new.read_only.iter().all(|path| path.value != old.value));
         }
@@ -320,6 +321,25 @@ impl Step<'_> {
 
 fn root(text: &str) -> Root {
     if text == "host" { Root::Host } else { Root::Directory(text.into()) }
+}
+
+/// A jail that could write its own root would change what the next jail runs.
+fn root_stays_read_only(files: &Filesystem) -> Result<(), PolicyError> {
+    let Root::Directory(root) = &files.root.value else { return Ok(()) };
+    let overlaps = |path: &Path| path.starts_with(root) || root.starts_with(path);
+    match files.writable.iter().find(|path| overlaps(&path.value)) {
+        None => Ok(()),
+        Some(path) => Err(PolicyError::Refused {
+            at: path.origin.clone(),
+            key: "filesystem.writable".to_owned(),
+            value: path.value.display().to_string(),
+            reason: format!(
+                "it overlaps the root file system {}, set at {}",
+                root.display(),
+                files.root.origin
+            ),
+        }),
+    }
 }
 
 fn shown(access: Access) -> &'static str {

@@ -35,11 +35,23 @@ impl Source {
             let (file, bytes) = (self.file.clone(), self.text.len());
             return Err(PolicyError::TooLong { file, bytes, max: BYTES_MAX });
         }
-        let document = DeTable::parse(&self.text).map_err(|error| PolicyError::Syntax {
+        let document = DeTable::parse(&self.text).map_err(|error| self.not_toml(&error))?;
+        toml::from_str(&self.text).map_err(|error| self.explain(&error, document.get_ref()))
+    }
+
+    /// The values as written, as JSON. Keys and types are not checked.
+    ///
+    /// # Errors
+    /// [`PolicyError::Syntax`].
+    pub fn to_json(&self) -> Result<serde_json::Value, PolicyError> {
+        toml::from_str(&self.text).map_err(|error| self.not_toml(&error))
+    }
+
+    fn not_toml(&self, error: &toml::de::Error) -> PolicyError {
+        PolicyError::Syntax {
             at: self.origin(error.span().unwrap_or_default()),
             reason: single_line(error.message()),
-        })?;
-        toml::from_str(&self.text).map_err(|error| self.explain(&error, document.get_ref()))
+        }
     }
 
     /// The place of a byte range of the text: line and column of its first character.

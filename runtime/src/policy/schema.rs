@@ -12,7 +12,7 @@ use super::file::PolicyFile;
 pub fn json_schema() -> Value {
     let mut schema: Value =
         SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<PolicyFile>().into();
-    schema["$id"] = "https://stockade.dev/schemas/policy-1.json".into();
+    schema["$id"] = "urn:stockade:policy:1".into();
     tidy(&mut schema);
     schema
 }

@@ -121,6 +121,8 @@ fn what_no_jail_may_be_given_is_refused_with_the_reason() {
         ("[filesystem]\nread_only = [\n  \"/a\",\n  \"/proc/1\",\n]", (5, 3), "filesystem.read_only[1]", "/proc stays hidden"),
         ("[filesystem]\nroot = \"rootfs\"",                (3, 8),  "filesystem.root", "absolute path of a directory"),
         ("[filesystem]\nroot = \"/\"",                     (3, 8),  "filesystem.root", "uncovers everything"),
+        ("[filesystem]\nroot = \"/srv/r\"\nwritable = [\"/srv\"]",   (4, 13), "filesystem.writable", "overlaps the root file system /srv/r, set at p.toml:3:8"),
+        ("[filesystem]\nroot = \"/srv/r\"\nwritable = [\"/srv/r/a\"]", (4, 13), "filesystem.writable", "overlaps"),
         ("[environment]\nset = { ANTHROPIC_API_KEY = \"x\" }", (3, 9), "environment.set", "never enter a jail"),
         ("[environment]\npass = [\"ANTHROPIC_ENVIRONMENT_KEY\"]", (3, 9), "environment.pass[0]", "never enter a jail"),
         ("[environment]\npass = [\"ANTHROPIC_WORK_SECRET\"]", (3, 9), "environment.pass[0]", "never enter a jail"),
