@@ -1,6 +1,7 @@
 //! Tests of whole policies: texts in, resolved values or errors out.
 
 mod bad_input;
+mod conforms;
 mod monotonic;
 mod narrowing;
 mod shipped;

@@ -20,7 +20,7 @@ fn some(all: &'static [&'static str]) -> impl Strategy<Value = Vec<&'static str>
 
 /// One line of a policy file, or none.
 fn line(key: &'static str, value: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
-    proptest::option::weighted(0.3, value)
+    proptest::option::weighted(0.6, value)
         .prop_map(move |value| value.map(|value| format!("{key} = {value}\n")).unwrap_or_default())
 }
 
