@@ -6,7 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod host;
+pub mod jail;
 pub mod policy;
 pub mod spec;
 pub mod sys;
-pub mod jail;

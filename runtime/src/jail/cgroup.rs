@@ -69,7 +69,7 @@ pub(crate) fn offer(level: Level) -> CgroupOffer {
         return CgroupOffer::Absent { reason };
     }
     let mounts = V1::new();
-    let found = V1_CONTROLLERS.iter().filter(|(_, id)| mount_of(&mounts, *id).is_some());
+    let found = V1_CONTROLLERS.iter().filter(|(_, id)| mount_of(&mounts, id.clone()).is_some());
     let controllers: Vec<_> = found.map(|(name, _)| (*name).to_owned()).collect();
     if controllers.is_empty() {
         return CgroupOffer::Absent { reason: format!("no cgroup hierarchy is mounted at {MOUNT}") };
@@ -362,7 +362,7 @@ fn our_groups(level: Level) -> Vec<PathBuf> {
         return v2_base(level).map(|base| vec![base.parent.join(OURS)]).unwrap_or_default();
     }
     let mounts = V1::new();
-    let found = V1_CONTROLLERS.iter().filter_map(|(_, controller)| mount_of(&mounts, *controller));
+    let found = V1_CONTROLLERS.iter().filter_map(|(_, controller)| mount_of(&mounts, controller.clone()));
     found.map(|mount| mount.join(OURS)).collect()
 }
 

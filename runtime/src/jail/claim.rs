@@ -7,7 +7,6 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -177,7 +176,7 @@ pub(crate) fn jail_name(slot: u32) -> String {
 #[cfg(test)]
 fn is_free(directory: &Path) -> bool {
     let file = File::open(directory).expect("directory");
-    rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive).is_ok()
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use rustix::process::{DumpableBehavior, Signal};
 
 use crate::host::Level;
 use crate::policy::Layer;
-use crate::spec::JailSpec;
+use crate::spec::{JailSpec, hex};
 use crate::sys::{self, CloneArgs, Cloned, clone3};
 
 use super::cgroup::{self, CgroupDoor};
@@ -203,10 +203,12 @@ impl Init<'_> {
                 for export in &exports {
                     descriptors.extend(export.mounts.iter().map(|fd| fd.as_fd()));
                 }
+                let digest = self.filter.as_ref().map(seccomp::digest);
+                let filter_digest = digest.map(|digest| hex(&digest)).unwrap_or_default();
                 let running = FromInit::Running {
                     layers,
                     canary,
-                    filter_digest: self.filter.as_ref().map(seccomp::digest).unwrap_or_default(),
+                    filter_digest,
                     exports: exports.iter().map(|export| export.kind).collect(),
                     built_us,
                 };

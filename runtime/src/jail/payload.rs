@@ -128,8 +128,10 @@ impl Payload<'_> {
         }
         enter(Step::Seccomp, halt);
         if let Some(filter) = self.filter {
-            seccomp::install(filter).at(Step::Seccomp, "install the filter")?;
-            let why = format!("{} instructions", filter.len());
+            seccomp::install(filter)
+                .map_err(io::Error::other)
+                .at(Step::Seccomp, "install the filter")?;
+            let why = format!("{} instructions", filter.instructions().len());
             layers.push(LayerResult::enforced(spec, Layer::Seccomp, why));
         }
         Ok(())

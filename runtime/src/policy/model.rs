@@ -177,8 +177,10 @@ pub enum Root {
     Directory(PathBuf),
 }
 
-/// Where a fresh workspace is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+/// Where a fresh workspace is kept. Ordered: what leaves less behind is less.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Storage {
     /// tmpfs, charged to the jail's memory limit.
@@ -282,4 +284,21 @@ pub struct Policy {
     pub network: Setting<NetworkMode>,
     /// `[environment]`
     pub environment: Environment,
+    /// Where the lists were written, which matters for those that are empty.
+    pub lists: ListOrigins,
+}
+
+/// Where each list of a policy was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ListOrigins {
+    /// `require.relax`
+    pub relax: Origin,
+    /// `filesystem.read_only`
+    pub read_only: Origin,
+    /// `filesystem.writable`
+    pub writable: Origin,
+    /// `syscalls.groups`
+    pub groups: Origin,
+    /// `environment.pass`
+    pub pass: Origin,
 }

@@ -1,0 +1,263 @@
+//! `extends` and `--limit` may only narrow: every key with an equal, a narrower and a wider value.
+
+use super::super::{PolicyError, UnitError};
+use super::{GROUPS, resolve, resolve_text};
+
+/// What the parent of every case below sets. Line numbers matter to the tests.
+const PARENT: &str = r#"schema = 1
+[require]
+level = "root"
+landlock_abi = 3
+cgroup = false
+relax = [{ layer = "keyring", why = "none", off = false }, { layer = "canary", why = "x", off = true }]
+[filesystem]
+root = "/srv/root"
+read_only = ["/data", "/out/sealed"]
+writable = ["/out"]
+workspace_size = "1GiB"
+workspace_inodes = 1000
+workspace_storage = "memory"
+tmp_size = "1MiB"
+tmp_inodes = 100
+shm_size = "1MiB"
+[process]
+pids = 100
+open_files = 100
+wall_time = "1h"
+cpu_time = "1h"
+cpus = 2
+memory = "1GiB"
+swap = "1MiB"
+core = 0
+nice = 5
+io_rate = "1MiB"
+output = "1MiB"
+hide_uptime = false
+[syscalls]
+groups = ["base", "files"]
+[environment]
+pass = ["TERM", "TZ"]
+set = { LANG = "C" }
+"#;
+
+/// `section.key`, the line of the parent's value, and an equal, a narrower and a wider value.
+#[rustfmt::skip]
+const KEYS: [(&str, usize, &str, &str, &str); 33] = [
+    ("require.level",                3, "\"root\"",     "\"root\"",     "\"rootless\""),
+    ("require.landlock_abi",         4, "3",            "4",            "2"),
+    ("require.cgroup",               5, "false",        "true",         "false"),
+    ("require.relax",                6, "[{ layer = \"keyring\", why = \"other\" }]", "[]", "[{ layer = \"keyring\", why = \"x\", off = true }]"),
+    ("require.relax",                6, "[{ layer = \"canary\", why = \"x\", off = true }]", "[{ layer = \"canary\", why = \"x\" }]", "[{ layer = \"seccomp\", why = \"x\" }]"),
+    ("filesystem.root",              8, "\"/srv/root\"", "\"/srv/root\"", "\"host\""),
+    ("filesystem.root",              8, "\"/srv/root\"", "\"/srv/root\"", "\"/srv/root2\""),
+    ("filesystem.read_only",         9, "[\"/data\", \"/out/sealed\"]", "[\"/data/x\", \"/out/sealed\"]", "[\"/database\", \"/out/sealed\"]"),
+    ("filesystem.read_only",         9, "[\"/out/sealed\"]", "[\"/out\"]",  "[\"/data\"]"),
+    ("filesystem.writable",         10, "[\"/out\"]",   "[\"/out/a\"]", "[\"/out\", \"/other\"]"),
+    ("filesystem.writable",          9, "[\"/out\"]",   "[]",           "[\"/data/x\"]"),
+    ("filesystem.writable",          9, "[\"/out\"]",   "[]",           "[\"/out/sealed/x\"]"),
+    ("filesystem.workspace_size",   11, "\"1024MiB\"",  "\"1MiB\"",     "\"1025MiB\""),
+    ("filesystem.workspace_inodes", 12, "1000",         "999",          "1001"),
+    ("filesystem.workspace_storage",13, "\"memory\"",   "\"memory\"",   "\"disk\""),
+    ("filesystem.tmp_size",         14, "\"1MiB\"",     "4096",         "1048577"),
+    ("filesystem.tmp_inodes",       15, "100",          "16",           "101"),
+    ("filesystem.shm_size",         16, "\"1024K\"",    "\"4KiB\"",     "\"2MiB\""),
+    ("process.pids",                18, "100",          "1",            "101"),
+    ("process.open_files",          19, "100",          "99",           "101"),
+    ("process.wall_time",           20, "\"60m\"",      "\"1ms\"",      "\"3601s\""),
+    ("process.wall_time",           20, "\"60m\"",      "\"1ms\"",      "\"none\""),
+    ("process.cpu_time",            21, "\"60m\"",      "\"1s\"",       "\"none\""),
+    ("process.cpus",                22, "\"2\"",        "0.5",          "2.001"),
+    ("process.memory",              23, "\"1GiB\"",     "\"4MiB\"",     "\"2GiB\""),
+    ("process.swap",                24, "\"1MiB\"",     "0",            "\"2MiB\""),
+    ("process.nice",                26, "5",            "19",           "4"),
+    ("process.io_rate",             27, "\"1MiB\"",     "\"64KiB\"",    "\"none\""),
+    ("process.output",              28, "\"1MiB\"",     "1",            "\"2MiB\""),
+    ("process.hide_uptime",         29, "false",        "true",         "false"),
+    ("syscalls.groups",             31, "[\"files\", \"base\"]", "[\"base\"]", "[\"base\", \"signals\"]"),
+    ("environment.pass",            33, "[\"TZ\", \"TERM\"]", "[]",     "[\"TERM\", \"HOME\"]"),
+    ("environment.set",             34, "{ LANG = \"C\" }", "{ LANG = \"C.UTF-8\", NEW = \"1\" }", ""),
+];
+
+fn child(key: &str, value: &str, parent: &str) -> Result<super::super::Policy, PolicyError> {
+    let text = format!("schema = 1\nextends = \"./parent.toml\"\n{key} = {value}");
+    resolve(&[("parent.toml", parent), ("child.toml", &text)], "child.toml")
+}
+
+#[test]
+fn every_key_may_stay_or_be_narrowed() {
+    for (key, _, equal, narrower, _) in KEYS {
+        for value in [equal, narrower] {
+            let policy = child(key, value, PARENT)
+                .unwrap_or_else(|error| panic!("`{key} = {value}`: {error}"));
+            assert_eq!(policy.sources, ["child.toml", "parent.toml", "policies/base.toml"]);
+        }
+    }
+}
+
+#[test]
+fn widening_any_key_is_refused_with_both_places() {
+    for (key, line, _, narrower, wider) in KEYS {
+        // Where `false` is the parent's value nothing is wider: swap the roles.
+        let parent = PARENT.replace("cgroup = false", "cgroup = true");
+        let parent = parent.replace("hide_uptime = false", "hide_uptime = true");
+        if wider.is_empty() {
+            continue;
+        }
+        match child(key, wider, &parent) {
+            Err(PolicyError::Widened { at, key: found, parent, .. }) => {
+                assert_eq!((at.file.as_str(), at.line), ("child.toml", 3), "`{key} = {wider}`");
+                assert!(at.column > key.len() + 3, "`{key}`: column of the value");
+                let place = (parent.file.as_str(), parent.line);
+                assert_eq!(place, ("parent.toml", line), "`{key} = {wider}`");
+                assert!(found.starts_with(key), "`{key}`: {found}");
+            }
+            other => panic!("`{key} = {wider}` (narrower is {narrower}): {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_error_of_a_wider_value_reads_as_one_sentence() {
+    let error = child("process.memory", "\"2GiB\"", PARENT).expect_err("wider");
+    assert_eq!(
+        error.to_string(),
+        "child.toml:3:18: cannot set `process.memory` to \"2GiB\": wider than \"1GiB\", set at \
+         parent.toml:23:10"
+    );
+    assert!(error.hint().expect("a hint").contains("may only narrow"));
+    let error = child("environment.pass", "[\"HOME\"]", PARENT).expect_err("wider");
+    assert_eq!(
+        error.to_string(),
+        "child.toml:3:21: cannot set `environment.pass[0]` to \"HOME\": wider than [\"TERM\", \
+         \"TZ\"], set at parent.toml:33:8"
+    );
+}
+
+#[test]
+fn an_empty_list_of_the_parent_has_a_place_too() {
+    let error = child("filesystem.writable", "[\"/a\"]", "schema = 1").expect_err("wider");
+    let PolicyError::Widened { parent, .. } = &error else { panic!("{error}") };
+    assert_eq!(parent.file, "policies/base.toml");
+    assert!(parent.line > 1, "{error}");
+}
+
+#[test]
+fn a_hole_in_a_writable_path_cannot_be_closed() {
+    let error = child("filesystem.read_only", "[]", PARENT).expect_err("writable beneath");
+    assert!(error.to_string().contains("a list without \"/out/sealed\""), "{error}");
+    assert!(error.to_string().contains("parent.toml:9:23"), "{error}");
+    let text =
+        "schema = 1\nextends = \"./parent.toml\"\n[filesystem]\nread_only = []\nwritable = []";
+    let policy = resolve(&[("parent.toml", PARENT), ("c.toml", text)], "c.toml").expect("narrower");
+    assert!(policy.filesystem.read_only.is_empty() && policy.filesystem.writable.is_empty());
+}
+
+#[test]
+fn a_writable_path_that_becomes_read_only_is_writable_no_more() {
+    let policy = child("filesystem.read_only", "[\"/out\"]", PARENT).expect("narrower");
+    assert_eq!(policy.filesystem.read_only.len(), 1);
+    assert!(policy.filesystem.writable.is_empty(), "{:?}", policy.filesystem.writable);
+}
+
+#[test]
+fn a_variable_that_a_child_sets_is_not_taken_from_the_caller() {
+    let policy = child("environment.set.TERM", "\"dumb\"", PARENT).expect("narrower");
+    assert_eq!(policy.environment.set["TERM"].value, "dumb");
+    assert_eq!(policy.environment.set["LANG"].value, "C", "the parent's are kept");
+    let passed: Vec<&str> = policy.environment.pass.iter().map(|p| p.value.as_str()).collect();
+    assert_eq!(passed, ["TZ"]);
+}
+
+#[test]
+fn values_keep_the_place_where_they_were_written() {
+    let policy = child("process.pids", "7", PARENT).expect("narrower");
+    let place = |origin: &super::super::Origin| origin.to_string();
+    assert_eq!(place(&policy.process.pids.origin), "child.toml:3:16");
+    assert_eq!(place(&policy.process.nice.origin), "parent.toml:26:8");
+    assert_eq!(place(&policy.environment.set["LANG"].origin), "parent.toml:34:16");
+    assert_eq!(place(&policy.filesystem.read_only[1].origin), "parent.toml:9:23");
+    assert_eq!(policy.network.origin.file, "policies/base.toml");
+    assert_eq!(policy.name, "child");
+}
+
+#[test]
+fn columns_count_characters_and_not_bytes() {
+    let policy = resolve_text("schema = 1\nenvironment.set = { A = \"äöü\", B = \"1\" }");
+    let policy = policy.expect("valid");
+    assert_eq!(policy.environment.set["B"].origin.column, 36);
+}
+
+#[test]
+fn groups_stand_in_the_order_of_the_catalogue() {
+    let mut shuffled = GROUPS;
+    shuffled.reverse();
+    let policy = resolve_text(&format!("schema = 1\nsyscalls.groups = {shuffled:?}"));
+    let groups = policy.expect("valid").syscalls.groups;
+    assert!(groups.iter().map(|group| group.value.as_str()).eq(GROUPS));
+}
+
+#[test]
+fn a_limit_lowers_its_key_and_nothing_else() {
+    #[rustfmt::skip]
+    let cases = [
+        ("memory", "512MiB", "process.memory = \"512MiB\""),
+        ("swap", "0", "process.swap = 0"),
+        ("pids", "10", "process.pids = 10"),
+        ("cpu", "0.5", "process.cpus = 0.5"),
+        ("cpu-time", "5s", "process.cpu_time = \"5s\""),
+        ("wall", "30s", "process.wall_time = \"30s\""),
+        ("disk", "1M", "filesystem.workspace_size = \"1MiB\""),
+        ("inodes", "500", "filesystem.workspace_inodes = 500"),
+        ("tmp", "64k", "filesystem.tmp_size = \"64KiB\""),
+        ("output", "1000", "process.output = 1000"),
+        ("open-files", "50", "process.open_files = 50"),
+    ];
+    assert!(cases.iter().map(|case| case.0).eq_by_sorted(super::super::LIMIT_KEYS));
+    for (key, value, same) in cases {
+        let mut policy = resolve(&[], "default").expect("shipped");
+        policy.narrow_limit(key, value).unwrap_or_else(|error| panic!("{key}={value}: {error}"));
+        let text = format!("schema = 1\nextends = \"default\"\n{same}");
+        let wanted = resolve_text(&text).expect("valid");
+        assert_eq!(policy.canonical_bytes(), wanted.canonical_bytes(), "{key}={value}");
+        assert!(policy.to_toml(super::super::Origins::Show).contains("# --limit:1:"), "{key}");
+        policy.narrow_limit(key, value).expect("again is harmless");
+    }
+}
+
+#[test]
+fn a_limit_cannot_raise_what_the_policy_allows() {
+    let mut policy = resolve(&[], "default").expect("shipped");
+    let before = policy.clone();
+    for (key, value) in [("memory", "3GiB"), ("pids", "1025"), ("cpu", "2.5"), ("disk", "2GiB")] {
+        let error = policy.narrow_limit(key, value).expect_err(key);
+        assert!(matches!(&error, PolicyError::Widened { .. }), "{key}: {error}");
+        assert!(error.to_string().contains("set at policies/default.toml:"), "{error}");
+        assert!(error.hint().expect("a hint").contains("--limit"), "{key}");
+    }
+    for (key, value) in [("memory", "0"), ("pids", "0"), ("wall", "0s"), ("cpu", "-1")] {
+        let error = policy.narrow_limit(key, value).expect_err(key);
+        assert!(matches!(&error, PolicyError::LimitValue { .. }), "{key}={value}: {error}");
+    }
+    let error = policy.narrow_limit("pids", "many").expect_err("no number");
+    let PolicyError::LimitValue { source: UnitError::Whole { .. }, .. } = error else {
+        panic!("{error}")
+    };
+    let error = policy.narrow_limit("mem", "1G").expect_err("no such key");
+    assert!(error.to_string().contains("cannot limit `mem`: expected one of memory, swap"));
+    assert_eq!(policy, before, "a refused limit changes nothing");
+}
+
+trait EqBySorted: Iterator + Sized {
+    /// Whether both hold the same items in whatever order.
+    fn eq_by_sorted<const N: usize>(self, other: [Self::Item; N]) -> bool
+    where
+        Self::Item: Ord,
+    {
+        let (mut left, mut right): (Vec<_>, Vec<_>) = (self.collect(), other.into());
+        left.sort();
+        right.sort();
+        left == right
+    }
+}
+
+impl<I: Iterator> EqBySorted for I {}

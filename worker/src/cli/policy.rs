@@ -1,0 +1,428 @@
+//! `worker policy …`: shows, checks and describes policies.
+//!
+//! Runs unprivileged and starts nothing. This is the one place where policy files are read from
+//! disk; their meaning is decided in `stockade_runtime::policy`, which does no I/O.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+use stockade_runtime::policy::{Origins, Policy, PolicyError, Resolver, SHIPPED, json_schema};
+
+/// Exit code for a policy that is not valid.
+const EXIT_INVALID: u8 = 3;
+/// One byte more than the runtime accepts, so that it can say how much is too much.
+const BYTES_MAX: u64 = (1 << 20) + 1;
+/// Most files of a policy directory that `list` names.
+const LISTED_MAX: usize = 1_000;
+
+/// Show, check and describe policies
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// Look for NAME.toml in DIR [default: /etc/stockade/policies]
+    ///
+    /// May be given more than once; the first directory that has the file wins. A shipped name
+    /// always means the shipped policy.
+    #[arg(
+        long = "policy-dir",
+        value_name = "DIR",
+        global = true,
+        env = "WORKER_POLICY_DIR",
+        value_delimiter = ':',
+        default_value = "/etc/stockade/policies",
+        hide_default_value = true
+    )]
+    pub directories: Vec<PathBuf>,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: PolicyCommand,
+}
+
+/// The verbs of `worker policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Print a policy as written, or all that it means
+    Show {
+        /// Print every value in force, inherited ones included
+        ///
+        /// The output is a policy file of its own that means the same.
+        #[arg(long)]
+        effective: bool,
+        /// Print where each value was written; implies --effective
+        #[arg(long)]
+        origin: bool,
+        /// Choose the output format [default: toml]
+        #[arg(long, value_name = "FORMAT", default_value = "toml", hide_default_value = true)]
+        format: ShowFormat,
+        /// Name of a policy, or a file: what holds a `/` or ends in `.toml`
+        #[arg(value_name = "NAME|FILE")]
+        policy: String,
+    },
+    /// Check policies and everything they extend
+    ///
+    /// Prints `ok` and the digest of each valid policy. Exits 3 if one is not valid.
+    Check {
+        /// Choose the output format [default: text]
+        #[arg(long, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
+        format: ReportFormat,
+        /// Names of policies, or files
+        #[arg(value_name = "NAME|FILE", required = true)]
+        policies: Vec<String>,
+    },
+    /// Print the JSON Schema of policy files
+    Schema,
+    /// List the shipped policies and those in the policy directories
+    List {
+        /// Choose the output format [default: text]
+        #[arg(long, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
+        format: ReportFormat,
+    },
+}
+
+/// How a policy is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ShowFormat {
+    /// A policy file.
+    Toml,
+    /// One JSON document.
+    Json,
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// Where data and diagnostics go.
+pub struct Streams<'a> {
+    /// Data.
+    pub out: &'a mut dyn Write,
+    /// Everything else.
+    pub err: &'a mut dyn Write,
+}
+
+/// Runs `worker policy`. `groups` is the catalogue of system call groups.
+///
+/// # Errors
+/// Only if a stream cannot be written; a policy that is not valid is an exit code.
+pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::Result<ExitCode> {
+    let resolver = Resolver { groups, directories: &args.directories, load: &read_policy_file };
+    let code = match &args.command {
+        PolicyCommand::Show { effective, origin, format, policy } => {
+            let origins = if *origin { Origins::Show } else { Origins::Hide };
+            let text = match *effective || *origin {
+                true => {
+                    resolver.resolve(policy).map(|policy| effective_text(&policy, origins, *format))
+                }
+                false => written_text(&resolver, policy, *format),
+            };
+            match text {
+                Ok(text) => to.out.write_all(text.as_bytes()).map(|()| ExitCode::SUCCESS),
+                Err(error) => complain(to.err, &error).map(|()| EXIT_INVALID.into()),
+            }
+        }
+        PolicyCommand::Check { format, policies } => check(&resolver, policies, *format, &mut to),
+        PolicyCommand::Schema => {
+            writeln!(to.out, "{:#}", json_schema()).map(|()| ExitCode::SUCCESS)
+        }
+        PolicyCommand::List { format } => to
+            .out
+            .write_all(list(&args.directories, *format).as_bytes())
+            .map(|()| ExitCode::SUCCESS),
+    };
+    match code {
+        // A reader such as `head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        code => code.context("cannot write the output"),
+    }
+}
+
+/// Reads a policy file for the runtime, at most 1 MiB and a byte of it.
+///
+/// # Errors
+/// If it cannot be read, is no regular file, is not UTF-8, or may be written by every user: who
+/// writes the policy decides what a jail may do.
+pub fn read_policy_file(path: &Path) -> io::Result<String> {
+    // O_NONBLOCK: opening a FIFO must fail below, not wait for a writer.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    if meta.mode() & 0o002 != 0 {
+        let reason = "every user may write the file; take that right away with `chmod o-w`";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+    }
+    let mut text = String::new();
+    file.take(BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Prints an error with its causes, and the remedy on a line of its own.
+///
+/// # Errors
+/// If the stream cannot be written.
+pub fn complain(err: &mut dyn Write, error: &PolicyError) -> io::Result<()> {
+    writeln!(err, "error: {}", chain(error))?;
+    match error.hint() {
+        Some(hint) => writeln!(err, "hint: {hint}"),
+        None => Ok(()),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+fn effective_text(policy: &Policy, origins: Origins, format: ShowFormat) -> String {
+    match format {
+        ShowFormat::Toml => policy.to_toml(origins),
+        ShowFormat::Json => format!("{:#}\n", policy.to_json(origins)),
+    }
+}
+
+/// The file itself. JSON has no comments, so it has the values that are written and no more.
+fn written_text(
+    resolver: &Resolver<'_>,
+    policy: &str,
+    format: ShowFormat,
+) -> Result<String, PolicyError> {
+    let source = resolver.source(policy)?;
+    match format {
+        ShowFormat::Toml if source.text.ends_with('\n') => Ok(source.text),
+        ShowFormat::Toml => Ok(source.text + "\n"),
+        ShowFormat::Json => {
+            let document = json!({
+                "schema": "stockade.policy.written",
+                "schema_version": 1,
+                "file": source.file,
+                "policy": source.to_json()?,
+            });
+            Ok(format!("{document:#}\n"))
+        }
+    }
+}
+
+fn check(
+    resolver: &Resolver<'_>,
+    policies: &[String],
+    format: ReportFormat,
+    to: &mut Streams<'_>,
+) -> io::Result<ExitCode> {
+    let mut results = Vec::new();
+    let mut code = ExitCode::SUCCESS;
+    for reference in policies {
+        let resolved = resolver.resolve(reference);
+        if resolved.is_err() {
+            code = EXIT_INVALID.into();
+        }
+        match (resolved, format) {
+            (Ok(policy), ReportFormat::Text) => {
+                writeln!(to.out, "{reference}: ok {}", policy.digest_hex())?;
+            }
+            (Err(error), ReportFormat::Text) => complain(to.err, &error)?,
+            (Ok(policy), ReportFormat::Json) => results.push(json!({
+                "policy": reference,
+                "ok": true,
+                "name": policy.name,
+                "digest": policy.digest_hex(),
+                "sources": policy.sources,
+            })),
+            (Err(error), ReportFormat::Json) => results.push(json!({
+                "policy": reference,
+                "ok": false,
+                "error": chain(&error),
+                "hint": error.hint(),
+                "at": error.at(),
+                "key": error.key(),
+            })),
+        }
+    }
+    if format == ReportFormat::Json {
+        let document = json!({
+            "schema": "stockade.policy.check",
+            "schema_version": 1,
+            "results": results,
+        });
+        writeln!(to.out, "{document:#}")?;
+    }
+    Ok(code)
+}
+
+fn list(directories: &[PathBuf], format: ReportFormat) -> String {
+    let shipped = SHIPPED.iter().map(|policy| (policy.name.to_owned(), policy.purpose.to_owned()));
+    let own: Vec<(String, String)> =
+        directories.iter().flat_map(|directory| policies_in(directory)).take(LISTED_MAX).collect();
+    match format {
+        ReportFormat::Text => {
+            shipped.chain(own).map(|(name, what)| format!("{name:<12}  {what}\n")).collect()
+        }
+        ReportFormat::Json => {
+            let shipped =
+                shipped.map(|(name, purpose)| json!({ "name": name, "purpose": purpose }));
+            let own = own.into_iter().map(|(name, file)| json!({ "name": name, "file": file }));
+            let document = json!({
+                "schema": "stockade.policy.list",
+                "schema_version": 1,
+                "policies": shipped.chain(own).collect::<Vec<Value>>(),
+            });
+            format!("{document:#}\n")
+        }
+    }
+}
+
+/// Names and files of the policies in a directory; none if it cannot be read, as is usual for the
+/// default directory.
+fn policies_in(directory: &Path) -> Vec<(String, String)> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut found: Vec<(String, String)> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .filter_map(|path| {
+            let name = path.file_stem()?.to_str()?.to_owned();
+            let shipped = SHIPPED.iter().any(|policy| policy.name == name);
+            (!shipped).then(|| (name, path.display().to_string()))
+        })
+        .take(LISTED_MAX)
+        .collect();
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        policy: PolicyArgs,
+    }
+
+    /// Runs `worker policy ARGS` in a directory of its own that holds `files`.
+    fn policy(test: &str, files: &[(&str, &str)], args: &[&str]) -> (ExitCode, String, String) {
+        let folder = std::env::temp_dir().join(format!("policy-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a scratch directory");
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).expect("a file");
+        }
+        let shown = folder.display().to_string();
+        let args = args.iter().map(|arg| arg.replace("DIR", &shown));
+        let own = ["policy".to_owned(), format!("--policy-dir={shown}")];
+        let cli = Cli::try_parse_from(own.into_iter().chain(args)).expect("arguments");
+        let groups: Vec<String> = groups_of_build();
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let streams = Streams { out: &mut out, err: &mut err };
+        let code = run(&cli.policy, &groups, streams).expect("streams can be written");
+        std::fs::remove_dir_all(&folder).expect("the scratch directory");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8").replace(&shown, "DIR");
+        (code, text(out), text(err))
+    }
+
+    /// The widest shipped policy names every group that the others name.
+    fn groups_of_build() -> Vec<String> {
+        let build = SHIPPED.iter().find(|policy| policy.name == "build").expect("shipped");
+        let list = build.text.split("groups = [").nth(1).expect("groups");
+        let list = list.split(']').next().expect("a list");
+        list.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn show_prints_a_shipped_policy_as_written() {
+        for shipped in SHIPPED {
+            let (code, out, err) = policy("written", &[], &["show", shipped.name]);
+            assert_eq!((code, out.as_str(), err.as_str()), (ExitCode::SUCCESS, shipped.text, ""));
+        }
+        let (_, out, _) = policy("written-json", &[], &["show", "--format", "json", "offline"]);
+        let json: Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(json["policy"]["extends"], "default");
+    }
+
+    #[test]
+    fn show_effective_with_origins_tells_file_line_and_column() {
+        let file = [("mine.toml", "schema = 1\nextends = \"default\"\nprocess.pids = 9\n")];
+        let (code, out, _) =
+            policy("effective", &file, &["show", "--effective", "--origin", "mine"]);
+        assert_eq!(code, ExitCode::SUCCESS);
+        assert!(out.contains("\npids = 9 # DIR/mine.toml:3:16\n"), "{out}");
+        assert!(out.contains("\nmemory = \"2GiB\" # policies/default.toml:"), "{out}");
+        let again = [("again.toml", out.as_str())];
+        let (_, once, _) = policy("effective", &file, &["check", "mine"]);
+        let (_, twice, _) = policy("effective-again", &again, &["check", "DIR/again.toml"]);
+        let digest = |text: &str| text.split("ok ").nth(1).map(str::to_owned);
+        assert_eq!(digest(&once), digest(&twice));
+        let (_, out, _) =
+            policy("effective-json", &file, &["show", "--origin", "--format=json", "mine"]);
+        let json: Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(json["origins"]["process.pids"], "DIR/mine.toml:3:16");
+    }
+
+    #[test]
+    fn check_names_every_invalid_policy_and_exits_3() {
+        let files = [
+            ("wide.toml", "schema = 1\nextends = \"default\"\nprocess.pids = 2000\n"),
+            ("typo.toml", "schema = 1\n[process]\npid = 1\n"),
+        ];
+        let args = ["check", "default", "wide", "DIR/typo.toml"];
+        let (code, out, err) = policy("check", &files, &args);
+        assert_eq!(code, ExitCode::from(3));
+        assert!(out.starts_with("default: ok sha256:") && out.lines().count() == 1, "{out}");
+        assert!(err.contains("error: DIR/wide.toml:3:16: cannot set `process.pids` to 2000: "));
+        assert!(err.contains("hint: did you mean `pids`?\n"), "{err}");
+        let (code, out, err) = policy("check-json", &files, &["check", "--format=json", "wide"]);
+        let json: Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!((code, err.as_str()), (ExitCode::from(3), ""));
+        assert_eq!(json["results"][0]["at"]["line"], 3);
+        assert_eq!(json["results"][0]["key"], "process.pids");
+    }
+
+    #[test]
+    fn files_that_are_no_policy_are_refused_with_the_reason() {
+        use std::os::unix::fs::PermissionsExt;
+        let (code, _, err) = policy("directory", &[], &["check", "DIR/"]);
+        assert_eq!(code, ExitCode::from(3));
+        assert!(err.contains("not a regular file"), "{err}");
+        let (_, _, err) = policy("missing", &[], &["show", "DIR/none.toml"]);
+        assert!(err.contains("cannot read policy DIR/none.toml: No such file"), "{err}");
+        let path = std::env::temp_dir().join(format!("open-{}.toml", std::process::id()));
+        std::fs::write(&path, "schema = 1").expect("a file");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).expect("a mode");
+        let refused = read_policy_file(&path).expect_err("writable by all");
+        std::fs::remove_file(&path).expect("the file");
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn list_and_schema_are_data() {
+        let files = [("team.toml", "schema = 1"), ("default.toml", "schema = 1")];
+        let (_, out, _) = policy("list", &files, &["list"]);
+        assert!(
+            out.starts_with("base  ") && out.contains("\nteam          DIR/team.toml\n"),
+            "{out}"
+        );
+        assert!(!out.contains("DIR/default.toml"), "a shipped name cannot be taken over: {out}");
+        let (_, out, _) = policy("schema", &[], &["schema"]);
+        let json: Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(json["required"], json!(["schema"]));
+    }
+}
