@@ -1,1 +1,24 @@
-fn main(){}
+//! `worker`: gives agent sessions, or any command, a jail of their own on this host.
+//!
+//! This is the edge: it reads arguments, files and the environment, and turns results into exit
+//! codes. What a jail is, how it is made and what it may do is in `stockade_runtime`.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod cli;
+mod doctor;
+mod exec;
+mod exit;
+mod explain;
+mod relay;
+mod sweep;
+
+fn main() -> ExitCode {
+    // Before anything else: a process started as the launcher must not read arguments, files or
+    // the environment.
+    stockade_runtime::jail::become_launcher_if_asked();
+    cli::run(cli::Cli::parse())
+}

@@ -7,15 +7,13 @@ use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
+use crate::exit::Exit;
 use stockade_runtime::policy::{Origins, Policy, PolicyError, Resolver, SHIPPED, json_schema};
 
-/// Exit code for a policy that is not valid.
-const EXIT_INVALID: u8 = 3;
 /// One byte more than the runtime accepts, so that it can say how much is too much.
 const BYTES_MAX: u64 = (1 << 20) + 1;
 /// Most files of a policy directory that `list` names.
@@ -115,7 +113,7 @@ pub struct Streams<'a> {
 ///
 /// # Errors
 /// Only if a stream cannot be written; a policy that is not valid is an exit code.
-pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::Result<ExitCode> {
+pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::Result<Exit> {
     let resolver = Resolver { groups, directories: &args.directories, load: &read_policy_file };
     let code = match &args.command {
         PolicyCommand::Show { effective, origin, format, policy } => {
@@ -127,22 +125,22 @@ pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::R
                 false => written_text(&resolver, policy, *format),
             };
             match text {
-                Ok(text) => to.out.write_all(text.as_bytes()).map(|()| ExitCode::SUCCESS),
-                Err(error) => complain(to.err, &error).map(|()| EXIT_INVALID.into()),
+                Ok(text) => to.out.write_all(text.as_bytes()).map(|()| Exit::Success),
+                Err(error) => complain(to.err, &error).map(|()| Exit::Policy),
             }
         }
         PolicyCommand::Check { format, policies } => check(&resolver, policies, *format, &mut to),
         PolicyCommand::Schema => {
-            writeln!(to.out, "{:#}", json_schema()).map(|()| ExitCode::SUCCESS)
+            writeln!(to.out, "{:#}", json_schema()).map(|()| Exit::Success)
         }
         PolicyCommand::List { format } => to
             .out
             .write_all(list(&args.directories, *format).as_bytes())
-            .map(|()| ExitCode::SUCCESS),
+            .map(|()| Exit::Success),
     };
     match code {
         // A reader such as `head` has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Success),
         code => code.context("cannot write the output"),
     }
 }
@@ -226,13 +224,13 @@ fn check(
     policies: &[String],
     format: ReportFormat,
     to: &mut Streams<'_>,
-) -> io::Result<ExitCode> {
+) -> io::Result<Exit> {
     let mut results = Vec::new();
-    let mut code = ExitCode::SUCCESS;
+    let mut code = Exit::Success;
     for reference in policies {
         let resolved = resolver.resolve(reference);
         if resolved.is_err() {
-            code = EXIT_INVALID.into();
+            code = Exit::Policy;
         }
         match (resolved, format) {
             (Ok(policy), ReportFormat::Text) => {
@@ -319,7 +317,7 @@ mod tests {
     }
 
     /// Runs `worker policy ARGS` in a directory of its own that holds `files`.
-    fn policy(test: &str, files: &[(&str, &str)], args: &[&str]) -> (ExitCode, String, String) {
+    fn policy(test: &str, files: &[(&str, &str)], args: &[&str]) -> (Exit, String, String) {
         let folder = std::env::temp_dir().join(format!("policy-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a scratch directory");
         for (name, text) in files {
@@ -351,7 +349,7 @@ mod tests {
     fn show_prints_a_shipped_policy_as_written() {
         for shipped in SHIPPED {
             let (code, out, err) = policy("written", &[], &["show", shipped.name]);
-            assert_eq!((code, out.as_str(), err.as_str()), (ExitCode::SUCCESS, shipped.text, ""));
+            assert_eq!((code, out.as_str(), err.as_str()), (Exit::Success, shipped.text, ""));
         }
         let (_, out, _) = policy("written-json", &[], &["show", "--format", "json", "offline"]);
         let json: Value = serde_json::from_str(&out).expect("JSON");
@@ -363,7 +361,7 @@ mod tests {
         let file = [("mine.toml", "schema = 1\nextends = \"default\"\nprocess.pids = 9\n")];
         let (code, out, _) =
             policy("effective", &file, &["show", "--effective", "--origin", "mine"]);
-        assert_eq!(code, ExitCode::SUCCESS);
+        assert_eq!(code, Exit::Success);
         assert!(out.contains("\npids = 9 # DIR/mine.toml:3:16\n"), "{out}");
         assert!(out.contains("\nmemory = \"2GiB\" # policies/default.toml:"), "{out}");
         let again = [("again.toml", out.as_str())];
@@ -385,13 +383,13 @@ mod tests {
         ];
         let args = ["check", "default", "wide", "DIR/typo.toml"];
         let (code, out, err) = policy("check", &files, &args);
-        assert_eq!(code, ExitCode::from(3));
+        assert_eq!(code, Exit::Policy);
         assert!(out.starts_with("default: ok sha256:") && out.lines().count() == 1, "{out}");
         assert!(err.contains("error: DIR/wide.toml:3:16: cannot set `process.pids` to 2000: "));
         assert!(err.contains("hint: did you mean `pids`?\n"), "{err}");
         let (code, out, err) = policy("check-json", &files, &["check", "--format=json", "wide"]);
         let json: Value = serde_json::from_str(&out).expect("JSON");
-        assert_eq!((code, err.as_str()), (ExitCode::from(3), ""));
+        assert_eq!((code, err.as_str()), (Exit::Policy, ""));
         assert_eq!(json["results"][0]["at"]["line"], 3);
         assert_eq!(json["results"][0]["key"], "process.pids");
     }
@@ -400,7 +398,7 @@ mod tests {
     fn files_that_are_no_policy_are_refused_with_the_reason() {
         use std::os::unix::fs::PermissionsExt;
         let (code, _, err) = policy("directory", &[], &["check", "DIR/"]);
-        assert_eq!(code, ExitCode::from(3));
+        assert_eq!(code, Exit::Policy);
         assert!(err.contains("not a regular file"), "{err}");
         let (_, _, err) = policy("missing", &[], &["show", "DIR/none.toml"]);
         assert!(err.contains("cannot read policy DIR/none.toml: No such file"), "{err}");

@@ -1,0 +1,138 @@
+//! The command line: what can be asked for, and which module answers.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+pub mod policy;
+
+use crate::exit::Exit;
+use crate::{doctor, exec, sweep};
+
+/// Run commands, each in a jail of its own on this host
+///
+/// A jail is made of namespaces, a private mount tree, landlock, a system call filter and cgroup
+/// limits. No container engine and no virtual machine is needed. Started by root it gives the
+/// stronger level `root`, otherwise `rootless`; see `worker doctor`.
+#[derive(Debug, Parser)]
+#[command(name = "worker", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 success, 1 unexpected error, 2 usage, 3 policy invalid, 5 the host cannot provide the \
+required isolation, 10 an escape attempt succeeded. `exec` returns the command's own status: 124 \
+wall clock, 126 or 127 not runnable, 128+n signal n.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Exec(exec::ExecArgs),
+    Doctor(doctor::DoctorArgs),
+    Policy(policy::PolicyArgs),
+    Sweep(sweep::SweepArgs),
+    /// Print the version
+    Version {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print shell completions
+    ///
+    /// For example: worker completions bash > /etc/bash_completion.d/worker
+    Completions {
+        /// Shell to complete for
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all pages to a directory
+    Man {
+        /// Write one page per command to DIR
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// Runs what was asked for.
+pub fn run(cli: Cli) -> ExitCode {
+    let outcome = match cli.command {
+        Command::Exec(args) => exec::run(args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Policy(args) => show_policy(&args),
+        Command::Sweep(args) => sweep::run(&args),
+        Command::Version { json } => version(json),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { dir } => manual(dir),
+    };
+    match outcome {
+        Ok(exit) => exit.code(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            Exit::Unexpected.code()
+        }
+    }
+}
+
+/// Names of the system call groups a policy may use.
+pub fn syscall_groups() -> Vec<&'static str> {
+    stockade_runtime::policy::syscalls::catalogue().group_names().collect()
+}
+
+fn show_policy(args: &policy::PolicyArgs) -> anyhow::Result<Exit> {
+    let groups = syscall_groups();
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    policy::run(args, &groups, policy::Streams { out: &mut out, err: &mut err })
+}
+
+fn version(json: bool) -> anyhow::Result<Exit> {
+    let version = env!("CARGO_PKG_VERSION");
+    if json {
+        let document = serde_json::json!({
+            "schema": "stockade.version",
+            "schema_version": 1,
+            "name": "worker",
+            "version": version,
+            "architecture": std::env::consts::ARCH,
+            "kernel": rustix::system::uname().release().to_string_lossy(),
+        });
+        writeln!(io::stdout(), "{document}")?;
+    } else {
+        writeln!(io::stdout(), "worker {version}")?;
+    }
+    Ok(Exit::Success)
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "worker", &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(Exit::Success)
+}
+
+fn manual(dir: Option<PathBuf>) -> anyhow::Result<Exit> {
+    match dir {
+        Some(dir) => {
+            std::fs::create_dir_all(&dir)?;
+            clap_mangen::generate_to(Cli::command(), dir)?;
+        }
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            io::stdout().write_all(&page)?;
+        }
+    }
+    Ok(Exit::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
