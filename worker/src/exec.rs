@@ -249,6 +249,8 @@ fn start(spec: spec::JailSpec, facts: &HostFacts) -> anyhow::Result<Outcome> {
     let lent: Vec<BorrowedFd<'_>> = streams.payload_ends.iter().map(|fd| fd.as_fd()).collect();
     // A launcher that could not start has said why, and is read below.
     let handed = launcher.launch(spec, &run_directory(), &lent);
+    // Ours must be the only ends left, or the payload's output would never end.
+    drop(streams.payload_ends);
     let mut relay = Relay::new(streams.ours, output_max)?;
     if let Err(failure) = jail::drop_to_control_side(facts.level) {
         return Ok(failed(failure));

@@ -22,7 +22,25 @@ const LOCKED: SecureBits = SecureBits::NO_ROOT
 /// # Errors
 /// `EPERM` if the kernel refuses, or if something is left when read back. capabilities(7).
 pub(crate) fn drop_all() -> io::Result<()> {
-    // Bounding first: it needs CAP_SETPCAP, which the last call takes away.
+    lock()?;
+    empty()
+}
+
+/// As [`drop_all`], and makes `id` all user and group ids of the process.
+///
+/// The securebits are locked in between: they stop the change of ids from taking the capabilities
+/// that the last step needs.
+pub(crate) fn drop_all_and_become(id: u32) -> io::Result<()> {
+    lock()?;
+    let gid = nix::unistd::Gid::from_raw(id);
+    nix::unistd::setresgid(gid, gid, gid)?;
+    let uid = nix::unistd::Uid::from_raw(id);
+    nix::unistd::setresuid(uid, uid, uid)?;
+    empty()
+}
+
+/// Nothing can be gained from here on.
+fn lock() -> io::Result<()> {
     for capability in caps::runtime::thread_all_supported() {
         if caps::has_cap(None, CapSet::Bounding, capability).map_err(refused)? {
             caps::drop(None, CapSet::Bounding, capability).map_err(refused)?;
@@ -30,6 +48,11 @@ pub(crate) fn drop_all() -> io::Result<()> {
     }
     caps::clear(None, CapSet::Ambient).map_err(refused)?;
     rustix::thread::set_capabilities_secure_bits(LOCKED)?;
+    Ok(())
+}
+
+/// Nothing is left.
+fn empty() -> io::Result<()> {
     caps::clear(None, CapSet::Inheritable).map_err(refused)?;
     caps::clear(None, CapSet::Effective).map_err(refused)?;
     caps::clear(None, CapSet::Permitted).map_err(refused)?;

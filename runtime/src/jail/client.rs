@@ -160,6 +160,9 @@ fn out_of_reach() -> Result<OwnedFd, StepFailure> {
     let step = Step::Handshake;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let program = open_tree(CWD, "/proc/self/exe", flags).at(step, "copy the binary's mount")?;
+    // Out of the way of the numbers that are about to be given out.
+    let program = rustix::io::fcntl_dupfd_cloexec(&program, CONNECTION + 1)
+        .at(step, "renumber the binary's descriptor")?;
     let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
     mount_setattr(program.as_fd(), attributes).at(step, "make the binary read-only")?;
     Ok(program)
@@ -188,11 +191,7 @@ pub fn drop_to_control_side(level: Level) -> Result<(), StepFailure> {
     let step = Step::Handshake;
     if level == Level::Root {
         nix::unistd::setgroups(&[]).at(step, "leave all groups")?;
-        let (uid, gid) =
-            (nix::unistd::Uid::from_raw(CONTROL_ID), nix::unistd::Gid::from_raw(CONTROL_ID));
-        nix::unistd::setresgid(gid, gid, gid).at(step, "setresgid")?;
-        nix::unistd::setresuid(uid, uid, uid).at(step, "setresuid")?;
-        caps::drop_all().at(step, "empty the capability sets")?;
+        caps::drop_all_and_become(CONTROL_ID).at(step, "give up root")?;
     }
     rustix::thread::set_no_new_privs(true).at(step, "set no_new_privs")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)

@@ -80,15 +80,14 @@ fn restrict(
     let step = Step::Export;
     let mut keep: Vec<i32> = mounts.iter().map(|mount| mount.as_raw_fd()).collect();
     keep.push(parent.as_fd().as_raw_fd());
-    sys::close_all_but(0, &mut keep).at(step, "close descriptors")?;
+    sys::close_all_but(3, &mut keep).at(step, "close descriptors")?;
     rustix::process::umask(rustix::fs::Mode::empty());
     if level == Level::Root {
         nix::unistd::setgroups(&[]).at(step, "leave all groups")?;
-        let (uid, gid) = (nix::unistd::Uid::from_raw(id), nix::unistd::Gid::from_raw(id));
-        nix::unistd::setresgid(gid, gid, gid).at(step, "setresgid")?;
-        nix::unistd::setresuid(uid, uid, uid).at(step, "setresuid")?;
+        caps::drop_all_and_become(id).at(step, "become the payload's id")?;
+    } else {
+        caps::drop_all().at(step, "empty the capability sets")?;
     }
-    caps::drop_all().at(step, "empty the capability sets")?;
     rustix::thread::set_no_new_privs(true).at(step, "set no_new_privs")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .at(step, "become undumpable")?;

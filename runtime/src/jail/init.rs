@@ -105,6 +105,7 @@ impl Init<'_> {
         die_with_parent(&self.launcher)?;
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .at(step, "become undumpable")?;
+        // 0, 1 and 2 are the launcher's /dev/null and keep their numbers taken.
         let mut keep: Vec<i32> = [self.launcher.as_fd().as_raw_fd()]
             .into_iter()
             .chain(self.stdio.iter().map(|fd| fd.as_raw_fd()))
@@ -113,7 +114,7 @@ impl Init<'_> {
                 door.join.iter().chain(&door.leave).chain(&door.birth).map(|fd| fd.as_raw_fd())
             }))
             .collect();
-        sys::close_all_but(0, &mut keep).at(step, "close foreign descriptors")?;
+        sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
         nix::unistd::setsid().at(step, "start a session")?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         if let Some(door) = &self.door {
@@ -245,12 +246,10 @@ impl Init<'_> {
             cgroup::move_self(&door.leave).at(step, "leave the payload's cgroup")?;
         }
         if self.spec.level == Level::Root {
-            let gid = nix::unistd::Gid::from_raw(self.ids.init);
-            nix::unistd::setresgid(gid, gid, gid).at(step, "setresgid")?;
-            let uid = nix::unistd::Uid::from_raw(self.ids.init);
-            nix::unistd::setresuid(uid, uid, uid).at(step, "setresuid")?;
+            caps::drop_all_and_become(self.ids.init).at(step, "become an id of its own")?;
+        } else {
+            caps::drop_all().at(step, "empty the capability sets")?;
         }
-        caps::drop_all().at(step, "empty the capability sets")?;
         rustix::thread::set_no_new_privs(true).at(step, "set no_new_privs")?;
         // A change of ids takes both away (prctl(2)).
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
