@@ -159,7 +159,26 @@ fn become_launcher(level: Level, connection: &Wire) -> Result<Never, StepFailure
 fn out_of_reach() -> Result<OwnedFd, StepFailure> {
     let step = Step::Handshake;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let program = open_tree(CWD, "/proc/self/exe", flags).at(step, "copy the binary's mount")?;
+    let itself = "/proc/self/exe";
+    let program = match open_tree(CWD, itself, flags) {
+        // The link leads to the mount namespace this process was started in, and without root it
+        // is in another one now: go by name, and make sure that it is the same file.
+        Err(rustix::io::Errno::INVAL) => {
+            let name = std::fs::read_link(itself).at(step, "name the binary")?;
+            let copy = open_tree(CWD, &name, flags)
+                .at(step, format!("copy the mount of {}", name.display()))?;
+            let (ours, found) = (rustix::fs::stat(itself), rustix::fs::fstat(&copy));
+            let same = ours.is_ok_and(|ours| {
+                found.is_ok_and(|found| (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino))
+            });
+            if !same {
+                let error = io::Error::from_raw_os_error(libc::ESTALE);
+                return Err(StepFailure::new(step, "the binary was replaced while it runs", &error));
+            }
+            copy
+        }
+        other => other.at(step, "copy the binary's mount")?,
+    };
     // Out of the way of the numbers that are about to be given out.
     let program = rustix::io::fcntl_dupfd_cloexec(&program, CONNECTION + 1)
         .at(step, "renumber the binary's descriptor")?;

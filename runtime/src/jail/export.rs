@@ -44,10 +44,12 @@ pub struct ExportReport {
 pub(super) fn export(kind: ExportKind, mounts: &[OwnedFd]) -> ExportReport {
     let mut export = Export { report: ExportReport::default(), path: Vec::new() };
     let outcome = match (kind, mounts) {
-        (ExportKind::CopyBack, [upper, destination]) => {
-            export.merge(upper.as_fd(), destination.as_fd(), 0)
+        (ExportKind::CopyBack, [upper, destination]) => readable(upper).and_then(|upper| {
+            export.merge(upper.as_fd(), readable(destination)?.as_fd(), 0)
+        }),
+        (ExportKind::Scrub, [tree]) => {
+            readable(tree).and_then(|tree| export.scrub(tree.as_fd(), 0))
         }
-        (ExportKind::Scrub, [tree]) => export.scrub(tree.as_fd(), 0),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     };
     if let Err(error) = outcome {
@@ -243,6 +245,11 @@ impl Export {
         }
         Ok(())
     }
+}
+
+/// A mount's descriptor names a place and cannot be read from.
+fn readable(mount: &OwnedFd) -> io::Result<OwnedFd> {
+    open_directory(mount.as_fd(), c".")
 }
 
 fn names(directory: BorrowedFd<'_>) -> io::Result<Vec<CString>> {

@@ -151,7 +151,7 @@ impl Init<'_> {
         let tree = Tree::begin(plan, self.ids.payload)?;
         enter(Step::Workspace, self.halt());
         let disk = self.disk.as_deref();
-        let exports = workspace::lay_out(&tree, plan, self.spec.level, disk, &self.id_maps)?;
+        let exports = workspace::lay_out(&tree, plan, disk, &self.id_maps)?;
         enter(Step::Devices, self.halt());
         tree.devices(&plan.devices)?;
         enter(Step::Memory, self.halt());

@@ -14,7 +14,6 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fstat, mkdirat, 
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 
-use crate::host::Level;
 use crate::spec::{BoundDirectory, BoundLimit, MountPlan};
 use crate::sys::{MountAttributes, mount_setattr};
 
@@ -46,7 +45,6 @@ pub(crate) struct ExportMounts {
 pub(super) fn lay_out(
     tree: &Tree,
     plan: &MountPlan,
-    level: Level,
     disk: Option<&Path>,
     id_maps: &[Option<OwnedFd>],
 ) -> Result<Vec<ExportMounts>, StepFailure> {
@@ -72,7 +70,7 @@ pub(super) fn lay_out(
     }
     let mut exports = Vec::new();
     for (number, (bound, map)) in plan.bound.iter().zip(id_maps).enumerate() {
-        let binding = Binding { tree, scratch: &scratch, bound, map: map.as_ref(), number, level };
+        let binding = Binding { tree, scratch: &scratch, bound, map: map.as_ref(), number };
         let export = binding.bind().map_err(|(detail, error)| {
             let detail = format!("show {}: {detail}", bound.source.display());
             StepFailure::new(step, detail, &error)
@@ -96,7 +94,6 @@ struct Binding<'a> {
     bound: &'a BoundDirectory,
     map: Option<&'a OwnedFd>,
     number: usize,
-    level: Level,
 }
 
 type Tried<T> = Result<T, (&'static str, io::Error)>;
@@ -168,18 +165,17 @@ impl Binding<'_> {
         let work_fd = open(&work).map_err(tried("open its work directory"))?;
         let (lower_path, upper_path, work_path) =
             (fd_path(lower.as_fd()), fd_path(upper_fd.as_fd()), fd_path(work_fd.as_fd()));
-        let mut options = vec![
+        let options = [
             ("lowerdir", lower_path.as_str()),
             ("upperdir", upper_path.as_str()),
             ("workdir", work_path.as_str()),
             // The export reads plain files, whiteouts and opaque directories, nothing else.
-            ("redirect_dir", "off"),
+            ("redirect_dir", "nofollow"),
             ("metacopy", "off"),
             ("index", "off"),
+            // Its marks must be readable by the export, which has no capability.
+            ("userxattr", ""),
         ];
-        if self.level == Level::Rootless {
-            options.push(("userxattr", ""));
-        }
         let overlay = tree::make("overlay", &options, NO_SUID | NO_DEV)
             .map_err(tried("lay the session's file system over it"))?;
         let changes = copy_tree(self.scratch.as_fd(), Path::new(&upper))

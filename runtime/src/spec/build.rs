@@ -21,6 +21,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Controllers without which the cgroup layer is not on.
 const CONTROLLERS: &[&str] = &["memory", "pids", "cpu"];
 
+/// First kernel whose tmpfs has the extended attributes with which overlayfs marks directories.
+const USER_XATTRS_ON_TMPFS: (u32, u32) = (6, 6);
+
 /// A host directory to bind, as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BoundRequest {
@@ -128,7 +131,13 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
     let home = format!("/{}", tree::HOME);
     let account = Account { id: PAYLOAD_ID, home: &home, hostname: &hostname };
     let bound = bound_directories(policy, &request);
-    let tree = tree::lay_out(policy, facts, &account, bound);
+    let mut tree = tree::lay_out(policy, facts, &account, bound);
+    let overlaid = tree.mounts.bound.iter().any(|bound| bound.limit == BoundLimit::Overlay);
+    let (major, minor) = USER_XATTRS_ON_TMPFS;
+    if overlaid && !facts.kernel.at_least(major, minor) {
+        // ext4 has had the attributes that this kernel's tmpfs lacks for long.
+        tree.mounts.scratch.storage = Storage::Disk;
+    }
     let process = &policy.process;
     Ok(JailSpec {
         version: JailSpec::VERSION,
@@ -280,7 +289,7 @@ fn check_storage(
     let binds = request.workspace.iter().chain(&request.outputs).chain(&request.writable);
     let (version, needs) = match facts.level {
         Level::Root => ((5, 19), "idmapped layers of overlayfs"),
-        Level::Rootless => ((6, 6), "extended attributes of tmpfs in a user namespace"),
+        Level::Rootless => (USER_XATTRS_ON_TMPFS, "extended attributes on tmpfs"),
     };
     for bind in binds {
         let overlay = limit_of(policy, bind) == BoundLimit::Overlay;
