@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use stockade_runtime::host::HostFacts;
+use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::{
     self, End, EnforcementReport, Event, Failure, Launcher, Step, StepFailure,
 };
@@ -23,9 +23,9 @@ use stockade_runtime::spec::{self, BoundRequest, Request};
 
 use crate::cli::{policy, syscall_groups};
 use crate::exit::Exit;
+use crate::explain;
 use crate::relay::{Relay, Streams};
 use crate::sweep::run_directory;
-use crate::explain;
 
 /// Run a command in a jail
 ///
@@ -125,15 +125,27 @@ pub fn run(args: ExecArgs) -> anyhow::Result<Exit> {
             }
         },
     };
-    let outcome = prepare(&args)?.map(|(spec, facts)| start(spec, &facts));
-    match outcome {
-        Err(Refused(exit)) => Ok(exit),
-        Ok(started) => finish(started?, report_file),
+    // Split before a policy, a credential or a thread exists in this process.
+    let level = HostFacts::level_here().context("cannot look at this process")?;
+    let launcher = match Launcher::start(level) {
+        Ok(launcher) => launcher,
+        Err(failure) => return finish(refused(failure), report_file),
+    };
+    match prepare(&args, level)? {
+        Err(Refused(exit)) => {
+            launcher.wait();
+            Ok(exit)
+        }
+        Ok(spec) => finish(start(launcher, spec, level)?, report_file),
     }
 }
 
+fn refused(failure: StepFailure) -> Outcome {
+    Outcome::Failed(Failure::Step { failure, left: Vec::new() })
+}
+
 /// Everything that can be refused without making anything.
-fn prepare(args: &ExecArgs) -> anyhow::Result<Result<(spec::JailSpec, HostFacts), Refused>> {
+fn prepare(args: &ExecArgs, level: Level) -> anyhow::Result<Result<spec::JailSpec, Refused>> {
     let policy = match resolve_policy(args) {
         Ok(policy) => policy,
         Err(refused) => return Ok(Err(refused)),
@@ -148,7 +160,7 @@ fn prepare(args: &ExecArgs) -> anyhow::Result<Result<(spec::JailSpec, HostFacts)
         let text = format!("no step is called `{step}`");
         return Ok(Err(Refused(usage(&text, "--halt-at help lists them"))));
     }
-    let facts = jail::probe_host().context("cannot look at this host")?;
+    let facts = jail::probe_host(level).context("cannot look at this host")?;
     let inspect = |path: &Path, what: &str| {
         jail::inspect(path, what).map_err(|error| {
             explain::complain(&error, Some(error.hint()));
@@ -180,7 +192,7 @@ fn prepare(args: &ExecArgs) -> anyhow::Result<Result<(spec::JailSpec, HostFacts)
         halt_at: args.halt_at.clone(),
     };
     Ok(match spec::build(&policy, &facts, request) {
-        Ok(spec) => Ok((spec, facts)),
+        Ok(spec) => Ok(spec),
         Err(error) => {
             explain::complain(&error, Some(&error.hint()));
             Err(Refused(Exit::Isolation))
@@ -217,8 +229,8 @@ fn variables(pairs: &[String]) -> Result<BTreeMap<String, String>, String> {
     for pair in pairs {
         let (name, value) = pair.split_once('=').ok_or(format!("`{pair}` has no `=`"))?;
         let first = |c: char| c.is_ascii_alphabetic() || c == '_';
-        let named = name.starts_with(first)
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let named =
+            name.starts_with(first) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if !named {
             return Err(format!("`{name}` is not a name of a variable"));
         }
@@ -237,13 +249,8 @@ enum Outcome {
     LauncherDied,
 }
 
-/// Splits the launcher off, hands the plan over, gives up the caller's rights, carries bytes.
-fn start(spec: spec::JailSpec, facts: &HostFacts) -> anyhow::Result<Outcome> {
-    let failed = |failure: StepFailure| Outcome::Failed(Failure::Step { failure, left: Vec::new() });
-    let mut launcher = match Launcher::start(facts.level) {
-        Ok(launcher) => launcher,
-        Err(failure) => return Ok(failed(failure)),
-    };
+/// Hands the plan over, gives up the caller's rights, carries bytes.
+fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::Result<Outcome> {
     let output_max = spec.output_bytes_max;
     let streams = if spec.payload.tty { Streams::terminal() } else { Streams::pipes()? };
     let lent: Vec<BorrowedFd<'_>> = streams.payload_ends.iter().map(|fd| fd.as_fd()).collect();
@@ -252,8 +259,8 @@ fn start(spec: spec::JailSpec, facts: &HostFacts) -> anyhow::Result<Outcome> {
     // Ours must be the only ends left, or the payload's output would never end.
     drop(streams.payload_ends);
     let mut relay = Relay::new(streams.ours, output_max)?;
-    if let Err(failure) = jail::drop_to_control_side(facts.level) {
-        return Ok(failed(failure));
+    if let Err(failure) = jail::drop_to_control_side(level) {
+        return Ok(refused(failure));
     }
     if handed.is_ok() {
         relay.carry(&mut launcher)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail;
 
 use crate::exit::Exit;
@@ -28,8 +29,8 @@ pub fn run_directory() -> PathBuf {
 
 /// Sweeps and says what was found.
 pub fn run(args: &SweepArgs) -> anyhow::Result<Exit> {
-    let facts = jail::probe_host().context("cannot look at this host")?;
-    let done = jail::sweep(facts.level, &run_directory()).context("cannot sweep")?;
+    let level = HostFacts::level_here().context("cannot look at this process")?;
+    let done = jail::sweep(level, &run_directory()).context("cannot sweep")?;
     let mut out = io::stdout().lock();
     if args.json {
         let mut document = serde_json::to_value(&done)?;

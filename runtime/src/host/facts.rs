@@ -22,9 +22,8 @@ pub struct KernelVersion {
 impl KernelVersion {
     /// Reads the first two numbers of a release text; missing ones are 0.
     pub fn parse(release: &str) -> Self {
-        let mut numbers = release
-            .split(|c: char| !c.is_ascii_digit())
-            .map(|number| number.parse().unwrap_or(0));
+        let mut numbers =
+            release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
         let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         KernelVersion { major, minor, release: release.to_owned() }
     }
@@ -112,15 +111,24 @@ pub struct HostFacts {
 }
 
 impl HostFacts {
-    /// Looks at the running host.
+    /// The strongest level this process can give: root means user 0 of the initial user namespace
+    /// with the capability to administer it.
+    ///
+    /// # Errors
+    /// If `/proc/self` cannot be read.
+    pub fn level_here() -> io::Result<Level> {
+        level_of_this_process()
+    }
+
+    /// Looks at the running host for jails of `level`.
     ///
     /// # Errors
     /// If `/`, `/etc` or `/proc/self` cannot be read.
-    pub fn probe(offers: KernelOffers) -> io::Result<Self> {
+    pub fn probe(level: Level, offers: KernelOffers) -> io::Result<Self> {
         let uname = rustix::system::uname();
         Ok(HostFacts {
             kernel: KernelVersion::parse(&uname.release().to_string_lossy()),
-            level: level_of_this_process()?,
+            level,
             offers,
             root: entries(Path::new("/"))?,
             etc: entries(Path::new("/etc"))?,
@@ -129,7 +137,6 @@ impl HostFacts {
     }
 }
 
-/// Root means: user 0 of the initial user namespace with the capability to administer it.
 fn level_of_this_process() -> io::Result<Level> {
     const CAP_SYS_ADMIN: u32 = 21;
     if !rustix::process::geteuid().is_root() {

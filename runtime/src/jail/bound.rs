@@ -18,7 +18,8 @@ const REFUSED: &[&str] = &[
     "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var",
 ];
 /// Trees in which nothing may be bound.
-const REFUSED_BELOW: &[&str] = &["/boot", "/dev", "/etc", "/proc", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin"];
+const REFUSED_BELOW: &[&str] =
+    &["/boot", "/dev", "/etc", "/proc", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin"];
 
 /// Why a directory is not bound.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +71,8 @@ impl BoundError {
 /// # Errors
 /// [`BoundError`]; nothing has been changed.
 pub fn inspect(path: &Path, what: &str) -> Result<BoundRequest, BoundError> {
-    let unusable = |source| BoundError::Unusable { path: path.to_owned(), what: what.to_owned(), source };
+    let unusable =
+        |source| BoundError::Unusable { path: path.to_owned(), what: what.to_owned(), source };
     let found = fs::symlink_metadata(path).map_err(unusable)?;
     let kind = |found| BoundError::Kind { path: path.to_owned(), what: what.to_owned(), found };
     if found.is_symlink() {

@@ -105,7 +105,12 @@ impl Trial<'_> {
         let found = rustix::fs::statx(CWD, "/sys/fs/cgroup", AtFlags::empty(), StatxFlags::TYPE);
         self.act(Layer::MountNamespace, "find the cgroup tree", libc::ENOENT, done(found));
         let init = rustix::fs::statx(CWD, "/proc/1", AtFlags::empty(), StatxFlags::TYPE);
-        self.act(Layer::PidNamespace, "find a process that is not its own", libc::ENOENT, done(init));
+        self.act(
+            Layer::PidNamespace,
+            "find a process that is not its own",
+            libc::ENOENT,
+            done(init),
+        );
     }
 
     fn network(&mut self) {

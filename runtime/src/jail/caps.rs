@@ -41,9 +41,12 @@ pub(crate) fn drop_all_and_become(id: u32) -> io::Result<()> {
 
 /// Nothing can be gained from here on.
 fn lock() -> io::Result<()> {
-    for capability in caps::runtime::thread_all_supported() {
-        if caps::has_cap(None, CapSet::Bounding, capability).map_err(refused)? {
-            caps::drop(None, CapSet::Bounding, capability).map_err(refused)?;
+    for capability in caps::all() {
+        // Refused for a number this kernel does not know, and that is then not in the set.
+        if caps::drop(None, CapSet::Bounding, capability).is_err()
+            && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false)
+        {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
     }
     caps::clear(None, CapSet::Ambient).map_err(refused)?;
@@ -71,8 +74,13 @@ pub(crate) fn keep_all() -> io::Result<()> {
 
 /// Asserts what [`drop_all`] promises.
 fn verify() -> io::Result<()> {
-    let sets =
-        [CapSet::Permitted, CapSet::Effective, CapSet::Inheritable, CapSet::Ambient, CapSet::Bounding];
+    let sets = [
+        CapSet::Permitted,
+        CapSet::Effective,
+        CapSet::Inheritable,
+        CapSet::Ambient,
+        CapSet::Bounding,
+    ];
     for set in sets {
         if !caps::read(None, set).map_err(refused)?.is_empty() {
             return Err(io::Error::from_raw_os_error(libc::EPERM));

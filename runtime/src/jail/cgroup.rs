@@ -59,7 +59,9 @@ pub(crate) fn offer(level: Level) -> CgroupOffer {
             Ok(base) => {
                 let text = fs::read_to_string(base.parent.join("cgroup.controllers"));
                 let text = text.unwrap_or_default();
-                CgroupOffer::V2 { controllers: text.split_whitespace().map(str::to_owned).collect() }
+                CgroupOffer::V2 {
+                    controllers: text.split_whitespace().map(str::to_owned).collect(),
+                }
             }
             Err(reason) => CgroupOffer::Absent { reason },
         };
@@ -72,7 +74,9 @@ pub(crate) fn offer(level: Level) -> CgroupOffer {
     let found = V1_CONTROLLERS.iter().filter(|(_, id)| mount_of(&mounts, id.clone()).is_some());
     let controllers: Vec<_> = found.map(|(name, _)| (*name).to_owned()).collect();
     if controllers.is_empty() {
-        return CgroupOffer::Absent { reason: format!("no cgroup hierarchy is mounted at {MOUNT}") };
+        return CgroupOffer::Absent {
+            reason: format!("no cgroup hierarchy is mounted at {MOUNT}"),
+        };
     }
     CgroupOffer::V1 { controllers }
 }
@@ -98,16 +102,16 @@ fn v2_base(level: Level) -> Result<V2Base, String> {
         let mut value = [0u8; 8];
         rustix::fs::getxattr(&parent, *name, &mut value).is_ok_and(|n| value[..n] == *b"1")
     });
-    let writable = nix::unistd::access(&parent.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK)
-        .is_ok()
-        && nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK).is_ok();
+    let writable =
+        nix::unistd::access(&parent.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK).is_ok()
+            && nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK).is_ok();
     match level {
         Level::Root if marked && !own.is_empty() => Ok(V2Base { parent, delegated: true }),
         Level::Root => Ok(V2Base { parent: PathBuf::from(MOUNT), delegated: false }),
         Level::Rootless if writable && !own.is_empty() => Ok(V2Base { parent, delegated: true }),
-        Level::Rootless => Err(format!(
-            "the worker's own cgroup /{own} is not delegated to this user"
-        )),
+        Level::Rootless => {
+            Err(format!("the worker's own cgroup /{own} is not delegated to this user"))
+        }
     }
 }
 
@@ -138,7 +142,11 @@ impl JailCgroup {
     /// # Errors
     /// The system error of the first limit that cannot be set, with what was tried; the directories
     /// made so far are removed.
-    pub fn create(name: &str, plan: &CgroupPlan, level: Level) -> Result<Self, (String, io::Error)> {
+    pub fn create(
+        name: &str,
+        plan: &CgroupPlan,
+        level: Level,
+    ) -> Result<Self, (String, io::Error)> {
         let mut made = JailCgroup {
             directories: Vec::new(),
             v2: is_cgroup2_unified_mode(),
@@ -220,14 +228,20 @@ impl JailCgroup {
         if let Some(rate) = plan.io_bytes_per_second {
             self.limit_io(needed(group.controller_of(), "io")?, rate)?;
         }
-        if !self.v2 && let Some(devices) = group.controller_of::<DevicesController>() {
+        if !self.v2
+            && let Some(devices) = group.controller_of::<DevicesController>()
+        {
             limit_devices(devices).map_err(|e| tried("the device list", e))?;
             self.limits.push("devices by number".to_owned());
         }
         Ok(())
     }
 
-    fn limit_swap(&mut self, memory: &MemController, plan: &CgroupPlan) -> Result<(), (String, io::Error)> {
+    fn limit_swap(
+        &mut self,
+        memory: &MemController,
+        plan: &CgroupPlan,
+    ) -> Result<(), (String, io::Error)> {
         let accounted = self.v2 || self.file("memory.memsw.limit_in_bytes").is_some();
         let none_accounted = self.v2 && self.file("memory.swap.max").is_none();
         if accounted && !none_accounted {
@@ -362,7 +376,8 @@ fn our_groups(level: Level) -> Vec<PathBuf> {
         return v2_base(level).map(|base| vec![base.parent.join(OURS)]).unwrap_or_default();
     }
     let mounts = V1::new();
-    let found = V1_CONTROLLERS.iter().filter_map(|(_, controller)| mount_of(&mounts, controller.clone()));
+    let found =
+        V1_CONTROLLERS.iter().filter_map(|(_, controller)| mount_of(&mounts, controller.clone()));
     found.map(|mount| mount.join(OURS)).collect()
 }
 
@@ -484,8 +499,9 @@ fn write(path: &Path, value: &str) -> Result<(), (String, io::Error)> {
 }
 
 fn needed<T>(controller: Option<T>, name: &str) -> Result<T, (String, io::Error)> {
-    controller
-        .ok_or_else(|| (format!("no {name} controller"), io::Error::from_raw_os_error(libc::ENOENT)))
+    controller.ok_or_else(|| {
+        (format!("no {name} controller"), io::Error::from_raw_os_error(libc::ENOENT))
+    })
 }
 
 /// The system error below one of the crate's errors.
@@ -493,7 +509,8 @@ fn tried(what: &str, error: cgroups_rs::error::Error) -> (String, io::Error) {
     let errno = std::error::Error::source(&error)
         .and_then(|source| source.downcast_ref::<io::Error>())
         .and_then(io::Error::raw_os_error);
-    let cause = errno.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
+    let cause =
+        errno.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
     (format!("cannot set {what}"), cause)
 }
 

@@ -173,7 +173,11 @@ fn out_of_reach() -> Result<OwnedFd, StepFailure> {
             });
             if !same {
                 let error = io::Error::from_raw_os_error(libc::ESTALE);
-                return Err(StepFailure::new(step, "the binary was replaced while it runs", &error));
+                return Err(StepFailure::new(
+                    step,
+                    "the binary was replaced while it runs",
+                    &error,
+                ));
             }
             copy
         }

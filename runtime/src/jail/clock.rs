@@ -18,5 +18,8 @@ pub(super) fn start_near_zero() -> io::Result<()> {
     let monotonic = seconds(ClockId::CLOCK_MONOTONIC)?;
     let boot = seconds(ClockId::CLOCK_BOOTTIME)?;
     nix::sched::unshare(nix::sched::CloneFlags::from_bits_retain(CLONE_NEWTIME))?;
-    fs::write("/proc/self/timens_offsets", format!("monotonic -{monotonic} 0\nboottime -{boot} 0\n"))
+    fs::write(
+        "/proc/self/timens_offsets",
+        format!("monotonic -{monotonic} 0\nboottime -{boot} 0\n"),
+    )
 }

@@ -44,8 +44,9 @@ pub(super) fn make(plan: &ScratchPlan) -> Result<Disk, (String, io::Error)> {
         })
         .map_err(|e| (format!("make an image in {STATE_DIRECTORY}"), e))?;
     let flags = rustix::fs::FallocateFlags::empty();
-    rustix::fs::fallocate(&image, flags, 0, plan.bytes_max)
-        .map_err(|e| (format!("reserve {} bytes in {STATE_DIRECTORY}", plan.bytes_max), e.into()))?;
+    rustix::fs::fallocate(&image, flags, 0, plan.bytes_max).map_err(|e| {
+        (format!("reserve {} bytes in {STATE_DIRECTORY}", plan.bytes_max), e.into())
+    })?;
     let held = attach(&image).map_err(|e| ("attach a loop device".to_owned(), e))?;
     format(&held.0, plan.inodes_max)?;
     Ok(Disk { device: held.0, _held: held.1 })

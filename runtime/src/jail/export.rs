@@ -6,10 +6,10 @@
 //! no link. Only plain files, directories and symbolic links pass; modes lose their setuid and
 //! setgid bits and extended attributes do not pass, so nothing dangerous is left outside.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ffi::{CStr, CString};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timestamps, openat, statat};
 use serde::{Deserialize, Serialize};
@@ -44,9 +44,8 @@ pub struct ExportReport {
 pub(super) fn export(kind: ExportKind, mounts: &[OwnedFd]) -> ExportReport {
     let mut export = Export { report: ExportReport::default(), path: Vec::new() };
     let outcome = match (kind, mounts) {
-        (ExportKind::CopyBack, [upper, destination]) => readable(upper).and_then(|upper| {
-            export.merge(upper.as_fd(), readable(destination)?.as_fd(), 0)
-        }),
+        (ExportKind::CopyBack, [upper, destination]) => readable(upper)
+            .and_then(|upper| export.merge(upper.as_fd(), readable(destination)?.as_fd(), 0)),
         (ExportKind::Scrub, [tree]) => {
             readable(tree).and_then(|tree| export.scrub(tree.as_fd(), 0))
         }
@@ -77,7 +76,12 @@ impl Export {
     }
 
     /// Applies the changes in `upper` to `destination`.
-    fn merge(&mut self, upper: BorrowedFd<'_>, destination: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+    fn merge(
+        &mut self,
+        upper: BorrowedFd<'_>,
+        destination: BorrowedFd<'_>,
+        depth: usize,
+    ) -> io::Result<()> {
         for name in names(upper)? {
             let outcome = self.merge_entry(upper, destination, &name, depth);
             if let Err(error) = outcome {
@@ -122,9 +126,8 @@ impl Export {
         }
         let source = open_directory(upper, name)?;
         let existing = statat(destination, name, AtFlags::SYMLINK_NOFOLLOW).ok();
-        let is_directory = existing.is_some_and(|found| {
-            FileType::from_raw_mode(found.st_mode) == FileType::Directory
-        });
+        let is_directory = existing
+            .is_some_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory);
         if existing.is_some() && (!is_directory || is_opaque(&source)) {
             self.remove(destination, name, depth)?;
         }
@@ -183,7 +186,9 @@ impl Export {
     /// Gives the complete new entry its name, in place of whatever had it.
     fn replace(&mut self, directory: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Result<()> {
         match rustix::fs::renameat(directory, TEMPORARY, directory, name) {
-            Err(rustix::io::Errno::ISDIR | rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) => {
+            Err(
+                rustix::io::Errno::ISDIR | rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST,
+            ) => {
                 self.remove(directory, name, depth)?;
                 rustix::fs::renameat(directory, TEMPORARY, directory, name)?;
             }
@@ -276,7 +281,8 @@ fn is_opaque(directory: &OwnedFd) -> bool {
 }
 
 fn times(stat: &Stat) -> Timestamps {
-    let time = |seconds, nanoseconds| rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let time =
+        |seconds, nanoseconds| rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec as _),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec as _),
@@ -327,7 +333,6 @@ fn copy_sparse(mut source: File, target: &File, size: u64) -> io::Result<u64> {
     target.set_len(size)?;
     Ok(copied)
 }
-
 
 #[cfg(test)]
 mod tests {

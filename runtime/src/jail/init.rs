@@ -77,6 +77,7 @@ impl Init<'_> {
         enter(Step::Private, self.halt());
         tree::make_private()?;
         let (tree, exports) = self.build_tree()?;
+        let tree_us = self.started.elapsed().as_micros() as u64;
         enter(Step::Pivot, self.halt());
         tree.pivot()?;
         enter(Step::VerifyTree, self.halt());
@@ -96,7 +97,7 @@ impl Init<'_> {
         };
         let built_us = self.started.elapsed().as_micros() as u64;
         enter(Step::ClonePayload, self.halt());
-        self.start_payload(&tree, domain, terminal, exports, built_us)
+        self.start_payload(&tree, domain, terminal, exports, (tree_us, built_us))
     }
 
     /// Dies with the launcher, is nobody's debuggee, holds nothing it was not given.
@@ -169,7 +170,7 @@ impl Init<'_> {
         domain: Option<Domain>,
         terminal: Option<OwnedFd>,
         exports: Vec<ExportMounts>,
-        built_us: u64,
+        (tree_us, built_us): (u64, u64),
     ) -> Result<Running, StepFailure> {
         let (ours, theirs) = Wire::pair().at(Step::ClonePayload, "connect to the payload")?;
         let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup: None };
@@ -211,6 +212,7 @@ impl Init<'_> {
                     canary,
                     filter_digest,
                     exports: exports.iter().map(|export| export.kind).collect(),
+                    tree_us,
                     built_us,
                 };
                 self.launcher.send(&running, &descriptors).at(Step::Running, "report")?;
@@ -333,7 +335,11 @@ pub(super) fn die_with_parent(parent: &Wire) -> Result<(), StepFailure> {
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut polled, Some(&now)).at(step, "look for the launcher")?;
     if polled[0].revents().contains(rustix::event::PollFlags::HUP) {
-        return Err(StepFailure::new(step, "the launcher is gone", &io::ErrorKind::BrokenPipe.into()));
+        return Err(StepFailure::new(
+            step,
+            "the launcher is gone",
+            &io::ErrorKind::BrokenPipe.into(),
+        ));
     }
     Ok(())
 }

@@ -69,6 +69,7 @@ fn receive_and_run(control: &mut Wire) -> ToControl {
         cgroup: None,
         disk: None,
         init: None,
+        timings: Timings::default(),
     };
     match jail.launch(&run_directory, stdio) {
         Err(failure) => {
@@ -87,6 +88,7 @@ struct Jail<'a> {
     cgroup: Option<JailCgroup>,
     disk: Option<Disk>,
     init: Option<(Pid, OwnedFd)>,
+    timings: Timings,
 }
 
 /// What is known once the payload runs.
@@ -101,8 +103,16 @@ impl Jail<'_> {
         self.spec.halt_at.as_deref()
     }
 
+    fn elapsed_us(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
+    }
+
     /// Makes everything up to init; returns the connection to it.
-    fn launch(&mut self, run_directory: &PathBuf, stdio: Vec<OwnedFd>) -> Result<Wire, StepFailure> {
+    fn launch(
+        &mut self,
+        run_directory: &PathBuf,
+        stdio: Vec<OwnedFd>,
+    ) -> Result<Wire, StepFailure> {
         let spec = self.spec;
         let run = RunDirectory::open(spec.level, run_directory)
             .at(Step::Claim, "open the run directory (nobody else may write to it)")?;
@@ -110,6 +120,7 @@ impl Jail<'_> {
         let claim = run.claim().at(Step::Claim, "claim a range of ids")?;
         let (ids, name) = (IdRange::of(claim.slot, spec.level), claim.name());
         self.claim = Some(claim);
+        self.timings.claimed_us = self.elapsed_us();
         enter(Step::Claim, self.halt());
         let mut door = None;
         if spec.applies(Layer::Cgroup) {
@@ -118,6 +129,7 @@ impl Jail<'_> {
             door = Some(cgroup.door().at(Step::Cgroup, "open the cgroup")?);
             self.cgroup = Some(cgroup);
         }
+        self.timings.cgroup_us = self.elapsed_us();
         enter(Step::Cgroup, self.halt());
         let id_maps = self.id_maps(ids)?;
         enter(Step::IdMaps, self.halt());
@@ -134,6 +146,7 @@ impl Jail<'_> {
                 .at(Step::CloneInit, "hand over a standard stream")?;
         }
         let (ours, theirs) = Wire::pair().at(Step::CloneInit, "connect to init")?;
+        self.timings.prepared_us = self.elapsed_us();
         let args = CloneArgs {
             namespaces: self.namespaces(),
             cgroup: door.as_ref().and_then(|door| door.birth_fd()),
@@ -147,6 +160,7 @@ impl Jail<'_> {
             }
             Cloned::Parent { pid, pidfd } => {
                 self.init = Some((Pid::from_raw(pid), pidfd));
+                self.timings.cloned_us = self.elapsed_us();
                 enter(Step::CloneInit, self.halt());
                 Ok(ours)
             }
@@ -195,7 +209,6 @@ impl Jail<'_> {
 
     /// Watches the jail to its end and takes it apart.
     fn watch(&mut self, control: &mut Wire, mut init: Wire) -> ToControl {
-        let prepared_us = self.started.elapsed().as_micros() as u64;
         let mut running = None;
         let mut decisive = None;
         let ended = loop {
@@ -216,14 +229,21 @@ impl Jail<'_> {
                     Ok((ToLauncher::Start { .. }, _)) | Err(_) => break None,
                 },
                 Event::Init => match init.receive::<FromInit>() {
-                    Ok((FromInit::Running { layers, canary, filter_digest, exports, built_us }, fds)) => {
+                    Ok((
+                        FromInit::Running {
+                            layers,
+                            canary,
+                            filter_digest,
+                            exports,
+                            tree_us,
+                            built_us,
+                        },
+                        fds,
+                    )) => {
                         let mut report = self.report(layers, filter_digest);
                         report.canary = canary;
-                        report.timings = Timings {
-                            prepared_us,
-                            built_us,
-                            ready_us: self.started.elapsed().as_micros() as u64,
-                        };
+                        let ready_us = self.elapsed_us();
+                        report.timings = Timings { tree_us, built_us, ready_us, ..self.timings };
                         let (now, terminal) = sort_descriptors(self.spec, &exports, fds);
                         running = now;
                         let lent: Vec<_> = terminal.iter().map(|fd| fd.as_fd()).collect();
@@ -245,7 +265,10 @@ impl Jail<'_> {
                     }
                     Ok((FromInit::NotRunnable(errno), _)) => {
                         self.remove();
-                        return ToControl::Failed(Failure::Command { command: self.command(), errno });
+                        return ToControl::Failed(Failure::Command {
+                            command: self.command(),
+                            errno,
+                        });
                     }
                     Err(_) => break None,
                 },
@@ -289,7 +312,8 @@ impl Jail<'_> {
                 tv_sec: left.as_secs() as i64,
                 tv_nsec: i64::from(left.subsec_nanos()),
             });
-            let mut polled = [PollFd::new(init, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+            let mut polled =
+                [PollFd::new(init, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
             if poll(&mut polled, timeout.as_ref()).is_err() {
                 continue; // interrupted
             }
@@ -374,7 +398,9 @@ impl Jail<'_> {
         running
             .exports
             .into_iter()
-            .map(|(kind, mounts)| exporter::run(kind, mounts, ids.payload, self.spec.level, confine))
+            .map(|(kind, mounts)| {
+                exporter::run(kind, mounts, ids.payload, self.spec.level, confine)
+            })
             .collect()
     }
 
@@ -445,4 +471,3 @@ fn host_pid(pidfd: &OwnedFd) -> Option<Pid> {
     let line = text.lines().find_map(|line| line.strip_prefix("Pid:"))?;
     line.trim().parse().ok().filter(|pid| *pid > 1).map(Pid::from_raw)
 }
-

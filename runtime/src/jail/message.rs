@@ -73,7 +73,12 @@ fn canary_text(results: &[CanaryResult]) -> String {
     let failed: Vec<_> = results
         .iter()
         .filter(|result| !result.ok)
-        .map(|result| format!("{} ({}: wanted {}, got {})", result.act, result.layer, result.expected, result.got))
+        .map(|result| {
+            format!(
+                "{} ({}: wanted {}, got {})",
+                result.act, result.layer, result.expected, result.got
+            )
+        })
         .collect();
     failed.join("; ")
 }
@@ -178,6 +183,7 @@ pub(crate) enum FromInit {
         canary: Vec<CanaryResult>,
         filter_digest: String,
         exports: Vec<ExportKind>,
+        tree_us: u64,
         built_us: u64,
     },
     /// A step failed; init is about to exit.

@@ -47,19 +47,12 @@ pub use sweep::{Sweep, sweep};
 
 use crate::host::{HostFacts, KernelOffers, Level};
 
-/// Looks at the host, the kernel crates' part included.
+/// Looks at the host for jails of `level`, the kernel crates' part included.
 ///
 /// # Errors
 /// If `/`, `/etc` or `/proc/self` cannot be read.
-pub fn probe_host() -> std::io::Result<HostFacts> {
-    let absent = crate::host::CgroupOffer::Absent { reason: String::new() };
-    let offers = KernelOffers { landlock_abi: landlock::kernel_abi(), cgroup: absent };
-    let mut facts = HostFacts::probe(offers)?;
-    facts.offers.cgroup = cgroup::offer(facts.level);
-    Ok(facts)
-}
-
-/// The level at which this process can make jails, without looking at anything else.
-pub fn level(facts: &HostFacts) -> Level {
-    facts.level
+pub fn probe_host(level: Level) -> std::io::Result<HostFacts> {
+    let offers =
+        KernelOffers { landlock_abi: landlock::kernel_abi(), cgroup: cgroup::offer(level) };
+    HostFacts::probe(level, offers)
 }

@@ -80,7 +80,9 @@ impl Payload<'_> {
         nix::unistd::setsid().at(Step::Keyring, "start a session")?;
         if spec.applies(Layer::Keyring) {
             match sys::join_anonymous_session_keyring() {
-                Ok(()) => layers.push(LayerResult::enforced(spec, Layer::Keyring, "fresh and empty")),
+                Ok(()) => {
+                    layers.push(LayerResult::enforced(spec, Layer::Keyring, "fresh and empty"))
+                }
                 // A kernel without a key service has no keys to reach.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
                     layers.push(LayerResult::enforced(spec, Layer::Keyring, "no key service"));
@@ -148,7 +150,9 @@ impl Payload<'_> {
                 Ok(file) => file,
                 // Kernels before 5.6 have no time namespaces.
                 Err(rustix::io::Errno::NOENT) => continue,
-                Err(error) => return Err(StepFailure::new(Step::InertNamespaces, detail(), &error.into())),
+                Err(error) => {
+                    return Err(StepFailure::new(Step::InertNamespaces, detail(), &error.into()));
+                }
             };
             rustix::io::write(&file, b"0").at(Step::InertNamespaces, detail())?;
         }

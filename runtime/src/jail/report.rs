@@ -50,8 +50,16 @@ pub struct CanaryResult {
 /// Microseconds from the request to the end of each phase.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timings {
-    /// cgroup, ids and run directory ready.
+    /// Run directory and ids claimed, leftovers of others removed.
+    pub claimed_us: u64,
+    /// cgroup ready.
+    pub cgroup_us: u64,
+    /// Id maps, disk and filter ready.
     pub prepared_us: u64,
+    /// Init cloned into its namespaces.
+    pub cloned_us: u64,
+    /// Read-only tree ready.
+    pub tree_us: u64,
     /// Namespaces and mount tree ready.
     pub built_us: u64,
     /// All layers on, canary passed, command about to run.
@@ -123,10 +131,9 @@ impl EnforcementReport {
 
     /// Whether everything required is enforced.
     pub fn satisfied(&self) -> bool {
-        let layers = self
-            .layers
-            .iter()
-            .all(|result| result.got == Got::Enforced || result.wanted != demand_name(Demand::Required));
+        let layers = self.layers.iter().all(|result| {
+            result.got == Got::Enforced || result.wanted != demand_name(Demand::Required)
+        });
         layers && self.canary.iter().all(|result| result.ok)
     }
 }

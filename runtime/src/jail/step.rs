@@ -160,9 +160,9 @@ impl StepFailure {
             (Step::Cgroup, libc::EBUSY) => Some(
                 "the cgroup holds processes itself; run the worker in a unit with `Delegate=yes`",
             ),
-            (Step::Disk, libc::ENOSPC) => Some(
-                "lower `filesystem.workspace_size`, or free space in the state directory",
-            ),
+            (Step::Disk, libc::ENOSPC) => {
+                Some("lower `filesystem.workspace_size`, or free space in the state directory")
+            }
             (Step::Proc, libc::EPERM) => Some(
                 "the host's own /proc is partly covered (a container?); rootless jails need an \
                  uncovered one",

@@ -9,6 +9,7 @@
 //! refuse mounts on a detached tree. What is read-only is sealed in one step before the writable
 //! mounts are added.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -130,14 +131,16 @@ impl Tree {
             let source = match copy_tree(CWD, &bind.source) {
                 Ok(source) => source,
                 // Parts of a host directory that this host does not have.
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) && is_optional(&bind.source) => continue,
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) && is_optional(&bind.source) => {
+                    continue;
+                }
                 Err(error) => return Err(StepFailure::new(Step::HostView, detail(), &error)),
             };
             attach(&source, root.as_fd(), &bind.target).at(Step::HostView, detail())?;
         }
         set(&root, READ_ONLY | NO_SUID | NO_DEV, true).at(Step::HostView, "seal the root")?;
-        let private_proc =
-            make("proc", &[], NO_SUID | NO_DEV | NO_EXEC).at(Step::Proc, "make a proc of our own")?;
+        let private_proc = make("proc", &[], NO_SUID | NO_DEV | NO_EXEC)
+            .at(Step::Proc, "make a proc of our own")?;
         Ok(Tree { root, private_proc, payload })
     }
 
@@ -153,10 +156,15 @@ impl Tree {
             let device = rustix::fs::FileType::from_raw_mode(stat.st_mode);
             if !known || device != rustix::fs::FileType::CharacterDevice {
                 let error = io::Error::from_raw_os_error(libc::ENODEV);
-                return Err(StepFailure::new(step, format!("{} is another device", host.display()), &error));
+                return Err(StepFailure::new(
+                    step,
+                    format!("{} is another device", host.display()),
+                    &error,
+                ));
             }
             set(&node, NO_SUID | NO_EXEC, false).at(step, name.as_str())?;
-            attach(&node, self.root.as_fd(), Path::new("dev").join(name)).at(step, name.as_str())?;
+            attach(&node, self.root.as_fd(), Path::new("dev").join(name))
+                .at(step, name.as_str())?;
         }
         let options = [("ptmxmode", "0666"), ("mode", "0600"), ("max", "64")];
         let terminals = make("devpts", &options, NO_SUID | NO_EXEC).at(step, "make devpts")?;
@@ -175,15 +183,12 @@ impl Tree {
             set(&copy, READ_ONLY | NO_SUID | NO_DEV | NO_EXEC, true).at(step, detail())?;
             attach(&copy, proc.as_fd(), name).at(step, detail())?;
         }
-        for name in &plan.masked {
+        let present = entries(&proc).at(step, "list proc")?;
+        for name in plan.masked.iter().filter(|name| present.contains(name.trim_end_matches('/'))) {
             let empty = if name.ends_with('/') { EMPTY_DIRECTORY } else { EMPTY_FILE };
             let detail = || format!("mask /proc/{name}");
             let cover = copy_tree(self.root.as_fd(), Path::new(empty)).at(step, detail())?;
-            match attach(&cover, proc.as_fd(), name) {
-                // This kernel has no such entry.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                other => other.at(step, detail())?,
-            }
+            attach(&cover, proc.as_fd(), name).at(step, detail())?;
         }
         Ok(())
     }
@@ -216,7 +221,8 @@ impl Tree {
         let step = Step::Pivot;
         rustix::process::fchdir(&self.root).at(step, "enter the new root")?;
         rustix::process::pivot_root(".", ".").at(step, "pivot_root")?;
-        rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).at(step, "let go of the old root")?;
+        rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
+            .at(step, "let go of the old root")?;
         rustix::process::chdir("/").at(step, "enter /")
     }
 }
@@ -226,13 +232,25 @@ fn is_optional(source: &Path) -> bool {
     source.starts_with("/etc")
 }
 
+/// Names in the top directory of a mount.
+fn entries(mount: &OwnedFd) -> io::Result<BTreeSet<String>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat(mount, ".", flags, Mode::empty())?;
+    let mut names = BTreeSet::new();
+    for entry in rustix::fs::Dir::new(directory)? {
+        names.insert(entry?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
 fn create(root: &OwnedFd, node: &Node) -> Result<(), StepFailure> {
     let step = Step::Skeleton;
     match node {
         Node::Directory { path } => mkdirat(root, path, Mode::from_raw_mode(0o755))
             .at(step, format!("make /{}", path.display())),
-        Node::Link { path, target } => symlinkat(target, root, path)
-            .at(step, format!("make /{}", path.display())),
+        Node::Link { path, target } => {
+            symlinkat(target, root, path).at(step, format!("make /{}", path.display()))
+        }
         Node::File { path, content } => {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let detail = || format!("write /{}", path.display());
@@ -257,8 +275,8 @@ fn lay_over(skeleton: &OwnedFd, base: &Path) -> Result<OwnedFd, StepFailure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let base_fd = openat(CWD, base, flags, Mode::empty()).at(step, detail())?;
     let lower = format!("{}:{}", fd_path(skeleton.as_fd()), fd_path(base_fd.as_fd()));
-    let root =
-        make("overlay", &[("lowerdir", &lower)], READ_ONLY | NO_SUID | NO_DEV).at(step, detail())?;
+    let root = make("overlay", &[("lowerdir", &lower)], READ_ONLY | NO_SUID | NO_DEV)
+        .at(step, detail())?;
     attach(&root, CWD, "/").at(step, detail())?;
     Ok(root)
 }

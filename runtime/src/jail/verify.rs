@@ -57,7 +57,8 @@ fn compare(mountinfo: &str, plan: &MountPlan) -> Result<(), String> {
         if found.insert(point.clone(), ()).is_some() {
             return Err(format!("{} is mounted twice", point.display()));
         }
-        let beneath = plan.read_only.iter().any(|bind| point.starts_with(Path::new("/").join(&bind.target)));
+        let beneath =
+            plan.read_only.iter().any(|bind| point.starts_with(Path::new("/").join(&bind.target)));
         let kind = match expected.get(&point) {
             Some((kind, _)) => *kind,
             // A tree of the host is shown with what is mounted in it.
@@ -142,7 +143,12 @@ mod tests {
             devices: vec!["null".into()],
             masked: vec!["kcore".into()],
             frozen: vec!["sys".into()],
-            memory: vec![MemoryMount { target: "tmp".into(), bytes_max: 1, inodes_max: 1, mode: 0 }],
+            memory: vec![MemoryMount {
+                target: "tmp".into(),
+                bytes_max: 1,
+                inodes_max: 1,
+                mode: 0,
+            }],
             scratch: ScratchPlan {
                 storage: Storage::Memory,
                 bytes_max: 1,
@@ -179,7 +185,8 @@ mod tests {
             let got = compare(&GOOD.replace(from, to), &plan()).expect_err(want);
             assert_eq!(got, want);
         }
-        let without = GOOD.replace("6 1 0:1 / /proc/sys ro,nosuid,nodev,noexec - proc none rw\n", "");
+        let without =
+            GOOD.replace("6 1 0:1 / /proc/sys ro,nosuid,nodev,noexec - proc none rw\n", "");
         let got = compare(&without, &plan()).expect_err("frozen entry missing");
         assert_eq!(got, "/proc/sys is planned and not mounted");
     }

@@ -37,7 +37,11 @@ impl Wire {
     }
 
     /// Sends one message and lends `descriptors` to the receiver.
-    pub fn send<T: Serialize>(&mut self, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn send<T: Serialize>(
+        &mut self,
+        message: &T,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         let bytes = postcard::to_stdvec(message).map_err(invalid)?;
         if bytes.len() > MESSAGE_BYTES_MAX || descriptors.len() > DESCRIPTORS_MAX {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
@@ -49,8 +53,7 @@ impl Wire {
             control.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         let slice = [IoSlice::new(&header)];
-        let sent =
-            rustix::net::sendmsg(&self.stream, &slice, &mut control, SendFlags::NOSIGNAL)?;
+        let sent = rustix::net::sendmsg(&self.stream, &slice, &mut control, SendFlags::NOSIGNAL)?;
         self.stream.write_all(&header[sent..])?;
         self.stream.write_all(&bytes)
     }

@@ -125,18 +125,18 @@ impl Binding<'_> {
     /// one that was asked for.
     fn host_view(&self) -> Tried<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = openat(CWD, &self.bound.source, flags, Mode::empty()).map_err(tried("open it"))?;
+        let found =
+            openat(CWD, &self.bound.source, flags, Mode::empty()).map_err(tried("open it"))?;
         let stat = fstat(&found).map_err(tried("check it"))?;
         if (stat.st_dev, stat.st_ino) != (self.bound.device, self.bound.inode) {
-            return Err(("it was replaced since it was checked", io::Error::from_raw_os_error(libc::ESTALE)));
+            return Err((
+                "it was replaced since it was checked",
+                io::Error::from_raw_os_error(libc::ESTALE),
+            ));
         }
         let view = copy_tree(found.as_fd(), Path::new("")).map_err(tried("copy its mount"))?;
-        let attributes = MountAttributes {
-            set: NO_SUID | NO_DEV,
-            recursive: true,
-            idmap: None,
-            private: false,
-        };
+        let attributes =
+            MountAttributes { set: NO_SUID | NO_DEV, recursive: true, idmap: None, private: false };
         mount_setattr(view.as_fd(), attributes).map_err(tried("limit its mount"))?;
         if let Some(map) = self.map {
             let attributes = MountAttributes { idmap: Some(map.as_fd()), ..Default::default() };
@@ -158,7 +158,8 @@ impl Binding<'_> {
         owned_directory(self.scratch, &work, 0o700, 0).map_err(tried("make its work directory"))?;
         // An overlay takes layers that are attached in this namespace, keeps them, and does not
         // need them attached afterwards.
-        attach(&lower, self.tree.root.as_fd(), KEEP_LOWER).map_err(tried("attach its lower layer"))?;
+        attach(&lower, self.tree.root.as_fd(), KEEP_LOWER)
+            .map_err(tried("attach its lower layer"))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = |name: &str| openat(self.scratch, name, flags, Mode::empty());
         let upper_fd = open(&upper).map_err(tried("open its upper layer"))?;

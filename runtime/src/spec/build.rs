@@ -67,7 +67,9 @@ pub struct Request {
 #[non_exhaustive]
 pub enum SpecError {
     /// The policy's minimum is above what this process can give.
-    #[error("cannot give level `{required}`, which the policy requires at {origin}: started without root, this host gives `{offered}`")]
+    #[error(
+        "cannot give level `{required}`, which the policy requires at {origin}: started without root, this host gives `{offered}`"
+    )]
     Level {
         /// Wanted.
         required: Level,
@@ -149,9 +151,9 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
         mounts: tree.mounts,
         landlock: LandlockPlan {
             abi_min: policy.require.landlock_abi.value,
-            deny_tcp: layers.iter().any(|plan| {
-                plan.layer == Layer::NetNamespace && plan.demand != Demand::Required
-            }),
+            deny_tcp: layers
+                .iter()
+                .any(|plan| plan.layer == Layer::NetNamespace && plan.demand != Demand::Required),
             grants: tree.grants,
         },
         layers,
@@ -273,11 +275,7 @@ fn is_off(policy: &Policy, layer: Layer) -> bool {
 }
 
 /// Refuses storage that cannot be limited here: never silently unlimited.
-fn check_storage(
-    policy: &Policy,
-    facts: &HostFacts,
-    request: &Request,
-) -> Result<(), SpecError> {
+fn check_storage(policy: &Policy, facts: &HostFacts, request: &Request) -> Result<(), SpecError> {
     let disk = policy.filesystem.workspace_storage.value == Storage::Disk;
     if disk && facts.level == Level::Rootless {
         return Err(SpecError::Unlimited {
@@ -331,9 +329,8 @@ fn bound_directories(policy: &Policy, request: &Request) -> Vec<BoundDirectory> 
         target,
         limit: limit_of(policy, found),
     };
-    let same_path = |found: &BoundRequest| {
-        found.source.strip_prefix("/").unwrap_or(&found.source).to_owned()
-    };
+    let same_path =
+        |found: &BoundRequest| found.source.strip_prefix("/").unwrap_or(&found.source).to_owned();
     request
         .workspace
         .iter()

@@ -105,8 +105,9 @@ pub(super) fn shared(host: &[HostEntry]) -> (Vec<Node>, Vec<ReadOnlyBind>) {
             continue;
         }
         match &entry.kind {
-            EntryKind::Link(target) => nodes
-                .push(Node::Link { path: Path::new("etc").join(name), target: target.clone() }),
+            EntryKind::Link(target) => {
+                nodes.push(Node::Link { path: Path::new("etc").join(name), target: target.clone() })
+            }
             EntryKind::Directory => binds.push(bind(PathBuf::from(name), true)),
             EntryKind::File => binds.push(bind(PathBuf::from(name), false)),
         }
@@ -128,7 +129,8 @@ mod tests {
 
     #[test]
     fn nothing_of_the_host_s_own_is_shared() {
-        let names = ["shadow", "passwd", "gshadow", "ssh", "sudoers", "krb5.keytab", "ssl", "hosts"];
+        let names =
+            ["shadow", "passwd", "gshadow", "ssh", "sudoers", "krb5.keytab", "ssl", "hosts"];
         let host: Vec<_> = names
             .iter()
             .map(|name| HostEntry { name: (*name).to_owned(), kind: EntryKind::Directory })

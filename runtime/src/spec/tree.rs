@@ -7,7 +7,9 @@ use crate::host::{EntryKind, HostFacts};
 use crate::policy::{Policy, Root};
 
 use super::etc::{self, Account};
-use super::plan::{Access, BoundDirectory, MemoryMount, MountPlan, Node, ReadOnlyBind, ScratchPlan};
+use super::plan::{
+    Access, BoundDirectory, MemoryMount, MountPlan, Node, ReadOnlyBind, ScratchPlan,
+};
 
 /// Working directory of the payload unless the request names another.
 pub(super) const WORKSPACE: &str = "workspace";
@@ -25,11 +27,43 @@ const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 /// What a payload must not read or write in `/proc`: the host's hardware, its load, its boot
 /// parameters, its keys, and every handle that acts on the host. A slash marks a directory.
 const MASKED: &[&str] = &[
-    "acpi/", "asound/", "bus/", "cmdline", "config.gz", "consoles", "diskstats", "driver/",
-    "dynamic_debug/", "fs/", "interrupts", "iomem", "ioports", "irq/", "kallsyms", "kcore",
-    "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats",
-    "locks", "modules", "mtrr", "partitions", "pressure/", "sched_debug", "schedstat", "scsi/",
-    "slabinfo", "softirqs", "swaps", "sysrq-trigger", "timer_list", "vmallocinfo",
+    "acpi/",
+    "asound/",
+    "bus/",
+    "cmdline",
+    "config.gz",
+    "consoles",
+    "diskstats",
+    "driver/",
+    "dynamic_debug/",
+    "fs/",
+    "interrupts",
+    "iomem",
+    "ioports",
+    "irq/",
+    "kallsyms",
+    "kcore",
+    "key-users",
+    "keys",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "locks",
+    "modules",
+    "mtrr",
+    "partitions",
+    "pressure/",
+    "sched_debug",
+    "schedstat",
+    "scsi/",
+    "slabinfo",
+    "softirqs",
+    "swaps",
+    "sysrq-trigger",
+    "timer_list",
+    "vmallocinfo",
 ];
 
 /// What stays readable in `/proc` because programs ask for it, and can never be written.

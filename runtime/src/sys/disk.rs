@@ -75,8 +75,7 @@ pub fn loop_configure(device: BorrowedFd<'_>, status: LoopStatus<'_>) -> io::Res
     // SAFETY: an all-zero `loop_config` is its documented empty value; it holds integers only.
     let mut config: LoopConfig = unsafe { std::mem::zeroed() };
     config.fd = status.backing.as_raw_fd() as u32;
-    config.info.flags =
-        LO_FLAGS_AUTOCLEAR | if status.direct_io { LO_FLAGS_DIRECT_IO } else { 0 };
+    config.info.flags = LO_FLAGS_AUTOCLEAR | if status.direct_io { LO_FLAGS_DIRECT_IO } else { 0 };
     // SAFETY: the borrows keep both descriptors open; `config` has the layout of the kernel's
     // structure, outlives the call and is only read.
     let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
@@ -92,8 +91,7 @@ pub fn project_id(file: BorrowedFd<'_>) -> io::Result<(u32, bool)> {
     let mut attributes = FsXattr::default();
     // SAFETY: the borrow keeps `file` open; the request writes one `fsxattr`, which is what
     // `attributes` is, and it outlives the call.
-    let rc =
-        unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) };
+    let rc = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) };
     if rc == 0 {
         Ok((attributes.projid, attributes.xflags & FS_XFLAG_PROJINHERIT != 0))
     } else {
@@ -114,9 +112,7 @@ pub fn project_limits(file: BorrowedFd<'_>, project: u32) -> io::Result<(u64, u6
     let command = (Q_GETQUOTA << 8) | PRJQUOTA;
     let fd = file.as_raw_fd();
     // SAFETY: the borrow keeps `file` open; the kernel writes one `dqblk`, which outlives the call.
-    let rc = unsafe {
-        libc::syscall(libc::SYS_quotactl_fd, fd, command, project, &raw mut quota)
-    };
+    let rc = unsafe { libc::syscall(libc::SYS_quotactl_fd, fd, command, project, &raw mut quota) };
     if rc == 0 {
         Ok((quota.dqb_bhardlimit * BLOCK_BYTES, quota.dqb_ihardlimit))
     } else {

@@ -16,4 +16,6 @@ pub use disk::{LoopStatus, loop_configure, loop_free_index, project_id, project_
 pub use interface::interface_up;
 pub use keyring::join_anonymous_session_keyring;
 pub use mount::{MountAttributes, mount_setattr};
-pub use process::{ForbiddenCall, default_signals, exec_descriptor, exec_path, landlock_abi, try_forbidden};
+pub use process::{
+    ForbiddenCall, default_signals, exec_descriptor, exec_path, landlock_abi, try_forbidden,
+};

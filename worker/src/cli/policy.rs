@@ -8,10 +8,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::exit::Exit;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use crate::exit::Exit;
 use stockade_runtime::policy::{Origins, Policy, PolicyError, Resolver, SHIPPED, json_schema};
 
 /// One byte more than the runtime accepts, so that it can say how much is too much.
@@ -130,13 +130,10 @@ pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::R
             }
         }
         PolicyCommand::Check { format, policies } => check(&resolver, policies, *format, &mut to),
-        PolicyCommand::Schema => {
-            writeln!(to.out, "{:#}", json_schema()).map(|()| Exit::Success)
+        PolicyCommand::Schema => writeln!(to.out, "{:#}", json_schema()).map(|()| Exit::Success),
+        PolicyCommand::List { format } => {
+            to.out.write_all(list(&args.directories, *format).as_bytes()).map(|()| Exit::Success)
         }
-        PolicyCommand::List { format } => to
-            .out
-            .write_all(list(&args.directories, *format).as_bytes())
-            .map(|()| Exit::Success),
     };
     match code {
         // A reader such as `head` has seen enough.
