@@ -222,7 +222,9 @@ fn disk_check(facts: &HostFacts, checks: &mut Vec<Check>) -> anyhow::Result<()> 
         return Ok(());
     }
     let (status, found, fix) = match probe(facts, "build", &["disk=16MiB"], None)? {
-        Ok(_) => (Status::Pass, "a file system of the policy's size on a loop device".to_owned(), None),
+        Ok(_) => {
+            (Status::Pass, "a file system of the policy's size on a loop device".to_owned(), None)
+        }
         Err(reason) => (
             Status::Warn,
             reason.what,
