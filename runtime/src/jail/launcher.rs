@@ -224,7 +224,11 @@ impl Jail<'_> {
                     break None;
                 }
                 Event::Control => match control.receive::<ToLauncher>() {
-                    Ok((ToLauncher::Signal(number), _)) => forward(number, running.as_ref()),
+                    Ok((ToLauncher::Signal(number), _)) => match running.as_ref() {
+                        Some(running) => forward(number, running),
+                        // Nothing runs that could answer it.
+                        None => break Some((PayloadStatus::Signaled(number), Vec::new(), 0)),
+                    },
                     Ok((ToLauncher::OutputLimit, _)) => {
                         let bytes = self.spec.output_bytes_max.unwrap_or(0);
                         decisive = Some(LimitHit::Output { bytes });
@@ -477,9 +481,9 @@ fn sort_descriptors(
 }
 
 /// Sends a signal to the payload's process group, as a terminal would.
-fn forward(number: i32, running: Option<&Running>) {
+fn forward(number: i32, running: &Running) {
     let Ok(signal) = nix::sys::signal::Signal::try_from(number) else { return };
-    let Some(pid) = running.and_then(|running| host_pid(&running.payload)) else { return };
+    let Some(pid) = host_pid(&running.payload) else { return };
     // A group that ended meanwhile needs no signal.
     let _gone = nix::sys::signal::killpg(pid, signal);
 }
