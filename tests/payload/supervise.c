@@ -1,0 +1,119 @@
+/*
+ * `probe supervise REPORT SECONDS CMD…`: runs CMD below a subreaper of its own, so that every
+ * process which outlives CMD, however it detached itself, ends up here and is named.
+ *
+ * REPORT gets `pid N` at the start, then `exit N`, `signal N` or `timeout`, then one line
+ * `leftover PID NAME` for every process that was still there two seconds after CMD ended.
+ * Left-over processes are killed. They are our own descendants, nothing else is touched.
+ */
+#include "probe.h"
+
+#include <dirent.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static void nap(void) {
+    struct timespec t = {0, 5000000};
+    nanosleep(&t, NULL);
+}
+
+/* Names, and kills if asked to, every child of this process. */
+static int children(FILE *report, int kill_them) {
+    DIR *proc = opendir("/proc");
+    struct dirent *entry;
+    int found = 0;
+    while (proc && (entry = readdir(proc))) {
+        char path[300], name[64] = "?";
+        int pid = atoi(entry->d_name), parent = 0;
+        char state = '?';
+        if (pid <= 0)
+            continue;
+        snprintf(path, sizeof path, "/proc/%d/stat", pid);
+        FILE *stat = fopen(path, "r");
+        if (!stat)
+            continue;
+        if (fscanf(stat, "%*d (%63[^)]) %c %d", name, &state, &parent) == 3 &&
+            parent == getpid() && state != 'Z') {
+            found++;
+            if (report)
+                fprintf(report, "leftover %d %s %c\n", pid, name, state);
+            if (kill_them)
+                kill(pid, SIGKILL);
+        }
+        fclose(stat);
+    }
+    if (proc)
+        closedir(proc);
+    return found;
+}
+
+/* Collects children until there are none or `seconds` have passed. */
+static int reap_all(double seconds) {
+    for (double end = now() + seconds; now() < end; nap()) {
+        pid_t pid;
+        while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+            ;
+        if (pid < 0 && errno == ECHILD)
+            return 0;
+    }
+    return -1;
+}
+
+int supervise(int argc, char **argv) {
+    if (argc < 4)
+        return 64;
+    FILE *report = fopen(argv[1], "we");
+    if (!report)
+        return 64;
+    double limit = atof(argv[2]), started = now();
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGPIPE, SIG_IGN);
+    pid_t main_pid = fork();
+    if (main_pid == 0) {
+        signal(SIGPIPE, SIG_DFL);
+        execvp(argv[3], argv + 3);
+        _exit(127);
+    }
+    fprintf(report, "pid %d\n", main_pid);
+    fflush(report);
+    int status = 0, timed_out = 0;
+    for (;;) {
+        pid_t pid = waitpid(-1, &status, WNOHANG);
+        if (pid == main_pid)
+            break;
+        if (pid != 0)
+            continue;
+        if (!timed_out && now() - started > limit) {
+            timed_out = 1;
+            kill(main_pid, SIGCONT);
+            kill(main_pid, SIGTERM);
+        }
+        if (timed_out && now() - started > limit + 5)
+            kill(main_pid, SIGKILL);
+        nap();
+    }
+    if (timed_out)
+        fprintf(report, "timeout\n");
+    else if (WIFSIGNALED(status))
+        fprintf(report, "signal %d\n", WTERMSIG(status));
+    else
+        fprintf(report, "exit %d\n", WEXITSTATUS(status));
+    if (reap_all(2.0) != 0) {
+        children(report, 1);
+        while (reap_all(0.2) != 0 && now() - started < limit + 20)
+            children(NULL, 1);
+    }
+    fclose(report);
+    if (timed_out)
+        return 199;
+    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
