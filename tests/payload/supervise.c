@@ -1,9 +1,10 @@
 /*
- * `probe supervise REPORT SECONDS CMD…`: runs CMD below a subreaper of its own, so that every
- * process which outlives CMD, however it detached itself, ends up here and is named.
+ * `probe supervise REPORT SECONDS GRACE UID CMD…`: runs CMD below a subreaper of its own, so that
+ * every process which outlives CMD, however it detached itself, ends up here and is named. The
+ * pipes on 0, 1 and 2 are given to UID, as if that user had made them.
  *
  * REPORT gets `pid N` at the start, then `exit N`, `signal N` or `timeout`, then one line
- * `leftover PID NAME` for every process that was still there two seconds after CMD ended.
+ * `leftover PID NAME` for every process that was still there GRACE seconds after CMD ended.
  * Left-over processes are killed. They are our own descendants, nothing else is touched.
  */
 #include "probe.h"
@@ -68,19 +69,22 @@ static int reap_all(double seconds) {
 }
 
 int supervise(int argc, char **argv) {
-    if (argc < 4)
+    if (argc < 6)
         return 64;
     FILE *report = fopen(argv[1], "we");
     if (!report)
         return 64;
-    double limit = atof(argv[2]), started = now();
+    double limit = atof(argv[2]), grace = atof(argv[3]), started = now();
+    for (int fd = 0; fd < 3; fd++)
+        if (fchown(fd, atoi(argv[4]), -1) < 0 && errno != EPERM)
+            return 64;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
     pid_t main_pid = fork();
     if (main_pid == 0) {
         signal(SIGPIPE, SIG_DFL);
-        execvp(argv[3], argv + 3);
+        execvp(argv[5], argv + 5);
         _exit(127);
     }
     fprintf(report, "pid %d\n", main_pid);
@@ -107,7 +111,8 @@ int supervise(int argc, char **argv) {
         fprintf(report, "signal %d\n", WTERMSIG(status));
     else
         fprintf(report, "exit %d\n", WEXITSTATUS(status));
-    if (reap_all(2.0) != 0) {
+    fflush(report);
+    if (reap_all(grace) != 0) {
         children(report, 1);
         while (reap_all(0.2) != 0 && now() - started < limit + 20)
             children(NULL, 1);

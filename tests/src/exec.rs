@@ -81,6 +81,7 @@ pub struct Exec {
     stdin: Vec<u8>,
     cwd: Option<PathBuf>,
     timeout: Duration,
+    grace: Duration,
     alone: bool,
 }
 
@@ -95,6 +96,7 @@ impl Exec {
             stdin: Vec::new(),
             cwd: None,
             timeout: Duration::from_secs(60),
+            grace: Duration::from_secs(2),
             alone: false,
         }
     }
@@ -150,6 +152,12 @@ impl Exec {
         self
     }
 
+    /// Lets processes live for `grace` after the worker, for somebody else to end them.
+    pub fn grace(mut self, grace: Duration) -> Exec {
+        self.grace = grace;
+        self
+    }
+
     /// The caller holds [`lock::alone`], so this run must not wait for its turn.
     pub fn alone(mut self) -> Exec {
         self.alone = true;
@@ -198,6 +206,8 @@ impl Exec {
         let place = Place::new(self.level);
         let mut line = vec![OsString::from("supervise"), place.report().into()];
         line.push(self.timeout.as_secs_f64().to_string().into());
+        line.push(self.grace.as_secs_f64().to_string().into());
+        line.push(self.level.uid().to_string().into());
         line.extend(self.wrapper.iter().map(OsString::from));
         line.extend(self.level.prefix().into_iter().map(OsString::from));
         line.push(locate::worker().into());
@@ -261,6 +271,23 @@ impl Running {
             thread::sleep(Duration::from_millis(5));
         }
         panic!("the supervisor does not say which process it started");
+    }
+
+    /// The home of the caller, which is also its runtime directory.
+    pub fn home(&self) -> String {
+        self.place.home().display().to_string()
+    }
+
+    /// Waits until the worker has ended, whatever it left behind; `false` after `limit`.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            let report = fs::read_to_string(self.place.report()).unwrap_or_default();
+            if report.lines().nth(1).is_some() || Instant::now() > deadline {
+                return report.lines().nth(1).is_some();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Every live process below the worker, the worker first.
