@@ -325,7 +325,11 @@ impl Running {
         leftovers.extend(self.before.leftovers());
         leftovers.extend(self.place.leftovers());
         Outcome {
-            end: end.unwrap_or_else(|| panic!("the supervisor reports no end: {report}")),
+            end: end.unwrap_or_else(|| {
+                panic!(
+                    "no end is reported: a signal of the payload reached the supervisor: {report}"
+                )
+            }),
             stdout: text(self.stdout),
             stderr: text(self.stderr),
             elapsed,

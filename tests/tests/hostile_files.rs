@@ -125,7 +125,7 @@ fn kernel_settings_cannot_be_opened_for_writing() {
         row("open /proc/sys/vm/drop_caches w", NOT_WRITABLE, HostRootIfThere),
         row("open /proc/sys/vm/overcommit_memory w", NOT_WRITABLE, HostRoot),
         row("open /proc/sys/net/ipv4/ip_forward w", NOT_WRITABLE, HostRootIfThere),
-        row("open /proc/sys/user/max_user_namespaces w", NOT_WRITABLE, HostRoot),
+        row("open /proc/sys/user/max_user_namespaces w", NOT_WRITABLE, HostRootIfThere),
         row("open /proc/sys/fs/binfmt_misc/register w", NOT_WRITABLE, HostRootIfThere),
         row("open /proc/sysrq-trigger w", NOT_WRITABLE, HostRootIfThere),
         row("open /proc/irq/default_smp_affinity w", NOT_WRITABLE, HostRootIfThere),
