@@ -13,26 +13,79 @@ use e2e::exec::{Running, directory_of, status_field};
 use e2e::{End, Exec, Level, Need, locate, require};
 
 /// Every step at which a run can be stopped, as `worker exec --halt-at help` lists them.
-const STEPS: &[&str] = &[];
+const STEPS: &[&str] = &[
+    "handshake",
+    "claim",
+    "cgroup",
+    "id-maps",
+    "disk",
+    "clone-init",
+    "isolate",
+    "identity",
+    "private",
+    "skeleton",
+    "host-view",
+    "devices",
+    "proc",
+    "memory",
+    "workspace",
+    "pivot",
+    "verify-tree",
+    "terminal",
+    "clone-payload",
+    "map-ids",
+    "drop-init",
+    "inert-namespaces",
+    "keyring",
+    "rlimits",
+    "ids",
+    "capabilities",
+    "no-new-privs",
+    "landlock",
+    "seccomp",
+    "canary",
+    "exec",
+    "running",
+    "kill",
+    "export",
+    "remove",
+];
 
 /// A run that is stopped at a step, with all its processes, the worker first.
 struct Halted {
     running: Running,
     processes: Vec<u32>,
+    _bound: tempfile::TempDir,
 }
 
+/// Stops a run at `step`, with what makes the step happen at all.
 fn halt(level: Level, step: &str) -> Halted {
-    let running = Exec::at(level)
-        .options(["--halt-at", step])
-        .timeout(Duration::from_secs(20))
-        .grace(Duration::from_secs(6))
-        .spawn(&["/bin/bash", "-c", "sleep 0.2; true"]);
+    let bound = directory_of(level);
+    let mut exec = Exec::at(level).options(["--halt-at", step]);
+    if matches!(step, "id-maps" | "workspace" | "export") {
+        exec = exec.workspace(bound.path());
+    }
+    if step == "disk" {
+        exec = exec.policy("build");
+    }
+    let running = exec.timeout(Duration::from_secs(20)).grace(Duration::from_secs(6)).spawn(&[
+        "/bin/bash",
+        "-c",
+        "sleep 0.2; true",
+    ]);
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let processes = running.processes();
-        let stopped = |pid: &u32| status_field(*pid, "State:").is_some_and(|state| state == "T");
+        // A process that performs a step bears its name, so that no other stop is mistaken for it.
+        let stopped = |pid: &u32| {
+            status_field(*pid, "State:").is_some_and(|state| state == "T")
+                || status_field(*pid, "Name:").is_some_and(|name| name.starts_with("at-"))
+        };
         if processes.iter().any(stopped) {
-            return Halted { running, processes };
+            return Halted { running, processes, _bound: bound };
+        }
+        if running.ends_within(Duration::ZERO) {
+            panic!("the run ends without step `{step}`: {}", running.wait().text());
         }
         assert!(Instant::now() < deadline, "no process stops at step `{step}` of {level:?}");
         sleep(Duration::from_millis(2));
@@ -60,7 +113,7 @@ fn sweep(level: Level, home: &str) {
 
 /// Kills the process number `victim` of a run that is stopped at `step`; says how many there were.
 fn crash(level: Level, step: &str, victim: usize, wrong: &mut Vec<String>) -> usize {
-    let Halted { running, processes } = halt(level, step);
+    let Halted { running, processes, _bound } = halt(level, step);
     let count = processes.len();
     let Some(&pid) = processes.get(victim) else {
         signal(processes[0], "-KILL");

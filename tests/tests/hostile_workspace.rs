@@ -188,3 +188,47 @@ fn outputs_are_handed_over_with_the_owner_of_their_directory() {
         assert_eq!(dangers(dir.path(), owner), [""; 0], "{level:?}: {}", outcome.text());
     }
 }
+
+#[test]
+fn files_that_the_caller_redirects_to_keep_owner_and_mode() {
+    // Standard streams belong to the caller; a jail must not take them over.
+    for level in Level::here() {
+        let dir = directory_of(level);
+        for name in ["in", "out", "err"] {
+            let path = dir.path().join(name);
+            fs::write(&path, "input\n").expect("cannot write");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("cannot chmod");
+            e2e::exec::give(&path, level);
+        }
+        let place = dir.path().display();
+        let redirect = format!("exec <{place}/in >{place}/out 2>{place}/err; exec \"$@\"");
+        let wrapper = ["bash", "-c", &redirect, "redirect"];
+        let script =
+            "cat; echo more >&2; chmod 4777 /proc/self/fd/1; echo again >/dev/stdout; true";
+        let outcome = Exec::at(level).wrapped_in(&wrapper).bash(script);
+        assert!(outcome.ok(), "{level:?}: {}", outcome.text());
+        for (name, start) in [("in", "input"), ("out", "input"), ("err", "more")] {
+            let path = dir.path().join(name);
+            let meta = fs::metadata(&path).expect("cannot look");
+            assert_eq!(meta.uid(), level.uid(), "{level:?}: the owner of `{name}` changed");
+            assert_eq!(meta.mode() & 0o7777, 0o640, "{level:?}: the mode of `{name}` changed");
+            let text = fs::read_to_string(&path).expect("cannot read");
+            assert!(text.starts_with(start), "{level:?} {name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn the_callers_terminal_keeps_its_owner() {
+    require!(Need::Root, Need::Tool("script"));
+    let worker = locate::worker().display();
+    let line = format!("stat -c %u:%a $(tty); {worker} exec -- true; stat -c %u:%a $(tty)");
+    let done = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("HOME", "/root")
+        .output()
+        .expect("cannot run script");
+    let text = String::from_utf8_lossy(&done.stdout).replace('\r', "");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() == 2 && lines[0] == lines[1], "the terminal changed hands: {text}");
+}
