@@ -3,6 +3,8 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -105,6 +107,46 @@ static int act_filecap(int argc, char **argv) {
 static int act_xattr(int argc, char **argv) {
     const char *value = arg(argc, argv, 3, "1");
     return setxattr(arg(argc, argv, 1, ""), arg(argc, argv, 2, ""), value, strlen(value), 0);
+}
+
+/* create-suid PATH: the bit comes with the creation instead of by chmod. */
+static int act_create_suid(int argc, char **argv) {
+    struct stat st;
+    int fd = open(arg(argc, argv, 1, "suid"), O_WRONLY | O_CREAT | O_EXCL, 06755);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return -1;
+    errno = EPERM;
+    return st.st_mode & 06000 ? 0 : -1;
+}
+
+/* mkdir-setgid PATH */
+static int act_mkdir_setgid(int argc, char **argv) {
+    struct stat st;
+    const char *path = arg(argc, argv, 1, "setgid");
+    if (mkdir(path, 02777) < 0 || chmod(path, 02777) < 0 || stat(path, &st) < 0)
+        return -1;
+    errno = EPERM;
+    return st.st_mode & 02000 ? 0 : -1;
+}
+
+/* setflags PATH: makes a file immutable, which only root of the host can undo. */
+static int act_setflags(int argc, char **argv) {
+    int flags = FS_IMMUTABLE_FL | FS_APPEND_FL;
+    int fd = open(arg(argc, argv, 1, "f"), O_RDONLY | O_CREAT, 0644);
+    if (fd < 0)
+        return -1;
+    if (ioctl(fd, FS_IOC_SETFLAGS, &flags) < 0)
+        return -1;
+    flags = 0;
+    ioctl(fd, FS_IOC_SETFLAGS, &flags);
+    return 0;
+}
+
+/* whiteout PATH: leaves the device file that hides a file of an overlay's lower layer. */
+static int act_whiteout(int argc, char **argv) {
+    const char *path = arg(argc, argv, 1, "w");
+    close(open(path, O_WRONLY | O_CREAT, 0644));
+    return renameat2(AT_FDCWD, path, AT_FDCWD, "w-moved", 4 /* RENAME_WHITEOUT */);
 }
 
 /* handle MOUNTPOINT: opens the root of the file system behind MOUNTPOINT by its handle. */
@@ -237,5 +279,7 @@ const struct act file_acts[] = {
     {"filecap", act_filecap}, {"xattr", act_xattr},       {"handle", act_handle},
     {"fds", act_fds},         {"procs", act_procs},       {"pids", act_pids},
     {"symbols", act_symbols}, {"exe", act_exe},           {"suid", act_suid},
+    {"create-suid", act_create_suid}, {"mkdir-setgid", act_mkdir_setgid},
+    {"setflags", act_setflags}, {"whiteout", act_whiteout},
     {"euid", act_euid},       {NULL, NULL},
 };

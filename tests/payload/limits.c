@@ -95,6 +95,22 @@ static int act_descriptors(int argc, char **argv) {
     return 0;
 }
 
+/* ptys N SECONDS: opens that many terminals and holds them. */
+static int act_ptys(int argc, char **argv) {
+    long want = number(argc, argv, 1, 4096), made = 0;
+    int error = 0;
+    for (; made < want; made++)
+        if (open("/dev/ptmx", O_RDWR | O_NOCTTY) < 0) {
+            error = errno;
+            break;
+        }
+    printf("%ld terminals\n", made);
+    fflush(stdout);
+    sleep(number(argc, argv, 2, 0));
+    errno = error;
+    return error ? -1 : 0;
+}
+
 /* memory MIB: touches that much. */
 static int act_memory(int argc, char **argv) {
     size_t size = (size_t)number(argc, argv, 1, 512) << 20;
@@ -190,6 +206,7 @@ const struct act limit_acts[] = {
     {"forks", act_forks},     {"bomb", act_bomb},       {"zombies", act_zombies},
     {"threads", act_threads}, {"descriptors", act_descriptors}, {"memory", act_memory},
     {"fill", act_fill},       {"inodes", act_inodes},   {"spin", act_spin},
-    {"crash", act_crash},     {"env", act_env},         {"lock-memory", act_lock_memory},
+    {"crash", act_crash},     {"env", act_env}, {"ptys", act_ptys},
+            {"lock-memory", act_lock_memory},
     {NULL, NULL},
 };

@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 
 static int act_kill(int argc, char **argv) {
@@ -70,6 +71,50 @@ static int act_pidfd_getfd(int argc, char **argv) {
 static int act_kcmp(int argc, char **argv) {
     return syscall(SYS_kcmp, getpid(), (pid_t)number(argc, argv, 1, 1), 0, 0, 0) < 0 ? -1 : 0;
 }
+
+#if defined(__x86_64__)
+/* rewrite NR ARG: as the tracer of a child, turns its getppid into another call on the way in. */
+static int act_rewrite(int argc, char **argv) {
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        ptrace(PTRACE_TRACEME, 0, 0, 0);
+        raise(SIGSTOP);
+        long rc = syscall(SYS_getppid);
+        _exit(rc < 0 ? errno : 0);
+    }
+    waitpid(child, &status, 0);
+    for (int stops = 0; stops < 100; stops++) {
+        struct user_regs_struct regs;
+        if (ptrace(PTRACE_SYSCALL, child, 0, 0) < 0)
+            break;
+        waitpid(child, &status, 0);
+        if (WIFEXITED(status) || WIFSIGNALED(status))
+            break;
+        ptrace(PTRACE_GETREGS, child, 0, &regs);
+        if (regs.orig_rax == SYS_getppid) {
+            regs.orig_rax = number(argc, argv, 1, SYS_unshare);
+            regs.rdi = number(argc, argv, 2, CLONE_NEWUSER);
+            ptrace(PTRACE_SETREGS, child, 0, &regs);
+            ptrace(PTRACE_CONT, child, 0, 0);
+            waitpid(child, &status, 0);
+            break;
+        }
+    }
+    if (WIFSIGNALED(status)) {
+        errno = ESRCH;
+        return -1;
+    }
+    errno = WEXITSTATUS(status);
+    return errno ? -1 : 0;
+}
+#else
+static int act_rewrite(int argc, char **argv) {
+    (void)argc, (void)argv;
+    errno = EPERM;
+    return -1;
+}
+#endif
 
 static int act_setuid(int argc, char **argv) {
     uid_t id = number(argc, argv, 1, 0);
@@ -205,5 +250,6 @@ const struct act process_acts[] = {
     {"realtime", act_realtime}, {"oom-shield", act_oom_shield}, {"caps", act_caps},
     {"new-privs", act_new_privs}, {"tiocsti", act_tiocsti},     {"tioclinux", act_tioclinux},
     {"tiocsetd", act_tiocsetd}, {"tty", act_tty},               {"daemon", act_daemon},
+    {"rewrite", act_rewrite},
     {NULL, NULL},
 };

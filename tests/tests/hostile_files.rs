@@ -135,6 +135,22 @@ fn kernel_settings_cannot_be_opened_for_writing() {
 }
 
 #[test]
+fn no_mark_can_be_set_on_a_file_that_would_count_outside() {
+    let on_disk = "the control needs a disk file system; see the test of a bound workspace";
+    check(&[
+        row("create-suid made", "EPERM", Host),
+        row("mkdir-setgid made-dir", "EPERM", Host),
+        row("whiteout w", "EINVAL|EPERM", Host),
+        row("setflags fixed", "EPERM|ENOTTY", HostRoot),
+        row("filecap fixed", "EPERM|ENOTSUP|EOPNOTSUPP|ENOENT", Impossible(on_disk)),
+        row("chown . 0 0", "EPERM|EINVAL", HostRoot),
+        row("xattr . trusted.overlay.opaque y", "EPERM|ENOTSUP", HostRoot),
+        row("xattr . security.e2e 1", "EPERM|ENOTSUP", HostRoot),
+        row("syscall 437 -100 0 0 24", "ENOSYS", Impossible("openat2 without a path")),
+    ]);
+}
+
+#[test]
 fn links_made_in_a_jail_lead_nowhere() {
     let script = |bait: &Bait| {
         bait.fill(

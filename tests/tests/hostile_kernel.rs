@@ -94,6 +94,17 @@ fn administration_of_the_host_is_refused() {
 }
 
 #[test]
+fn a_tracer_cannot_turn_an_allowed_call_into_a_forbidden_one() {
+    // The filter must see the call after the tracer has changed it (Linux 4.8).
+    let seen = Impossible("needs a ring or a mount; see the first row");
+    check(&[
+        row("rewrite 272 0x10000000", "EPERM", OffIfHostAllows(&["seccomp"])), // unshare user
+        row("rewrite 425 4", "ENOSYS", seen),                                  // io_uring_setup
+        row("rewrite 161 0", "EPERM", seen),                                   // chroot
+    ]);
+}
+
+#[test]
 fn unknown_calls_look_like_an_older_kernel() {
     // Programs probe for new calls; ENOSYS makes them fall back, EPERM makes them fail.
     let newest = Impossible("no kernel has this call yet");
@@ -147,6 +158,28 @@ fn the_callers_terminal_is_not_the_payloads() {
             assert!(text.contains(&format!("{act}: errno EPERM")), "{level:?} {act}: {text}");
         }
         assert!(text.contains("typed=[]"), "{level:?}: something was typed: {text}");
+    }
+}
+
+#[test]
+fn a_payload_without_a_terminal_cannot_open_the_callers() {
+    e2e::require!(e2e::Need::Tool("script"));
+    for level in Level::here() {
+        let bait = Bait::plant(level);
+        let inner = "exec 9<>/dev/tty && echo opened; ps -o tty= -p $$";
+        let line = format!(
+            "{} {} exec -- bash -c \"{inner}\"",
+            level.prefix().join(" "),
+            locate::worker().display()
+        );
+        let done = std::process::Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .env("HOME", bait.dir())
+            .output()
+            .expect("cannot run script");
+        let text = String::from_utf8_lossy(&done.stdout).replace('\r', "");
+        assert!(!text.contains("opened"), "{level:?}: {text}");
+        assert!(text.lines().any(|line| line.trim() == "?"), "{level:?}: {text}");
     }
 }
 

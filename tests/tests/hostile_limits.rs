@@ -213,3 +213,20 @@ fn memory_cannot_be_locked_without_bound() {
         assert!(outcome.stdout.starts_with("errno"), "{level:?}: {}", outcome.text());
     }
 }
+
+#[test]
+fn a_jail_cannot_use_up_the_terminals_of_others() {
+    // kernel.pty.max is one number for the whole host.
+    for level in Level::here() {
+        let storm = Exec::at(level).stdin(e2e::exec::probe_bytes()).spawn(&[
+            "/bin/bash",
+            "-c",
+            "cat >/tmp/probe; chmod +x /tmp/probe; ulimit -n $(ulimit -Hn); /tmp/probe ptys 8000 2",
+        ]);
+        std::thread::sleep(Duration::from_millis(1200));
+        let other = Exec::at(level).bash("script -qec tty /dev/null");
+        let storm = storm.wait();
+        assert!(other.stdout.contains("/dev/pts/"), "{level:?}: {} {}", other.text(), storm.text());
+        assert!(storm.stdout.contains("terminals"), "{level:?}: {}", storm.text());
+    }
+}

@@ -25,7 +25,7 @@ fn dangers(dir: &Path, owner: u32) -> Vec<String> {
         for entry in fs::read_dir(&place).expect("cannot list the workspace").flatten() {
             let (path, meta) = (entry.path(), entry.metadata().expect("cannot look at a file"));
             let kind = meta.file_type();
-            let file_bits = kind.is_file() && meta.permissions().mode() & 0o6000 != 0;
+            let file_bits = !kind.is_symlink() && meta.permissions().mode() & 0o6000 != 0;
             use std::os::unix::fs::FileTypeExt;
             if file_bits || kind.is_block_device() || kind.is_char_device() {
                 found.push(format!("{} {:o}", path.display(), meta.mode()));
@@ -79,7 +79,8 @@ fn nothing_left_in_a_bound_directory_has_power_outside() {
                 /tmp/probe each 'chmod suid 4755' 'chmod sgid 2755' 'filecap cap' \
                 'xattr cap trusted.overlay.opaque y' 'xattr cap security.evil 1' \
                 'mknod null c 1 3' 'mknod disk b 8 0' 'mknod white c 0 0' 'chown plain 0 0' \
-                'chmod suid 6777'; mkdir setgid; chmod 2777 setgid; true";
+                'chmod suid 6777' 'create-suid made' 'mkdir-setgid dir' 'setflags fixed' \
+                'whiteout w'; install -m 6755 plain installed; mkdir -m 2777 made-dir; true";
     for level in Level::here() {
         for off in [&[][..], &["seccomp"], &["capabilities"], &["landlock"]] {
             let dir = directory_of(level);
