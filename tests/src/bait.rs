@@ -129,13 +129,21 @@ impl Drop for Bait {
 fn start_victim(level: Level) -> Child {
     let mut line = level.prefix();
     line.extend(["sleep".to_owned(), "600".to_owned()]);
-    Command::new(&line[0])
+    let victim = Command::new(&line[0])
         .args(&line[1..])
         .env("E2E_VICTIM", SECRET)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
-        .expect("cannot start the victim")
+        .expect("cannot start the victim");
+    let name = || fs::read_to_string(format!("/proc/{}/comm", victim.id())).unwrap_or_default();
+    for _ in 0..1000 {
+        if name().trim() == "sleep" {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    victim
 }
 
 fn host_name() -> String {

@@ -35,7 +35,7 @@ fn refused(level: Level, options: &[&str], status: i32, names: &str) {
 fn a_missing_command_is_a_usage_error() {
     for level in Level::here() {
         let outcome = Exec::at(level).run(&[]);
-        one_clear_error(&outcome, USAGE, "CMD", "no command");
+        one_clear_error(&outcome, USAGE, "COMMAND", "no command");
         let outcome = Exec::at(level).run(&[""]);
         assert!(matches!(outcome.end, End::Exit(2 | 127)), "empty command: {}", outcome.text());
     }
@@ -188,7 +188,7 @@ fn a_policy_that_asks_for_the_impossible_is_invalid() {
     ];
     for level in Level::here() {
         for (what, text, names) in cases {
-            let file = PolicyFile::from_text(text);
+            let file = PolicyFile::from_text(&format!("schema = 1\nname = \"e2e\"\n{text}"));
             let outcome = Exec::at(level).policy(file.path()).bash("echo ran");
             one_clear_error(&outcome, POLICY, names, what);
         }

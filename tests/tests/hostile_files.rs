@@ -23,7 +23,6 @@ fn files_of_the_host_are_not_there_to_be_read() {
         row("read {root-secret}", NOT_THERE, HostRoot),
         row("read {secret}", NOT_THERE, Host),
         row("open {secret} path", NOT_THERE, Host),
-        row("open /root r", NOT_THERE, HostRoot),
         row("open /boot r", NOT_THERE, HostRootIfThere),
         row("open /var/log r", NOT_THERE, HostRootIfThere),
         row("open /var/lib/dpkg r", NOT_THERE, HostRootIfThere),

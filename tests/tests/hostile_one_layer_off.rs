@@ -4,7 +4,7 @@
 use e2e::bait::Bait;
 use e2e::hostile::each;
 use e2e::policy::{PolicyFile, RELAXABLE};
-use e2e::{Exec, Level};
+use e2e::{End, Exec, Level};
 
 /// Acts that would have an effect on the host, or tell something of it, if they succeeded.
 const ACTS: [&str; 40] = [
@@ -50,6 +50,9 @@ const ACTS: [&str; 40] = [
     "setuid 0",
 ];
 
+/// Layers that cannot be off alone, and what the error must say needs them.
+const RESTS_ON_IT: &[(&str, &[&str])] = &[("no-new-privs", &["landlock", "seccomp"])];
+
 fn check_without(layer: &str) {
     let mut wrong = Vec::new();
     for level in Level::here() {
@@ -57,6 +60,16 @@ fn check_without(layer: &str) {
         let policy = PolicyFile::without(&[layer]);
         let acts = ACTS.map(|act| bait.fill(act));
         let outcome = Exec::at(level).policy(policy.path()).probe(&each(&acts));
+        let refused = outcome.end == End::Exit(5) && outcome.stderr.contains(layer);
+        if refused
+            && RESTS_ON_IT.iter().any(|(base, above)| {
+                *base == layer && above.iter().all(|name| outcome.stderr.contains(name))
+            })
+        {
+            // Fail closed (INV-2): other layers rest on this one, so it cannot be off alone.
+            wrong.extend(bait.touched());
+            continue;
+        }
         for act in &acts {
             match outcome.of(act) {
                 Some(got) if got.starts_with("errno") || got.starts_with("signal") => {}

@@ -106,7 +106,9 @@ fn a_daemon_does_not_outlive_its_command() {
                       sleep 0.3; wc -l </workspace/beat";
         let outcome =
             Exec::at(level).workspace(dir.path()).stdin(e2e::exec::probe_bytes()).bash(script);
-        let beats = |text: &str| text.trim().parse::<usize>().unwrap_or(0);
+        let beats = |text: &str| {
+            text.lines().last().and_then(|line| line.trim().parse::<usize>().ok()).unwrap_or(0)
+        };
         assert!(beats(&outcome.stdout) > 2, "no daemon {level:?}: {}", outcome.text());
         // `run` has already counted processes; the file is the second witness (INV-10).
         let file = dir.path().join("beat");
