@@ -67,7 +67,8 @@ fn odd_things_do_not_stop_the_hand_over() {
         assert_eq!(fs::read_to_string(at("-rf")).unwrap_or_default(), "x\n", "{level:?}");
         let sparse = fs::metadata(at("sparse")).expect("sparse files come back");
         assert!(sparse.blocks() < 1000, "{level:?}: {} blocks of a hole", sparse.blocks());
-        let shut = fs::metadata(at("shut")).expect("closed directories come back");
+        let shut = fs::metadata(at("shut"))
+            .unwrap_or_else(|error| panic!("{level:?}: `shut`: {error}: {}", outcome.text()));
         assert_eq!(shut.mode() & 0o777, 0, "{level:?}");
         // The test's own directory must be removable.
         fs::set_permissions(at("shut"), fs::Permissions::from_mode(0o700)).expect("cannot chmod");

@@ -6,9 +6,15 @@ use std::time::Duration;
 use e2e::policy::PolicyFile;
 use e2e::{End, Exec, Level, Need, Outcome, require};
 
-/// The worker must say which limit hit, by the name that `--limit` uses.
+/// The worker must say which limit hit, by the name that `--limit` uses or by the policy's key.
 fn explained(outcome: &Outcome, limit: &str) {
-    let told = outcome.stderr.lines().any(|line| line.to_lowercase().contains(limit));
+    let key = match limit {
+        "disk" => "filesystem.workspace_size",
+        "inodes" => "filesystem.workspace_inodes",
+        other => other,
+    };
+    let names = |line: &str| line.to_lowercase().contains(limit) || line.contains(key);
+    let told = outcome.stderr.lines().any(names);
     assert!(told, "INV-11: `{limit}` is not explained: {}", outcome.text());
 }
 

@@ -121,6 +121,12 @@ fn symlinks_in_a_bound_directory_lead_to_the_jails_own_files() {
         symlink(bait.dir(), dir.path().join("out")).expect("cannot link");
         symlink(bait.dir().join("secret"), dir.path().join("file")).expect("cannot link");
         symlink("../../../../../../../../", dir.path().join("up")).expect("cannot link");
+        if e2e::level::we_are_root() {
+            for name in ["etc", "out", "file", "up"] {
+                let link = dir.path().join(name);
+                std::os::unix::fs::lchown(link, Some(owner), None).expect("cannot give a link");
+            }
+        }
         let script = "cat file out/secret; echo x >etc/e2e-escaped; echo x >out/escaped; \
                       echo x >>file; echo x >up/e2e-escaped; \
                       ln -s /etc late; echo x >late/e2e-escaped; chmod 777 file etc; \
