@@ -68,6 +68,13 @@ static int reap_all(double seconds) {
     return -1;
 }
 
+static volatile sig_atomic_t stopped;
+
+static void stop(int sig) {
+    (void)sig;
+    stopped = 1;
+}
+
 int supervise(int argc, char **argv) {
     if (argc < 6)
         return 64;
@@ -81,11 +88,14 @@ int supervise(int argc, char **argv) {
     /* A signal to the payload's process group, should it be ours, must not reach the test. */
     setsid();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    /* A test that fails in the middle ends its thread, and with it this run. */
+    signal(SIGTERM, stop);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
     signal(SIGPIPE, SIG_IGN);
     pid_t main_pid = fork();
     if (main_pid == 0) {
         signal(SIGPIPE, SIG_DFL);
+        signal(SIGTERM, SIG_DFL);
         execvp(argv[5], argv + 5);
         _exit(127);
     }
@@ -98,7 +108,9 @@ int supervise(int argc, char **argv) {
             break;
         if (pid != 0)
             continue;
-        if (!timed_out && now() - started > limit) {
+        if (stopped && now() - started < limit)
+            limit = now() - started;
+        if (!timed_out && (stopped || now() - started > limit)) {
             timed_out = 1;
             kill(main_pid, SIGCONT);
             kill(main_pid, SIGTERM);

@@ -122,8 +122,13 @@ fn crash(level: Level, step: &str, victim: usize, wrong: &mut Vec<String>) -> us
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     signal(pid, "-KILL");
     if !running.ends_within(Duration::from_millis(300)) {
-        // The stopped one was not the victim: let it find out.
-        processes.iter().filter(|other| **other != pid).for_each(|other| signal(*other, "-CONT"));
+        // The stopped one was not the victim: let it find out. One that waits instead of being
+        // stopped cannot go on; it then dies as well, which leaves no less behind.
+        for other in processes.iter().filter(|other| **other != pid) {
+            let waits = status_field(*other, "Name:").is_some_and(|name| name.starts_with("at-"))
+                && status_field(*other, "State:").is_some_and(|state| state == "S");
+            signal(*other, if waits { "-KILL" } else { "-CONT" });
+        }
     }
     if !running.ends_within(Duration::from_secs(10)) {
         wrong.push(format!("{level:?}: `{step}`, {name} killed: the worker does not end"));
@@ -219,23 +224,23 @@ fn a_sweep_does_not_touch_a_live_jail() {
     }
 }
 
+/// Starts `script` and waits until its `sleep` runs.
+fn asleep(level: Level, script: &str) -> Running {
+    let running =
+        Exec::at(level).timeout(Duration::from_secs(25)).spawn(&["/bin/bash", "-c", script]);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let sleeps = |pid: &u32| status_field(*pid, "Name:").is_some_and(|name| name == "sleep");
+    while !running.processes().iter().any(sleeps) && Instant::now() < deadline {
+        sleep(Duration::from_millis(10));
+    }
+    running
+}
+
 #[test]
 fn signals_to_the_worker_end_the_jail() {
-    // A terminal's interrupt, a service manager's stop: bounded, and nothing stays.
     for level in Level::here() {
         for (name, status) in [("-TERM", 143), ("-INT", 130), ("-HUP", 129)] {
-            let running = Exec::at(level).spawn(&[
-                "/bin/bash",
-                "-c",
-                "trap '' TERM INT HUP; sleep 60; sleep 60",
-            ]);
-            let deadline = Instant::now() + Duration::from_secs(10);
-            let sleeps = |pid: &u32| {
-                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "sleep")
-            };
-            while !running.processes().iter().any(sleeps) && Instant::now() < deadline {
-                sleep(Duration::from_millis(10));
-            }
+            let running = asleep(level, "setsid sleep 60 & sleep 60");
             signal(running.worker_pid(), name);
             assert!(running.ends_within(Duration::from_secs(10)), "{level:?} {name}");
             let outcome = running.wait();
@@ -243,5 +248,19 @@ fn signals_to_the_worker_end_the_jail() {
             assert!(ended, "{level:?} {name}: {}", outcome.text());
             assert_eq!(outcome.leftovers, [""; 0], "INV-10 {level:?} {name}");
         }
+    }
+}
+
+#[test]
+fn a_payload_that_ignores_signals_cannot_keep_the_worker() {
+    // INV-11: a service manager's stop is bounded; a second request is a last one.
+    for level in Level::here() {
+        let running = asleep(level, "trap '' TERM INT HUP; sleep 60; sleep 60");
+        signal(running.worker_pid(), "-TERM");
+        running.ends_within(Duration::from_secs(2));
+        signal(running.worker_pid(), "-TERM");
+        assert!(running.ends_within(Duration::from_secs(12)), "INV-11 {level:?}: it goes on");
+        let outcome = running.wait();
+        assert_eq!(outcome.leftovers, [""; 0], "INV-10 {level:?}: {}", outcome.text());
     }
 }
