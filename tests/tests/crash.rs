@@ -59,7 +59,7 @@ struct Halted {
 }
 
 /// Stops a run at `step`, with what makes the step happen at all.
-fn halt(level: Level, step: &str) -> Halted {
+fn halt(level: Level, step: &str) -> Result<Halted, String> {
     let bound = directory_of(level);
     let mut exec = Exec::at(level).options(["--halt-at", step]);
     if matches!(step, "id-maps" | "workspace" | "export") {
@@ -82,10 +82,10 @@ fn halt(level: Level, step: &str) -> Halted {
                 || status_field(*pid, "Name:").is_some_and(|name| name.starts_with("at-"))
         };
         if processes.iter().any(stopped) {
-            return Halted { running, processes, _bound: bound };
+            return Ok(Halted { running, processes, _bound: bound });
         }
         if running.ends_within(Duration::ZERO) {
-            panic!("the run ends without step `{step}`: {}", running.wait().text());
+            return Err(format!("{level:?}: no stop at `{step}`: {}", running.wait().text()));
         }
         assert!(Instant::now() < deadline, "no process stops at step `{step}` of {level:?}");
         sleep(Duration::from_millis(2));
@@ -113,7 +113,13 @@ fn sweep(level: Level, home: &str) {
 
 /// Kills the process number `victim` of a run that is stopped at `step`; says how many there were.
 fn crash(level: Level, step: &str, victim: usize, wrong: &mut Vec<String>) -> usize {
-    let Halted { running, processes, _bound } = halt(level, step);
+    let Halted { running, processes, _bound } = match halt(level, step) {
+        Ok(halted) => halted,
+        Err(text) => {
+            wrong.push(text);
+            return 0;
+        }
+    };
     let count = processes.len();
     let Some(&pid) = processes.get(victim) else {
         signal(processes[0], "-KILL");
