@@ -108,7 +108,8 @@ fn sweep(level: Level, home: &str) {
         .env("XDG_RUNTIME_DIR", home)
         .output()
         .expect("cannot run the sweep");
-    assert!(done.status.success(), "sweep: {}", String::from_utf8_lossy(&done.stderr));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(done.status.success(), "sweep: {} {}", text(&done.stdout), text(&done.stderr));
 }
 
 /// Kills the process number `victim` of a run that is stopped at `step`; says how many there were.
@@ -127,14 +128,13 @@ fn crash(level: Level, step: &str, victim: usize, wrong: &mut Vec<String>) -> us
     };
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     signal(pid, "-KILL");
-    if !running.ends_within(Duration::from_millis(300)) {
-        // The stopped one was not the victim: let it find out. One that waits instead of being
-        // stopped cannot go on; it then dies as well, which leaves no less behind.
-        for other in processes.iter().filter(|other| **other != pid) {
-            let waits = status_field(*other, "Name:").is_some_and(|name| name.starts_with("at-"))
-                && status_field(*other, "State:").is_some_and(|state| state == "S");
-            signal(*other, if waits { "-KILL" } else { "-CONT" });
-        }
+    running.ends_within(Duration::from_millis(50));
+    // If the stopped one was not the victim, let it find out. One that waits instead of being
+    // stopped cannot go on; it then dies as well, which leaves no less behind.
+    for other in processes.iter().filter(|other| **other != pid) {
+        let waits = status_field(*other, "Name:").is_some_and(|name| name.starts_with("at-"))
+            && status_field(*other, "State:").is_some_and(|state| state == "S");
+        signal(*other, if waits { "-KILL" } else { "-CONT" });
     }
     if !running.ends_within(Duration::from_secs(10)) {
         wrong.push(format!("{level:?}: `{step}`, {name} killed: the worker does not end"));
@@ -148,7 +148,8 @@ fn crash(level: Level, step: &str, victim: usize, wrong: &mut Vec<String>) -> us
     if outcome.end == End::TimedOut {
         wrong.push(format!("{what}: timed out"));
     }
-    wrong.extend(outcome.leftovers.iter().map(|thing| format!("{what}: left over: {thing}")));
+    let left = outcome.leftovers.iter().map(|thing| format!("{what}: left over: {thing}"));
+    wrong.extend(left.inspect(|line| eprintln!("{line}")));
     count
 }
 
@@ -156,6 +157,7 @@ fn crash_everywhere(level: Level) {
     assert!(!STEPS.is_empty(), "the list of steps is empty");
     let mut wrong = Vec::new();
     for step in STEPS {
+        eprintln!("{level:?}: step {step}, {} failures so far", wrong.len());
         let count = crash(level, step, 0, &mut wrong);
         for victim in 1..count {
             crash(level, step, victim, &mut wrong);
