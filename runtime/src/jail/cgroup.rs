@@ -105,7 +105,13 @@ fn v2_base(level: Level) -> Result<V2Base, String> {
             && nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK).is_ok();
     match level {
         Level::Root if marked && !own.is_empty() => Ok(V2Base { parent, delegated: true }),
-        Level::Root => Ok(V2Base { parent: PathBuf::from(MOUNT), delegated: false }),
+        Level::Root => {
+            // The root of the hierarchy may hold processes and children with controllers at once;
+            // what a container sees as the top is a group like any other, and has a type.
+            let parent = PathBuf::from(MOUNT);
+            let delegated = parent.join("cgroup.type").exists();
+            Ok(V2Base { parent, delegated })
+        }
         Level::Rootless if writable && !own.is_empty() => Ok(V2Base { parent, delegated: true }),
         Level::Rootless => {
             Err(format!("the worker's own cgroup /{own} is not delegated to this user"))
