@@ -361,14 +361,31 @@ pub(crate) fn existing(level: Level) -> Vec<String> {
     names
 }
 
-/// Kills what is in the cgroup of jail `name` and removes it from every hierarchy.
+/// Where the cgroup of jail `name` is going to be, if that depends on the worker's own group: a
+/// sweep finds every other place by itself.
+pub(crate) fn delegated_place(name: &str, level: Level) -> Option<PathBuf> {
+    if !is_cgroup2_unified_mode() {
+        return None;
+    }
+    let base = v2_base(level).ok().filter(|base| base.delegated)?;
+    Some(base.parent.join(OURS).join(name))
+}
+
+/// Kills what is in the cgroup of jail `name` and removes it from every hierarchy, and from where
+/// its launcher `noted` it.
 ///
 /// # Errors
 /// The path that is left if something remains after `grace`.
-pub(crate) fn remove_by_name(name: &str, level: Level, grace: Duration) -> Result<(), String> {
+pub(crate) fn remove_by_name(
+    name: &str,
+    noted: Option<PathBuf>,
+    level: Level,
+    grace: Duration,
+) -> Result<(), String> {
     our_groups(level)
-        .iter()
+        .into_iter()
         .map(|ours| ours.join(name))
+        .chain(noted)
         .filter(|directory| directory.exists())
         .try_for_each(|directory| remove_group(&directory, grace))
 }
