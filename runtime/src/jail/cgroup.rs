@@ -29,6 +29,8 @@ use crate::spec::CgroupPlan;
 const OURS: &str = "stockade";
 const MOUNT: &str = "/sys/fs/cgroup";
 const CPU_PERIOD_US: u64 = 100_000;
+/// How often the processes of a delegated group are listed and moved away.
+const EMPTYING_ROUNDS: u32 = 16;
 /// Controllers used where they exist, in the order in which a process joins them.
 const V1_CONTROLLERS: [(&str, Controllers); 5] = [
     ("blkio", Controllers::BlkIo),
@@ -501,17 +503,21 @@ fn enable_controllers(directory: &Path) -> Result<(), (String, io::Error)> {
 
 /// Moves the processes of a delegated group into a leaf of it: a v2 group with children that have
 /// controllers holds no process itself (cgroup-v2.rst, "No Internal Process Constraint").
+///
+/// Repeated, because a process that forks while it is moved leaves its child behind.
 fn empty_into_leaf(parent: &Path) -> Result<(), (String, io::Error)> {
-    let procs = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
-    if procs.trim().is_empty() {
-        return Ok(());
-    }
     let leaf = parent.join("stockade-worker");
-    make_group(&leaf)?;
-    for pid in procs.lines() {
-        match write(&leaf.join("cgroup.procs"), pid) {
-            Err((_, error)) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            other => other?,
+    for _ in 0..EMPTYING_ROUNDS {
+        let procs = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
+        if procs.trim().is_empty() {
+            break;
+        }
+        make_group(&leaf)?;
+        for pid in procs.lines() {
+            match write(&leaf.join("cgroup.procs"), pid) {
+                Err((_, error)) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
         }
     }
     Ok(())
