@@ -6,7 +6,7 @@
 //! apart again on every path, also when the control side dies.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::wait::waitpid;
@@ -115,7 +115,7 @@ impl Jail<'_> {
     /// Makes everything up to init; returns the connection to it.
     fn launch(
         &mut self,
-        run_directory: &PathBuf,
+        run_directory: &Path,
         stdio: Vec<OwnedFd>,
     ) -> Result<Wire, StepFailure> {
         let spec = self.spec;
@@ -400,9 +400,15 @@ impl Jail<'_> {
         let cpu = self.spec.rlimits.iter().find_map(|(limit, value)| {
             (*limit == crate::spec::Rlimit::CpuSeconds).then_some(*value)
         });
+        let out_of_time = match status {
+            PayloadStatus::Signaled(libc::SIGXCPU) => true,
+            PayloadStatus::Signaled(libc::SIGKILL) => {
+                cpu.is_some_and(|seconds| cpu_us >= seconds * 1_000_000)
+            }
+            _ => false,
+        };
         if let Some(seconds) = cpu
-            && matches!(status, PayloadStatus::Signaled(libc::SIGKILL | libc::SIGXCPU))
-            && cpu_us >= seconds * 1_000_000
+            && out_of_time
         {
             limits.push(LimitHit::CpuTime { seconds });
         }
