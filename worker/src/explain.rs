@@ -95,11 +95,13 @@ fn limit(hit: &LimitHit) -> String {
             *milliseconds as f64 / 1000.0
         ),
         LimitHit::Memory { bytes, kills } => format!(
-            "the memory limit of {} was reached and {kills} processes were killed (process.memory)",
-            size(*bytes)
+            "the memory limit of {} was reached and {kills} {} killed (process.memory)",
+            size(*bytes),
+            if *kills == 1 { "process was" } else { "processes were" }
         ),
         LimitHit::Processes { max, refused } => format!(
-            "the limit of {max} processes was reached and {refused} forks were refused (process.pids)"
+            "the limit of {max} processes was reached and {refused} {} refused (process.pids)",
+            if *refused == 1 { "fork was" } else { "forks were" }
         ),
         LimitHit::Bytes { place, bytes } => {
             format!("{place} is full: {} (filesystem.{})", size(*bytes), size_key(place))

@@ -2,14 +2,14 @@
 //! The only file that names the cgroups crate; what the crate lacks is written out here.
 //!
 //! Runs in the launcher. A jail has one cgroup (per hierarchy on v1), below a group of ours named
-//! `stockade`. It is made with its limits before the jail's first process exists. On v2 that
-//! process is born in it; on v1, which has no such call, init joins through descriptors opened
-//! here before it does anything else. Init leaves again once the payload is cloned, so that it
-//! survives an out-of-memory kill and can report it.
+//! `stockade`, made with its limits while init builds the mount tree. On v2 the payload is born in
+//! it. v1 has no such call: init joins through descriptors opened here, clones the payload, and
+//! leaves again. So the payload is limited from its first instruction, and init, outside, survives
+//! an out-of-memory kill and can report it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,6 @@ use crate::spec::CgroupPlan;
 
 /// Our group; jails are its children.
 const OURS: &str = "stockade";
-/// Child of ours that inits move to on v2, where a group with children holds no process.
-const INITS: &str = "inits";
 const MOUNT: &str = "/sys/fs/cgroup";
 const CPU_PERIOD_US: u64 = 100_000;
 /// Controllers used where they exist, in the order in which a process joins them.
@@ -125,15 +123,18 @@ pub(crate) struct JailCgroup {
     weaker: Vec<String>,
 }
 
-/// Descriptors by which a process enters or leaves a jail's cgroup.
+/// How a process gets into a jail's cgroup. Sent from the launcher to init.
 #[derive(Debug)]
-pub(crate) struct CgroupDoor {
+pub(crate) enum CgroupDoor {
     /// v2: the directory, for `CLONE_INTO_CGROUP`.
-    pub birth: Option<File>,
-    /// v1: `tasks` of every hierarchy.
-    pub join: Vec<File>,
-    /// Where init goes afterwards.
-    pub leave: Vec<File>,
+    Birth(OwnedFd),
+    /// v1: `tasks` of every hierarchy, and of the groups init goes back to.
+    Tasks {
+        /// Of the jail's group.
+        join: Vec<OwnedFd>,
+        /// Of its parent.
+        leave: Vec<OwnedFd>,
+    },
 }
 
 impl JailCgroup {
@@ -190,7 +191,6 @@ impl JailCgroup {
         }
         if !ours.exists() {
             enable_controllers(&base.parent)?;
-            make_group(&ours.join(INITS))?;
         }
         enable_controllers(&ours)?;
         make_group(&directory)?;
@@ -288,22 +288,19 @@ impl JailCgroup {
         self.directories.iter().map(|directory| directory.join(name)).find(|path| path.exists())
     }
 
-    /// Opens what init needs to enter and to leave.
+    /// Opens what init needs.
     pub fn door(&self) -> io::Result<CgroupDoor> {
-        let open = |path: PathBuf| OpenOptions::new().write(true).open(path);
         if self.v2 {
-            let directory = &self.directories[0];
-            let parent = directory.parent().unwrap_or(directory);
-            let leave = vec![open(parent.join(INITS).join("cgroup.procs"))?];
-            return Ok(CgroupDoor { birth: Some(File::open(directory)?), join: Vec::new(), leave });
+            return Ok(CgroupDoor::Birth(File::open(&self.directories[0])?.into()));
         }
-        let tasks = |directory: &PathBuf| open(directory.join("tasks"));
-        let parent_tasks =
-            |directory: &PathBuf| open(directory.parent().unwrap_or(directory).join("tasks"));
-        Ok(CgroupDoor {
-            birth: None,
-            join: self.directories.iter().map(tasks).collect::<io::Result<_>>()?,
-            leave: self.directories.iter().map(parent_tasks).collect::<io::Result<_>>()?,
+        let tasks = |directory: &Path| -> io::Result<OwnedFd> {
+            Ok(OpenOptions::new().write(true).open(directory.join("tasks"))?.into())
+        };
+        let join = self.directories.iter().map(|directory| tasks(directory));
+        let parents = self.directories.iter().filter_map(|directory| directory.parent());
+        Ok(CgroupDoor::Tasks {
+            join: join.collect::<io::Result<_>>()?,
+            leave: parents.map(tasks).collect::<io::Result<_>>()?,
         })
     }
 
@@ -381,19 +378,60 @@ fn our_groups(level: Level) -> Vec<PathBuf> {
     found.map(|mount| mount.join(OURS)).collect()
 }
 
-/// Moves the calling process through every descriptor.
-///
-/// v1: a process that writes 0 to `tasks` moves itself, which spares the kernel the lock over all
-/// process groups that a write to `cgroup.procs` takes, and with it a wait of milliseconds.
-pub(crate) fn move_self(doors: &[File]) -> io::Result<()> {
-    doors.iter().try_for_each(|mut door| door.write_all(b"0"))
+impl CgroupDoor {
+    /// Its descriptors, in the order in which [`from_descriptors`](Self::from_descriptors) takes
+    /// them.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            CgroupDoor::Birth(directory) => vec![directory.as_fd()],
+            CgroupDoor::Tasks { join, leave } => {
+                join.iter().chain(leave).map(|tasks| tasks.as_fd()).collect()
+            }
+        }
+    }
+
+    /// The door that was sent: one descriptor is a v2 directory, more are v1 files.
+    pub fn from_descriptors(mut descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let half = descriptors.len() / 2;
+        match descriptors.len() {
+            0 => None,
+            1 => descriptors.pop().map(CgroupDoor::Birth),
+            _ => {
+                let leave = descriptors.split_off(half);
+                Some(CgroupDoor::Tasks { join: descriptors, leave })
+            }
+        }
+    }
+
+    /// The v2 directory a clone puts its child in.
+    pub fn birth(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            CgroupDoor::Birth(directory) => Some(directory.as_fd()),
+            CgroupDoor::Tasks { .. } => None,
+        }
+    }
+
+    /// v1: moves the calling process into the jail's cgroup.
+    pub fn enter(&self) -> io::Result<()> {
+        match self {
+            CgroupDoor::Birth(_) => Ok(()),
+            CgroupDoor::Tasks { join, .. } => move_self(join),
+        }
+    }
+
+    /// v1: moves the calling process out again.
+    pub fn leave(&self) -> io::Result<()> {
+        match self {
+            CgroupDoor::Birth(_) => Ok(()),
+            CgroupDoor::Tasks { leave, .. } => move_self(leave),
+        }
+    }
 }
 
-impl CgroupDoor {
-    /// The v2 directory the first process is born in.
-    pub fn birth_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.birth.as_ref().map(|directory| directory.as_fd())
-    }
+/// A process that writes 0 to `tasks` moves itself, which spares the kernel the lock over all
+/// process groups that a write to `cgroup.procs` takes, and with it a wait of milliseconds.
+fn move_self(tasks: &[OwnedFd]) -> io::Result<()> {
+    tasks.iter().try_for_each(|file| rustix::io::write(file, b"0").map(|_| ()).map_err(Into::into))
 }
 
 fn limit_devices(devices: &DevicesController) -> cgroups_rs::error::Result<()> {

@@ -19,7 +19,7 @@ use crate::policy::Layer;
 use crate::spec::{JailSpec, hex};
 use crate::sys::{self, CloneArgs, Cloned, clone3};
 
-use super::cgroup::{self, CgroupDoor};
+use super::cgroup::CgroupDoor;
 use super::claim::IdRange;
 use super::landlock::Domain;
 use super::message::{FromInit, FromPayload, LimitHit, PayloadStatus};
@@ -36,7 +36,6 @@ use super::{caps, terminal};
 pub(super) struct Init<'a> {
     pub spec: &'a JailSpec,
     pub ids: IdRange,
-    pub door: Option<CgroupDoor>,
     pub id_maps: Vec<Option<OwnedFd>>,
     pub disk: Option<PathBuf>,
     pub filter: Option<Program>,
@@ -111,21 +110,10 @@ impl Init<'_> {
             .into_iter()
             .chain(self.stdio.iter().map(|fd| fd.as_raw_fd()))
             .chain(self.id_maps.iter().flatten().map(|fd| fd.as_raw_fd()))
-            .chain(self.door.iter().flat_map(|door| {
-                door.join.iter().chain(&door.leave).chain(&door.birth).map(|fd| fd.as_raw_fd())
-            }))
             .collect();
         sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
         nix::unistd::setsid().at(step, "start a session")?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
-        if let Some(door) = &self.door {
-            cgroup::move_self(&door.join).at(Step::Cgroup, "enter the cgroup")?;
-        }
-        if self.spec.applies(Layer::CgroupNamespace) {
-            // After entering: the namespace's root is the group its maker is in.
-            let flags = nix::sched::CloneFlags::CLONE_NEWCGROUP;
-            nix::sched::unshare(flags).at(step, "make a cgroup namespace")?;
-        }
         if self.spec.level == Level::Root {
             nix::unistd::setgroups(&[]).at(step, "leave all supplementary groups")?;
         }
@@ -162,8 +150,8 @@ impl Init<'_> {
         Ok((tree, exports))
     }
 
-    /// Clones the payload, maps its ids, gives up init's own privileges, and only then lets it go
-    /// on; returns when all its layers are on and the launcher knows.
+    /// Clones the payload, maps its ids, gives up init's own privileges while the payload gives up
+    /// its own, and lets it run when both are done and the launcher knows.
     fn start_payload(
         &mut self,
         tree: &Tree,
@@ -173,7 +161,9 @@ impl Init<'_> {
         (tree_us, built_us): (u64, u64),
     ) -> Result<Running, StepFailure> {
         let (ours, theirs) = Wire::pair().at(Step::ClonePayload, "connect to the payload")?;
-        let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup: None };
+        let door = self.enter_cgroup()?;
+        let cgroup = door.as_ref().and_then(CgroupDoor::birth);
+        let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup };
         let cloned = clone3(args).at(Step::ClonePayload, "clone the payload")?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => {
@@ -184,15 +174,17 @@ impl Init<'_> {
             }
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
-        drop(theirs);
-        drop(domain);
+        drop((theirs, domain));
+        if let Some(door) = door {
+            door.leave().at(Step::Cgroup, "leave the payload's cgroup")?;
+        }
         let mut payload = ours;
         enter(Step::MapIds, self.halt());
         self.map_ids(tree, pid)?;
         self.stdio.clear();
         enter(Step::DropInit, self.halt());
+        payload.send(&(), &[]).at(Step::MapIds, "let the payload restrict itself")?;
         let own_layers = self.drop_privileges()?;
-        payload.send(&(), &[]).at(Step::MapIds, "let the payload go on")?;
         let (message, _) = payload.receive().at(Step::ClonePayload, "hear from the payload")?;
         match message {
             FromPayload::Failed(failure) => return Err(failure),
@@ -216,9 +208,29 @@ impl Init<'_> {
                     built_us,
                 };
                 self.launcher.send(&running, &descriptors).at(Step::Running, "report")?;
+                payload.send(&(), &[]).at(Step::Running, "let the payload run")?;
             }
         }
         Ok(Running { payload_pid: pid, payload })
+    }
+
+    /// Waits for the jail's cgroup and, on v1, enters it; then makes the cgroup namespace.
+    fn enter_cgroup(&mut self) -> Result<Option<CgroupDoor>, StepFailure> {
+        let step = Step::Cgroup;
+        let mut door = None;
+        if self.spec.applies(Layer::Cgroup) {
+            let ((), descriptors) = self.launcher.receive().at(step, "wait for the cgroup")?;
+            door = CgroupDoor::from_descriptors(descriptors);
+        }
+        if let Some(door) = &door {
+            door.enter().at(step, "enter the cgroup")?;
+        }
+        if self.spec.applies(Layer::CgroupNamespace) {
+            // After entering: the namespace's root is the group its maker is in.
+            let flags = nix::sched::CloneFlags::CLONE_NEWCGROUP;
+            nix::sched::unshare(flags).at(step, "make a cgroup namespace")?;
+        }
+        Ok(door)
     }
 
     fn exit_with(&mut self, outcome: &FromInit) -> ! {
@@ -240,13 +252,10 @@ impl Init<'_> {
         Ok(())
     }
 
-    /// Leaves the payload's cgroup, becomes an id of its own without capabilities, and shuts
+    /// Becomes an id of its own without capabilities, and shuts
     /// itself out of the file system. Says which namespaces hold, now that they cannot change.
     fn drop_privileges(&mut self) -> Result<Vec<LayerResult>, StepFailure> {
         let step = Step::DropInit;
-        if let Some(door) = self.door.take() {
-            cgroup::move_self(&door.leave).at(step, "leave the payload's cgroup")?;
-        }
         if self.spec.level == Level::Root {
             caps::drop_all_and_become(self.ids.init).at(step, "become an id of its own")?;
         } else {
@@ -266,7 +275,7 @@ impl Init<'_> {
             (Layer::NetNamespace, "loopback only"),
             (Layer::IpcNamespace, "private"),
             (Layer::UtsNamespace, "private host name"),
-            (Layer::CgroupNamespace, "rooted at the jail's own group"),
+            (Layer::CgroupNamespace, "the host's groups above are not visible"),
         ];
         let applied = namespaces.into_iter().filter(|(layer, _)| self.spec.applies(*layer));
         Ok(applied.map(|(layer, why)| LayerResult::enforced(self.spec, layer, why)).collect())

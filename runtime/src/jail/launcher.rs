@@ -122,15 +122,6 @@ impl Jail<'_> {
         self.claim = Some(claim);
         self.timings.claimed_us = self.elapsed_us();
         enter(Step::Claim, self.halt());
-        let mut door = None;
-        if spec.applies(Layer::Cgroup) {
-            let cgroup = JailCgroup::create(&name, &spec.cgroup, spec.level)
-                .map_err(|(detail, error)| StepFailure::new(Step::Cgroup, detail, &error))?;
-            door = Some(cgroup.door().at(Step::Cgroup, "open the cgroup")?);
-            self.cgroup = Some(cgroup);
-        }
-        self.timings.cgroup_us = self.elapsed_us();
-        enter(Step::Cgroup, self.halt());
         let id_maps = self.id_maps(ids)?;
         enter(Step::IdMaps, self.halt());
         if spec.mounts.scratch.storage == Storage::Disk {
@@ -147,23 +138,41 @@ impl Jail<'_> {
         }
         let (ours, theirs) = Wire::pair().at(Step::CloneInit, "connect to init")?;
         self.timings.prepared_us = self.elapsed_us();
-        let args = CloneArgs {
-            namespaces: self.namespaces(),
-            cgroup: door.as_ref().and_then(|door| door.birth_fd()),
-        };
-        match clone3(args).at(Step::CloneInit, "clone init into its namespaces")? {
+        let args = CloneArgs { namespaces: self.namespaces(), cgroup: None };
+        let mut wire = match clone3(args).at(Step::CloneInit, "clone init into its namespaces")? {
             Cloned::Child => {
                 drop(ours);
                 let disk = self.disk.as_ref().map(|disk| disk.device.clone());
                 let (launcher, started) = (theirs, self.started);
-                Init { spec, ids, door, id_maps, disk, filter, stdio, launcher, started }.run()
+                Init { spec, ids, id_maps, disk, filter, stdio, launcher, started }.run()
             }
             Cloned::Parent { pid, pidfd } => {
                 self.init = Some((Pid::from_raw(pid), pidfd));
                 self.timings.cloned_us = self.elapsed_us();
+                drop((theirs, stdio, id_maps));
                 enter(Step::CloneInit, self.halt());
-                Ok(ours)
+                ours
             }
+        };
+        self.limit(&name, &mut wire)?;
+        Ok(wire)
+    }
+
+    /// Makes the cgroup, while init builds the mount tree, and hands init the way in.
+    fn limit(&mut self, name: &str, init: &mut Wire) -> Result<(), StepFailure> {
+        if !self.spec.applies(Layer::Cgroup) {
+            return Ok(());
+        }
+        let cgroup = JailCgroup::create(name, &self.spec.cgroup, self.spec.level)
+            .map_err(|(detail, error)| StepFailure::new(Step::Cgroup, detail, &error))?;
+        let cgroup = self.cgroup.insert(cgroup);
+        let door = cgroup.door().at(Step::Cgroup, "open the cgroup")?;
+        enter(Step::Cgroup, self.spec.halt_at.as_deref());
+        self.timings.cgroup_us = self.started.elapsed().as_micros() as u64;
+        match init.send(&(), &door.descriptors()) {
+            // Init failed meanwhile, and its message says how.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            sent => sent.at(Step::Cgroup, "hand over the cgroup"),
         }
     }
 

@@ -52,8 +52,10 @@ impl Payload<'_> {
                 enter(Step::Canary, self.spec.halt_at.as_deref());
                 if canary.iter().all(|result| result.ok) {
                     let ready = FromPayload::Ready { layers, canary };
-                    match self.init.send(&ready, &[]) {
-                        Ok(()) => FromPayload::NotRunnable(self.exec()),
+                    let told = self.init.send(&ready, &[]);
+                    // Init answers when it has given up its own privileges.
+                    match told.and_then(|()| self.init.receive::<()>()) {
+                        Ok(_) => FromPayload::NotRunnable(self.exec()),
                         Err(_) => sys_exit(),
                     }
                 } else {

@@ -31,14 +31,14 @@ steps! {
     Handshake = "handshake",
     /// Launcher: a run directory and a range of ids nobody else uses.
     Claim = "claim",
-    /// Launcher: cgroup made, limits written.
-    Cgroup = "cgroup",
     /// Launcher: user namespaces that map ids of bound directories.
     IdMaps = "id-maps",
     /// Launcher: a file system image for a workspace on disk.
     Disk = "disk",
     /// Launcher: init cloned into its namespaces.
     CloneInit = "clone-init",
+    /// Launcher: cgroup made, limits written; init: entered.
+    Cgroup = "cgroup",
     /// Init: dies with the launcher, holds no foreign descriptor, leads a new session.
     Isolate = "isolate",
     /// Init: host name, clock offsets, loopback.

@@ -129,6 +129,10 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
     }
     let layers = plan_layers(policy, facts)?;
     check_storage(policy, facts, &request)?;
+    let counted = layers.iter().any(|plan| {
+        plan.layer == Layer::Cgroup && matches!(plan.demand, Demand::Required | Demand::IfAvailable)
+    });
+    let rlimits = rlimits(policy, counted);
     let hostname = "jail".to_owned();
     let home = format!("/{}", tree::HOME);
     let account = Account { id: PAYLOAD_ID, home: &home, hostname: &hostname };
@@ -165,7 +169,7 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
             cpu_milli: process.cpu_milli.value,
             io_bytes_per_second: process.io_rate.value.map(|rate| rate.bytes()),
         },
-        rlimits: rlimits(policy, level),
+        rlimits,
         nice: process.nice.value,
         wall_time_ms: process.wall_time.value.map(|time| time.as_millis() as u64),
         output_bytes_max: process.output.value.map(|bytes| bytes.bytes()),
@@ -340,16 +344,18 @@ fn bound_directories(policy: &Policy, request: &Request) -> Vec<BoundDirectory> 
         .collect()
 }
 
-/// Per-process limits: the last line behind the cgroup, and the only one for memory where there
-/// is no cgroup.
-fn rlimits(policy: &Policy, level: Level) -> Vec<(Rlimit, u64)> {
+/// Per-process limits: the last line behind the cgroup, and the only one for processes and memory
+/// where there is none (`counted` is false).
+fn rlimits(policy: &Policy, counted: bool) -> Vec<(Rlimit, u64)> {
     const LOCKED_MEMORY_BYTES: u64 = 8 << 20;
     const MESSAGE_QUEUE_BYTES: u64 = 819_200;
     let process = &policy.process;
     let pids = u64::from(process.pids.value);
+    // Behind the cgroup, so that the cgroup is what refuses: it counts, a process limit does not.
+    let processes = if counted { pids.saturating_mul(2) } else { pids };
     let mut limits = vec![
         (Rlimit::OpenFiles, u64::from(process.open_files.value)),
-        (Rlimit::Processes, pids),
+        (Rlimit::Processes, processes),
         (Rlimit::LockedMemory, LOCKED_MEMORY_BYTES),
         (Rlimit::MessageQueues, MESSAGE_QUEUE_BYTES),
         (Rlimit::PendingSignals, pids.max(1024)),
@@ -357,7 +363,7 @@ fn rlimits(policy: &Policy, level: Level) -> Vec<(Rlimit, u64)> {
         // of 1 does not (core(5); fs/coredump.c).
         (Rlimit::Core, 1),
     ];
-    if level == Level::Rootless {
+    if !counted {
         limits.push((Rlimit::Data, process.memory.value.bytes()));
     }
     if let Some(time) = process.cpu_time.value {
