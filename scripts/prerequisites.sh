@@ -7,14 +7,18 @@ die() {
     exit 1
 }
 
-# need_packages PROGRAM:PACKAGE…: installs the packages whose program is missing, as root on a
-# Debian-like machine; otherwise says which they are.
+# need_packages PROGRAM:PACKAGE…: installs the packages whose program (or file, if it begins with a
+# slash) is missing, as root on a Debian-like machine; otherwise says which they are.
 need_packages() {
     local pair program package missing=()
     for pair in "$@"; do
         program=${pair%%:*} package=${pair##*:}
-        # Administrators' programs are not on everybody's PATH.
-        PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || missing+=("$package")
+        if [[ $program == /* ]]; then
+            compgen -G "$program" >/dev/null || missing+=("$package")
+        else
+            # Administrators' programs are not on everybody's PATH.
+            PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || missing+=("$package")
+        fi
     done
     ((${#missing[@]})) || return 0
     ((EUID == 0)) || die "missing: ${missing[*]}" "install them: sudo apt-get install ${missing[*]}"
@@ -29,8 +33,8 @@ need_packages() {
     fi
 }
 
-# Finds cargo. Under sudo it is the caller's, and runs as the caller, so that no file in the clone
-# ends up belonging to root.
+# need_cargo builder|root: finds cargo. Under sudo it is the caller's. A builder then runs as the
+# caller, so that no file in the clone ends up belonging to root; tests that need root run as root.
 need_cargo() {
     local home
     CARGO=(cargo)
@@ -38,8 +42,10 @@ need_cargo() {
     if ((EUID == 0)) && [[ -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
         home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
         if [[ -x $home/.cargo/bin/cargo ]]; then
-            CARGO=(setpriv --reuid "$SUDO_UID" --regid "$SUDO_GID" --init-groups
-                env "HOME=$home" "PATH=$home/.cargo/bin:$PATH" cargo)
+            CARGO=(env "CARGO_HOME=$home/.cargo" "RUSTUP_HOME=$home/.rustup"
+                "PATH=$home/.cargo/bin:$PATH" cargo)
+            [[ $1 != builder ]] || CARGO=(setpriv --reuid "$SUDO_UID" --regid "$SUDO_GID"
+                --init-groups "${CARGO[@]:0:1}" "HOME=$home" "${CARGO[@]:1}")
             return 0
         fi
     fi
@@ -51,10 +57,16 @@ need_cargo() {
         'install Rust 1.91 or newer with rustup (https://rustup.rs); Debian 12 ships an older one'
 }
 
+# target_directory: where cargo puts what it builds.
+target_directory() {
+    "${CARGO[@]}" metadata --format-version 1 --no-deps |
+        sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
+
 # binary_of PROFILE_DIRECTORY: where cargo puts `worker`.
 binary_of() {
     local target triple
-    target=$("${CARGO[@]}" metadata --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+    target=$(target_directory)
     triple=$("${CARGO[@]}" -vV | sed -n 's/^host: //p')
     printf '%s/%s/%s/worker\n' "$target" "$triple" "$1"
 }
