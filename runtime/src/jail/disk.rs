@@ -16,6 +16,8 @@ use crate::sys::{LoopStatus, loop_configure, loop_free_index};
 
 /// Where images are made. On disk by the file system hierarchy standard, unlike `/run` and `/tmp`.
 const STATE_DIRECTORY: &str = "/var/lib/stockade";
+/// Fewest bytes for which ext4 keeps an inode.
+const BYTES_PER_INODE_MIN: u64 = 8192;
 /// How often another process may take the loop device we were about to use.
 const TRIES: u32 = 16;
 
@@ -48,7 +50,8 @@ pub(super) fn make(plan: &ScratchPlan) -> Result<Disk, (String, io::Error)> {
         (format!("reserve {} bytes in {STATE_DIRECTORY}", plan.bytes_max), e.into())
     })?;
     let held = attach(&image).map_err(|e| ("attach a loop device".to_owned(), e))?;
-    format(&held.0, plan.inodes_max)?;
+    // ext4 has no room for more inodes than this in so many bytes.
+    format(&held.0, plan.inodes_max.min(plan.bytes_max / BYTES_PER_INODE_MIN))?;
     Ok(Disk { device: held.0, _held: held.1 })
 }
 
@@ -83,6 +86,6 @@ fn format(device: &Path, inodes: u64) -> Result<(), (String, io::Error)> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let text = text.lines().last().unwrap_or("no message").to_owned();
+    let text = text.lines().rfind(|line| !line.is_empty()).unwrap_or("no message").to_owned();
     Err((format!("make a file system on {}", device.display()), io::Error::other(text)))
 }

@@ -131,11 +131,7 @@ impl Jail<'_> {
         }
         enter(Step::Disk, self.halt());
         let filter = self.filter()?;
-        for stream in &stdio {
-            // So that /dev/stdout and the like can be opened by their new owner.
-            rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(ids.payload)), None)
-                .at(Step::CloneInit, "hand over a standard stream")?;
-        }
+        hand_over(&stdio, ids.payload)?;
         let (ours, theirs) = Wire::pair().at(Step::CloneInit, "connect to init")?;
         self.timings.prepared_us = self.elapsed_us();
         let args = CloneArgs { namespaces: self.namespaces(), cgroup: None };
@@ -439,6 +435,22 @@ enum Event {
     Deadline(u64),
     Control,
     Init,
+}
+
+/// Gives pipes to the payload's id, so that /dev/stdout and the like can be opened by their new
+/// owner. Anything else keeps its owner: it may have a name on the host.
+fn hand_over(stdio: &[OwnedFd], owner: u32) -> Result<(), StepFailure> {
+    let step = Step::CloneInit;
+    for stream in stdio {
+        let stat = rustix::fs::fstat(stream).at(step, "look at a standard stream")?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo
+            && stat.st_nlink == 1
+        {
+            rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(owner)), None)
+                .at(step, "hand over a standard stream")?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes apart the descriptors of [`FromInit::Running`]; `None` if there are too few.

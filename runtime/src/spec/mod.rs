@@ -6,5 +6,8 @@ mod etc;
 mod plan;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 pub use build::{BoundRequest, Request, SpecError, build};
 pub use plan::*;
