@@ -1,1 +1,20 @@
+//! Harness of the end-to-end tests: starts the built `worker` as an operator would, as root and as
+//! an ordinary user, and holds every run to the rule that nothing of it is left behind (INV-10).
+//!
+//! Knows nothing of the runtime's code: the tests see what a user sees. The hostile payload is the
+//! C program in `payload/`, which also serves as the subreaper that counts left-over processes.
 
+pub mod bait;
+pub mod exec;
+pub mod hostile;
+pub mod leftover;
+pub mod level;
+pub mod locate;
+pub mod lock;
+pub mod needs;
+pub mod policy;
+pub mod source;
+
+pub use exec::{End, Exec, Outcome};
+pub use level::Level;
+pub use needs::Need;

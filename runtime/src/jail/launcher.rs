@@ -37,6 +37,11 @@ use super::{disk, exporter, idmap};
 
 /// How long removing a cgroup may take; its processes are dead by then.
 const REMOVE_GRACE: Duration = Duration::from_secs(5);
+/// How long init and everything below it may take to die: longer only for a process that hangs in
+/// the kernel.
+const KILL_GRACE: Duration = Duration::from_secs(10);
+/// How long building a jail may take: longer only for a host file system that hangs.
+const SETUP_MAX: Duration = Duration::from_secs(60);
 
 /// Serves one request on `control` and exits.
 pub(super) fn serve(mut control: Wire) -> ! {
@@ -219,12 +224,22 @@ impl Jail<'_> {
         let ended = loop {
             let event = self.wait(control, &init, running.as_ref());
             match event {
+                Event::SetupDeadline => {
+                    let error = std::io::Error::from_raw_os_error(libc::ETIMEDOUT);
+                    let failure = StepFailure::new(Step::CloneInit, "wait for init", &error);
+                    let left = self.remove();
+                    return ToControl::Failed(Failure::Step { failure, left });
+                }
                 Event::Deadline(milliseconds) => {
                     decisive = Some(LimitHit::WallTime { milliseconds });
                     break None;
                 }
                 Event::Control => match control.receive::<ToLauncher>() {
-                    Ok((ToLauncher::Signal(number), _)) => forward(number, running.as_ref()),
+                    Ok((ToLauncher::Signal(number), _)) => match running.as_ref() {
+                        Some(running) => forward(number, running),
+                        // Nothing runs that could answer it.
+                        None => break Some((PayloadStatus::Signaled(number), Vec::new(), 0)),
+                    },
                     Ok((ToLauncher::OutputLimit, _)) => {
                         let bytes = self.spec.output_bytes_max.unwrap_or(0);
                         decisive = Some(LimitHit::Output { bytes });
@@ -307,11 +322,19 @@ impl Jail<'_> {
     /// Waits for the control side, init, or the wall clock.
     fn wait(&self, control: &Wire, init: &Wire, running: Option<&Running>) -> Event {
         loop {
-            let left = self.spec.wall_time_ms.zip(running).map(|(limit, running)| {
-                (limit, Duration::from_millis(limit).saturating_sub(running.since.elapsed()))
-            });
-            if let Some((limit, Duration::ZERO)) = left {
-                return Event::Deadline(limit);
+            let left = match running {
+                Some(running) => self.spec.wall_time_ms.map(|limit| {
+                    let spent = running.since.elapsed();
+                    (Event::Deadline(limit), Duration::from_millis(limit).saturating_sub(spent))
+                }),
+                None if self.halt().is_some() => None, // a crash test takes its time
+                None => {
+                    let spent = self.started.elapsed();
+                    Some((Event::SetupDeadline, SETUP_MAX.saturating_sub(spent)))
+                }
+            };
+            if let Some((deadline, Duration::ZERO)) = left {
+                return deadline;
             }
             let timeout = left.map(|(_, left)| Timespec {
                 tv_sec: left.as_secs() as i64,
@@ -383,12 +406,19 @@ impl Jail<'_> {
     }
 
     /// Kills init; the kernel kills everything else in its pid namespace before init's death is
-    /// reported (pid_namespaces(7)).
-    fn kill(&mut self) {
-        let Some((pid, pidfd)) = self.init.take() else { return };
+    /// reported (pid_namespaces(7)). Returns whether all are dead.
+    fn kill(&mut self) -> bool {
+        let Some((pid, pidfd)) = self.init.as_ref() else { return true };
         // A process that is dead already is what is wanted.
-        let _dead = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-        while waitpid(pid, None) == Err(nix::errno::Errno::EINTR) {}
+        let _dead = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+        let timeout = Timespec { tv_sec: KILL_GRACE.as_secs() as i64, tv_nsec: 0 };
+        let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+        if poll(&mut polled, Some(&timeout)) == Ok(0) {
+            return false;
+        }
+        while waitpid(*pid, None) == Err(nix::errno::Errno::EINTR) {}
+        self.init = None;
+        true
     }
 
     fn export(&self, running: Option<Running>) -> Vec<ExportReport> {
@@ -411,9 +441,14 @@ impl Jail<'_> {
 
     /// Removes everything; safe to call at any point. Returns what could not be removed.
     fn remove(&mut self) -> Vec<String> {
-        self.kill();
+        let dead = self.kill();
         enter(Step::Remove, self.halt());
         let mut left = Vec::new();
+        if !dead {
+            // Ids, cgroup and name stay claimed until a sweep finds them free.
+            left.push("processes that do not die".to_owned());
+            return left;
+        }
         self.disk = None;
         if let Some(cgroup) = self.cgroup.take()
             && let Err(path) = cgroup.remove(REMOVE_GRACE)
@@ -432,6 +467,7 @@ impl Jail<'_> {
 }
 
 enum Event {
+    SetupDeadline,
     Deadline(u64),
     Control,
     Init,
@@ -477,9 +513,9 @@ fn sort_descriptors(
 }
 
 /// Sends a signal to the payload's process group, as a terminal would.
-fn forward(number: i32, running: Option<&Running>) {
+fn forward(number: i32, running: &Running) {
     let Ok(signal) = nix::sys::signal::Signal::try_from(number) else { return };
-    let Some(pid) = running.and_then(|running| host_pid(&running.payload)) else { return };
+    let Some(pid) = host_pid(&running.payload) else { return };
     // A group that ended meanwhile needs no signal.
     let _gone = nix::sys::signal::killpg(pid, signal);
 }

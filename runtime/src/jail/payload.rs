@@ -54,8 +54,8 @@ impl Payload<'_> {
                     let ready = FromPayload::Ready { layers, canary };
                     let told = self.init.send(&ready, &[]);
                     // Init answers when it has given up its own privileges.
-                    match told.and_then(|()| self.init.receive::<()>()) {
-                        Ok(_) => FromPayload::NotRunnable(self.exec()),
+                    match told.and_then(|()| self.init.receive_nod()) {
+                        Ok(()) => FromPayload::NotRunnable(self.exec()),
                         Err(_) => sys_exit(),
                     }
                 } else {
@@ -106,6 +106,8 @@ impl Payload<'_> {
             caps::keep_all().at(Step::Capabilities, "keep the sets across exec")?;
         }
         self.take_standard_streams()?;
+        let workdir = &spec.payload.workdir;
+        rustix::process::chdir(workdir).at(Step::Ids, format!("enter {}", workdir.display()))?;
         self.confine(&mut layers)?;
         Ok(layers)
     }
@@ -217,9 +219,6 @@ impl Payload<'_> {
             return libc::EINVAL;
         };
         let Some(command) = argv.first() else { return libc::EINVAL };
-        if let Err(error) = rustix::process::chdir(&payload.workdir) {
-            return error.raw_os_error();
-        }
         let mut errno = libc::ENOENT;
         for candidate in candidates(command, &envp) {
             let error = sys::exec_path(&candidate, &argv, &envp).raw_os_error().unwrap_or(0);

@@ -98,6 +98,8 @@ pub(super) struct Tree {
     pub root: OwnedFd,
     /// A proc of our own, never attached anywhere, on which nothing is masked.
     pub private_proc: OwnedFd,
+    /// Mounts between the old root and this one, the old root included.
+    below: u32,
     /// User and group id, as this namespace names them, of what the payload owns.
     pub payload: u32,
 }
@@ -123,8 +125,10 @@ impl Tree {
         }
         let masked = Node::File { path: EMPTY_FILE.into(), content: Vec::new() };
         create(&root, &masked)?;
+        let mut below = 1;
         if let Some(base) = &plan.base {
             root = lay_over(&root, base)?;
+            below += 1; // the skeleton, which the new root was attached on
         }
         for bind in &plan.read_only {
             let detail = || format!("show {}", bind.source.display());
@@ -141,7 +145,7 @@ impl Tree {
         set(&root, READ_ONLY | NO_SUID | NO_DEV, true).at(Step::HostView, "seal the root")?;
         let private_proc = make("proc", &[], NO_SUID | NO_DEV | NO_EXEC)
             .at(Step::Proc, "make a proc of our own")?;
-        Ok(Tree { root, private_proc, payload })
+        Ok(Tree { root, private_proc, below, payload })
     }
 
     /// Device nodes and a private set of terminals.
@@ -221,8 +225,10 @@ impl Tree {
         let step = Step::Pivot;
         rustix::process::fchdir(&self.root).at(step, "enter the new root")?;
         rustix::process::pivot_root(".", ".").at(step, "pivot_root")?;
-        rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
-            .at(step, "let go of the old root")?;
+        for _ in 0..self.below {
+            rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
+                .at(step, "let go of the old root")?;
+        }
         rustix::process::chdir("/").at(step, "enter /")
     }
 }

@@ -1,7 +1,7 @@
 //! Framing between our processes: a length, then that many bytes of one message, with descriptors
 //! on the first byte. Both sides are ours, and neither trusts the other's lengths.
 
-use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -47,15 +47,52 @@ impl Wire {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
         let header = (bytes.len() as u32).to_le_bytes();
+        if descriptors.is_empty() {
+            // One plain write: a payload whose policy allows no sockets still has to report.
+            return self.write_plain(&[&header[..], &bytes].concat());
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(descriptors));
-        }
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
         let slice = [IoSlice::new(&header)];
         let sent = rustix::net::sendmsg(&self.stream, &slice, &mut control, SendFlags::NOSIGNAL)?;
-        self.stream.write_all(&header[sent..])?;
-        self.stream.write_all(&bytes)
+        self.write_plain(&header[sent..])?;
+        self.write_plain(&bytes)
+    }
+
+    /// The standard library's stream would send(2), which is a call of sockets.
+    fn write_plain(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match rustix::io::write(&self.stream, bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Likewise for recv(2).
+    fn read_plain(&self, mut bytes: &mut [u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match rustix::io::read(&self.stream, &mut *bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => bytes = &mut bytes[read..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a message of no content and of no descriptors, with a plain read.
+    pub fn receive_nod(&mut self) -> io::Result<()> {
+        let mut header = [0u8; 4];
+        self.read_plain(&mut header)?;
+        match u32::from_le_bytes(header) {
+            0 => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     /// Receives one message and the descriptors that came with it.
@@ -83,13 +120,13 @@ impl Wire {
                 descriptors.extend(rights);
             }
         }
-        self.stream.read_exact(&mut header[got.bytes..])?;
+        self.read_plain(&mut header[got.bytes..])?;
         let length = u32::from_le_bytes(header) as usize;
         if length > MESSAGE_BYTES_MAX {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
         let mut bytes = vec![0; length];
-        self.stream.read_exact(&mut bytes)?;
+        self.read_plain(&mut bytes)?;
         Ok((postcard::from_bytes(&bytes).map_err(invalid)?, descriptors))
     }
 }
@@ -107,6 +144,7 @@ fn invalid(error: postcard::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
     #[test]
     fn messages_and_descriptors_arrive_together() {

@@ -244,7 +244,7 @@ impl Layout {
 
     /// `/dev` and `/proc`.
     fn kernel_views(&mut self) {
-        for directory in ["proc", "dev", "dev/pts", "dev/shm", "tmp"] {
+        for directory in ["proc", "run", "dev", "dev/pts", "dev/shm", "tmp"] {
             self.directory(Path::new(directory));
         }
         for (name, target) in [
