@@ -112,7 +112,7 @@ pub fn run(args: ExecArgs) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Success);
     }
-    if args.command.is_empty() {
+    if args.command.first().is_none_or(|command| command.is_empty()) {
         return Ok(usage("no command given", "worker exec [OPTIONS] -- COMMAND [ARGUMENTS]"));
     }
     let report_file = match &args.report {

@@ -64,7 +64,7 @@ pub struct Relay {
     terminal: Option<OwnedFd>,
     saved_terminal: Option<Termios>,
     signals: SignalFd,
-    interrupts: u32,
+    stop_requests: u32,
     pending: Pending,
     output_left: Option<u64>,
     /// The launcher's report, once the payload runs.
@@ -87,7 +87,7 @@ impl Relay {
             terminal: None,
             saved_terminal: None,
             signals,
-            interrupts: 0,
+            stop_requests: 0,
             pending: Pending { buffer: vec![0; BUFFER_BYTES], start: 0, end: 0 },
             output_left: output_max,
             report: None,
@@ -260,17 +260,17 @@ impl Relay {
         }
     }
 
-    /// Signals go to the payload; the third interrupt kills it.
+    /// The first request to stop goes to the payload as it is; the second one kills it.
     fn on_signal(&mut self, launcher: &mut Launcher) -> io::Result<()> {
-        const INTERRUPTS_BEFORE_KILL: u32 = 3;
+        const REQUESTS_BEFORE_KILL: u32 = 2;
         while let Some(info) = self.signals.read_signal()? {
             let number = info.ssi_signo as i32;
             if number == Signal::SIGWINCH as i32 {
                 self.resize();
                 continue;
             }
-            self.interrupts += 1;
-            let kill = self.interrupts >= INTERRUPTS_BEFORE_KILL;
+            self.stop_requests += 1;
+            let kill = self.stop_requests >= REQUESTS_BEFORE_KILL;
             let number = if kill { Signal::SIGKILL as i32 } else { number };
             // A launcher that is gone has ended the jail already.
             let _ended = launcher.signal(number);

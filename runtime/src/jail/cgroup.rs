@@ -372,6 +372,9 @@ fn our_groups(level: Level) -> Vec<PathBuf> {
     if is_cgroup2_unified_mode() {
         return v2_base(level).map(|base| vec![base.parent.join(OURS)]).unwrap_or_default();
     }
+    if level == Level::Rootless {
+        return Vec::new(); // what is there belongs to root
+    }
     let mounts = V1::new();
     let found =
         V1_CONTROLLERS.iter().filter_map(|(_, controller)| mount_of(&mounts, controller.clone()));

@@ -124,6 +124,7 @@ impl Export {
             self.skip(name, "too deep");
             return Ok(());
         }
+        unlock(upper, name, stat, 0o700)?;
         let source = open_directory(upper, name)?;
         let existing = statat(destination, name, AtFlags::SYMLINK_NOFOLLOW).ok();
         let is_directory = existing
@@ -133,7 +134,10 @@ impl Export {
         }
         match rustix::fs::mkdirat(destination, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => self.report.written += 1,
-            Err(rustix::io::Errno::EXIST) => {}
+            Err(rustix::io::Errno::EXIST) => {
+                let found = statat(destination, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                unlock(destination, name, &found, 0o700)?;
+            }
             Err(error) => return Err(error.into()),
         }
         let target = open_directory(destination, name)?;
@@ -153,6 +157,7 @@ impl Export {
         stat: &Stat,
         depth: usize,
     ) -> io::Result<()> {
+        unlock(upper, name, stat, 0o400)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let source = File::from(openat(upper, name, flags, Mode::empty())?);
         let target = temporary_file(destination)?;
@@ -205,6 +210,8 @@ impl Export {
                 if depth >= DEPTH_MAX {
                     return Err(io::Error::from_raw_os_error(libc::ELOOP));
                 }
+                let found = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                unlock(directory, name, &found, 0o700)?;
                 let below = open_directory(directory, name)?;
                 for entry in names(below.as_fd())? {
                     self.remove(below.as_fd(), &entry, depth + 1)?;
@@ -271,6 +278,18 @@ fn names(directory: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
 fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(parent, name, flags, Mode::empty())?)
+}
+
+/// Gives the owner the rights in `needed`, which the payload may have taken from itself. Only for
+/// what [`statat`] found not to be a link; nobody else is left who could replace it.
+fn unlock(parent: BorrowedFd<'_>, name: &CStr, found: &Stat, needed: u32) -> io::Result<()> {
+    let own = found.st_uid == rustix::process::geteuid().as_raw();
+    let kind = FileType::from_raw_mode(found.st_mode);
+    if !own || found.st_mode & needed == needed || kind == FileType::Symlink {
+        return Ok(());
+    }
+    let mode = Mode::from_raw_mode((found.st_mode | needed) & 0o1777);
+    Ok(rustix::fs::chmodat(parent, name, mode, AtFlags::empty())?)
 }
 
 /// Whether overlayfs marked the directory as one that hides what was below it.

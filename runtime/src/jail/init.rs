@@ -137,12 +137,15 @@ impl Init<'_> {
     fn build_tree(&self) -> Result<(Tree, Vec<ExportMounts>), StepFailure> {
         let plan = &self.spec.mounts;
         enter(Step::Skeleton, self.halt());
-        let tree = Tree::begin(plan, self.ids.payload)?;
+        let tree = Tree::begin(plan, self.ids.payload, self.halt())?;
         enter(Step::Workspace, self.halt());
         let disk = self.disk.as_deref();
         let exports = workspace::lay_out(&tree, plan, disk, &self.id_maps)?;
         enter(Step::Devices, self.halt());
         tree.devices(&plan.devices)?;
+        if self.spec.applies(Layer::IpcNamespace) {
+            tree.message_queues()?;
+        }
         enter(Step::Memory, self.halt());
         plan.memory.iter().try_for_each(|mount| tree.memory(mount))?;
         enter(Step::Proc, self.halt());

@@ -184,8 +184,8 @@ impl<T, E: Into<io::Error>> AtStep<T> for Result<T, E> {
     }
 }
 
-/// Marks the start of `step` in the process's name, and stops here for good if the spec asks for
-/// it (crash tests only: whoever stops is killed from outside).
+/// Stops the process here, with the step in its name, if the spec asks for it (crash tests only:
+/// whoever stops is killed or continued from outside).
 pub(crate) fn enter(step: Step, halt_at: Option<&str>) {
     if halt_at != Some(step.name()) {
         return;
@@ -198,7 +198,14 @@ pub(crate) fn enter(step: Step, halt_at: Option<&str>) {
             return;
         }
     }
-    loop {
+    if nix::unistd::getpid().as_raw() == 1 {
+        // The first process of a pid namespace cannot be stopped from inside.
+        loop {
+            nix::unistd::pause();
+        }
+    }
+    // Continues here if somebody sends SIGCONT.
+    if nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).is_err() {
         nix::unistd::pause();
     }
 }

@@ -23,10 +23,12 @@ use rustix::mount::{
 use crate::spec::{MemoryMount, MountPlan, Node};
 use crate::sys::{MountAttributes, mount_setattr};
 
-use super::step::{AtStep as _, Step, StepFailure};
+use super::step::{AtStep as _, Step, StepFailure, enter};
 
 /// Name on the root of the empty file that hides entries of `/proc`.
 const EMPTY_FILE: &str = ".masked";
+/// Where the message queues are, below the root.
+pub(super) const MESSAGE_QUEUES: &str = "dev/mqueue";
 /// Name on the root of the empty directory that hides entries of `/proc`.
 const EMPTY_DIRECTORY: &str = "run";
 /// The skeleton holds names and small files only.
@@ -114,7 +116,7 @@ pub(super) fn make_private() -> Result<(), StepFailure> {
 
 impl Tree {
     /// The root with everything that stays read-only: skeleton and parts of the host.
-    pub fn begin(plan: &MountPlan, payload: u32) -> Result<Self, StepFailure> {
+    pub fn begin(plan: &MountPlan, payload: u32, halt: Option<&str>) -> Result<Self, StepFailure> {
         let step = Step::Skeleton;
         let options =
             [("mode", "0755"), ("size", SKELETON_BYTES_MAX), ("nr_inodes", SKELETON_INODES_MAX)];
@@ -130,6 +132,7 @@ impl Tree {
             root = lay_over(&root, base)?;
             below += 1; // the skeleton, which the new root was attached on
         }
+        enter(Step::HostView, halt);
         for bind in &plan.read_only {
             let detail = || format!("show {}", bind.source.display());
             let source = match copy_tree(CWD, &bind.source) {
@@ -173,6 +176,19 @@ impl Tree {
         let options = [("ptmxmode", "0666"), ("mode", "0600"), ("max", "64")];
         let terminals = make("devpts", &options, NO_SUID | NO_EXEC).at(step, "make devpts")?;
         attach(&terminals, self.root.as_fd(), "dev/pts").at(step, "attach devpts")
+    }
+
+    /// The message queues of this ipc namespace, which mq_overview(7) wants to be a file system for
+    /// landlock to allow them.
+    pub fn message_queues(&self) -> Result<(), StepFailure> {
+        let step = Step::Devices;
+        let queues = match make("mqueue", &[], NO_SUID | NO_DEV | NO_EXEC) {
+            Ok(queues) => queues,
+            // A kernel without POSIX message queues.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+            Err(error) => return Err(StepFailure::new(step, "make mqueue", &error)),
+        };
+        attach(&queues, self.root.as_fd(), MESSAGE_QUEUES).at(step, "attach mqueue")
     }
 
     /// The payload's `/proc`: its own processes only, what concerns the host masked.

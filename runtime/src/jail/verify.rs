@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use crate::spec::MountPlan;
 
 use super::step::{AtStep as _, Step, StepFailure};
-use super::tree::Tree;
+use super::tree::{MESSAGE_QUEUES, Tree};
 
 /// No jail has more mounts than fit in this.
 const MOUNTINFO_BYTES_MAX: u64 = 1 << 20;
@@ -81,6 +81,7 @@ fn expected(plan: &MountPlan) -> BTreeMap<PathBuf, (Kind, bool)> {
         (PathBuf::from("/"), (Kind::Sealed, true)),
         (PathBuf::from("/proc"), (Kind::Proc, true)),
         (PathBuf::from("/dev/pts"), (Kind::Device, true)),
+        (at(Path::new(MESSAGE_QUEUES)), (Kind::Writable, false)),
     ]);
     for bind in &plan.read_only {
         all.insert(at(&bind.target), (Kind::Sealed, !bind.source.starts_with("/etc")));

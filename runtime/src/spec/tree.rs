@@ -244,7 +244,7 @@ impl Layout {
 
     /// `/dev` and `/proc`.
     fn kernel_views(&mut self) {
-        for directory in ["proc", "run", "dev", "dev/pts", "dev/shm", "tmp"] {
+        for directory in ["proc", "run", "dev", "dev/pts", "dev/shm", "dev/mqueue", "tmp"] {
             self.directory(Path::new(directory));
         }
         for (name, target) in [
@@ -263,6 +263,7 @@ impl Layout {
             ("/tmp", Access::Write),
             ("/dev", Access::Device),
             ("/dev/shm", Access::Write),
+            ("/dev/mqueue", Access::Write),
             ("/proc", Access::Proc),
         ] {
             self.grants.push((PathBuf::from(path), access));
