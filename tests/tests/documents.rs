@@ -3,14 +3,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use e2e::Level;
+use e2e::level::we_are_root;
+use e2e::locate::{self, SEARCH_PATH};
+use e2e::lock::{self, Shared};
+use e2e::needs::skip;
+use tempfile::TempDir;
+
 /// Documents with examples that are run.
 const RUN: &[&str] = &["README.md", "docs/exit-codes.md", "docs/policy.md"];
-/// An id that is nobody's, for examples without `sudo` when the tests run as root.
-const USER: u32 = 1000;
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
 const SEPARATOR: &str = "\u{1e}";
@@ -40,7 +45,7 @@ fn no_other_document_has_examples_that_nobody_runs() {
 
 #[test]
 fn policies_in_documents_are_valid() {
-    let place = Place::new("policies");
+    let place = Place::new();
     for document in documents() {
         for block in blocks(&read(&document)).iter().filter(|block| block.info == "toml") {
             let name = block.file_name().unwrap_or_else(|| {
@@ -101,7 +106,7 @@ fn the_architecture_names_every_source_file_and_no_other() {
 
 #[test]
 fn every_command_has_help_and_a_manual_page() {
-    let place = Place::new("manual");
+    let place = Place::new();
     let mut commands = vec![Vec::<String>::new()];
     let mut next = 0;
     while let Some(command) = commands.get(next).cloned() {
@@ -132,7 +137,7 @@ fn every_command_has_help_and_a_manual_page() {
 
 #[test]
 fn completions_are_made_for_every_shell() {
-    let place = Place::new("completions");
+    let place = Place::new();
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let output = place.worker(&["completions", shell]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -163,43 +168,37 @@ fn an_example_matches_its_pattern_line_by_line() {
 // ---- running examples ---------------------------------------------------------------------------
 
 /// A directory for one document, with `worker` on the path; gone at the end.
-struct Place(PathBuf);
+struct Place {
+    directory: TempDir,
+    _turn: Shared,
+}
 
 impl Place {
-    fn new(name: &str) -> Self {
-        let name = format!("stockade-documents-{}-{}", name.replace('/', "-"), std::process::id());
-        let base = std::env::temp_dir().join(name);
-        let programs = base.join("bin");
-        fs::create_dir_all(base.join("work")).expect("cannot make a directory for examples");
-        fs::create_dir_all(&programs).expect("cannot make a directory for the worker");
-        // A copy, because the clone may lie where an ordinary user may not go.
-        let copy = programs.join("worker");
-        fs::copy(worker(), &copy).expect("cannot copy the worker");
-        for path in [&base, &programs, &copy] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("opened to all");
-        }
-        if we_are_root() {
-            chown(base.join("work"), Some(USER), Some(USER)).expect("given to the ordinary user");
-        }
-        Place(base)
+    fn new() -> Self {
+        let turn = lock::shared();
+        let directory = TempDir::new().expect("cannot make a directory for examples");
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(directory.path(), open).expect("cannot open it to all");
+        let (programs, work) = (directory.path().join("bin"), directory.path().join("work"));
+        fs::create_dir(&programs).expect("cannot make a directory for the worker");
+        symlink(locate::worker(), programs.join("worker")).expect("cannot link the worker");
+        fs::create_dir(&work).expect("cannot make a directory for the commands");
+        let uid = Level::Rootless.uid();
+        chown(&work, Some(uid), Some(uid)).expect("cannot give it to its user");
+        Place { directory, _turn: turn }
     }
 
     fn path(&self) -> PathBuf {
-        self.0.join("work")
+        self.directory.path().join("work")
     }
 
-    /// A command in the directory, as root (`sudo`) or as an ordinary user.
-    fn command(&self, sudo: bool, argv: &[&str]) -> Command {
-        let id = USER.to_string();
-        let mut words = if !sudo && we_are_root() {
-            vec!["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"]
-        } else {
-            Vec::new()
-        };
-        words.extend(["timeout", "-s", "KILL", SECONDS_PER_BLOCK]);
-        words.extend(argv);
-        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", self.0.join("bin").display());
-        let mut command = Command::new(words[0]);
+    /// A command in the directory, as root or as an ordinary user.
+    fn command(&self, level: Level, argv: &[&str]) -> Command {
+        let mut words = level.prefix();
+        words.extend(["timeout", "-s", "KILL", SECONDS_PER_BLOCK].map(str::to_owned));
+        words.extend(argv.iter().map(|&word| word.to_owned()));
+        let path = format!("{}:{SEARCH_PATH}", self.directory.path().join("bin").display());
+        let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(self.path()).stdin(Stdio::null());
         command.env_clear().env("PATH", path).env("LANG", "C.UTF-8").env("HOME", self.path());
         command
@@ -208,19 +207,12 @@ impl Place {
     fn worker(&self, arguments: &[&str]) -> Output {
         let mut argv = vec!["worker"];
         argv.extend(arguments);
-        self.command(false, &argv).output().expect("cannot run the worker")
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // A leftover in the temporary directory is no failure of a document.
-        let _left = fs::remove_dir_all(&self.0);
+        self.command(Level::Rootless, &argv).output().expect("cannot run the worker")
     }
 }
 
 fn run_examples(document: &str) {
-    let place = Place::new(document);
+    let place = Place::new();
     let mut wrong = Vec::new();
     for block in blocks(&read(document)) {
         if block.info == "toml"
@@ -233,13 +225,13 @@ fn run_examples(document: &str) {
         }
         let examples = block.examples();
         assert!(!examples.is_empty(), "{document}:{}: no command", block.line);
-        let sudo = examples[0].command.starts_with("sudo ");
-        if sudo && !we_are_root() {
-            assert!(std::env::var_os("CI").is_none(), "{document}:{} needs root", block.line);
-            eprintln!("skipped: {document}:{} needs root", block.line);
+        let root = examples[0].command.starts_with("sudo ");
+        if root && !we_are_root() {
+            skip(&format!("{document}:{} needs root", block.line));
             continue;
         }
-        wrong.extend(run_block(&place, &examples, sudo).iter().map(|text| {
+        let level = if root { Level::Root } else { Level::Rootless };
+        wrong.extend(run_block(&place, &examples, level).iter().map(|text| {
             let line = block.line;
             format!("{document}:{line}: {text}")
         }));
@@ -248,14 +240,14 @@ fn run_examples(document: &str) {
 }
 
 /// Runs the commands of one block in one shell; says which did not print what they should.
-fn run_block(place: &Place, examples: &[Example], sudo: bool) -> Vec<String> {
+fn run_block(place: &Place, examples: &[Example], level: Level) -> Vec<String> {
     let mut script = "exec 2>&1\n".to_owned();
     for example in examples {
         let command = example.command.strip_prefix("sudo ").unwrap_or(&example.command);
         // The next command may ask for `$?`.
         script.push_str(&format!("{command}\n_status=$?; printf '\\036'; (exit $_status)\n"));
     }
-    let output = place.command(sudo, &["bash", "-c", &script]).output().expect("cannot run bash");
+    let output = place.command(level, &["bash", "-c", &script]).output().expect("cannot run bash");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let parts: Vec<&str> = text.split(SEPARATOR).collect();
     let mut wrong = Vec::new();
@@ -441,22 +433,6 @@ fn read(document: &str) -> String {
 fn project() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().expect("the tests are a member of the workspace").to_owned()
-}
-
-/// The built worker: `STOCKADE_WORKER`, or beside the test executable's folder.
-fn worker() -> PathBuf {
-    let beside = || {
-        let test = std::env::current_exe().expect("cannot name the test executable");
-        let profile = test.parent().and_then(Path::parent).expect("tests lie in PROFILE/deps");
-        profile.join("worker")
-    };
-    let path = std::env::var_os("STOCKADE_WORKER").map_or_else(beside, PathBuf::from);
-    assert!(path.is_file(), "no worker at {}: build it first", path.display());
-    path
-}
-
-fn we_are_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|of_this_process| of_this_process.uid() == 0)
 }
 
 fn both(output: &Output) -> String {
