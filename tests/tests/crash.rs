@@ -1,7 +1,7 @@
 //! kill -9 of any of our processes at any step leaves nothing after the next start (INV-10).
 //!
-//! The worker stops itself at a step (`--halt-at STEP`, which sends SIGSTOP to the process that
-//! performs the step). Then each of its processes is killed in turn, once per run, and the next
+//! The worker stops itself at a step (`--halt-at STEP`, which stops the process that performs
+//! the step). Then each of its processes is killed in turn, once per run, and the next
 //! start or `worker sweep` must remove what is left.
 
 use std::fs;
@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use e2e::exec::{Running, directory_of, status_field};
-use e2e::{End, Exec, Level, Need, locate, require};
+use e2e::{End, Exec, Level, Need, locate, lock, require};
 
 /// Every step at which a run can be stopped, as `worker exec --halt-at help` lists them.
 const STEPS: &[&str] = &[
@@ -61,7 +61,7 @@ struct Halted {
 /// Stops a run at `step`, with what makes the step happen at all.
 fn halt(level: Level, step: &str) -> Result<Halted, String> {
     let bound = directory_of(level);
-    let mut exec = Exec::at(level).options(["--halt-at", step]);
+    let mut exec = Exec::at(level).alone().options(["--halt-at", step]);
     if matches!(step, "id-maps" | "workspace" | "export") {
         exec = exec.workspace(bound.path());
     }
@@ -108,7 +108,8 @@ fn sweep(level: Level, home: &str) {
         .env("XDG_RUNTIME_DIR", home)
         .output()
         .expect("cannot run the sweep");
-    assert!(done.status.success(), "sweep: {}", String::from_utf8_lossy(&done.stderr));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(done.status.success(), "sweep: {} {}", text(&done.stdout), text(&done.stderr));
 }
 
 /// Kills the process number `victim` of a run that is stopped at `step`; says how many there were.
@@ -127,14 +128,13 @@ fn crash(level: Level, step: &str, victim: usize, wrong: &mut Vec<String>) -> us
     };
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     signal(pid, "-KILL");
-    if !running.ends_within(Duration::from_millis(300)) {
-        // The stopped one was not the victim: let it find out. One that waits instead of being
-        // stopped cannot go on; it then dies as well, which leaves no less behind.
-        for other in processes.iter().filter(|other| **other != pid) {
-            let waits = status_field(*other, "Name:").is_some_and(|name| name.starts_with("at-"))
-                && status_field(*other, "State:").is_some_and(|state| state == "S");
-            signal(*other, if waits { "-KILL" } else { "-CONT" });
-        }
+    running.ends_within(Duration::from_millis(50));
+    // If the stopped one was not the victim, let it find out. One that waits instead of being
+    // stopped cannot go on; it then dies as well, which leaves no less behind.
+    for other in processes.iter().filter(|other| **other != pid) {
+        let waits = status_field(*other, "Name:").is_some_and(|name| name.starts_with("at-"))
+            && status_field(*other, "State:").is_some_and(|state| state == "S");
+        signal(*other, if waits { "-KILL" } else { "-CONT" });
     }
     if !running.ends_within(Duration::from_secs(10)) {
         wrong.push(format!("{level:?}: `{step}`, {name} killed: the worker does not end"));
@@ -148,14 +148,18 @@ fn crash(level: Level, step: &str, victim: usize, wrong: &mut Vec<String>) -> us
     if outcome.end == End::TimedOut {
         wrong.push(format!("{what}: timed out"));
     }
-    wrong.extend(outcome.leftovers.iter().map(|thing| format!("{what}: left over: {thing}")));
+    let left = outcome.leftovers.iter().map(|thing| format!("{what}: left over: {thing}"));
+    wrong.extend(left.inspect(|line| eprintln!("{line}")));
     count
 }
 
 fn crash_everywhere(level: Level) {
     assert!(!STEPS.is_empty(), "the list of steps is empty");
+    // What lies about between a kill and its sweep would be counted against runs beside this one.
+    let _turn = lock::alone();
     let mut wrong = Vec::new();
     for step in STEPS {
+        eprintln!("{level:?}: step {step}, {} failures so far", wrong.len());
         let count = crash(level, step, 0, &mut wrong);
         for victim in 1..count {
             crash(level, step, victim, &mut wrong);
@@ -191,8 +195,9 @@ fn the_list_of_steps_is_the_workers_own() {
 #[test]
 fn the_next_start_repairs_what_a_killed_worker_left() {
     require!(Need::Root);
+    let _turn = lock::alone();
     for level in Level::here() {
-        let running = Exec::at(level).grace(Duration::from_secs(6)).spawn(&[
+        let running = Exec::at(level).alone().grace(Duration::from_secs(6)).spawn(&[
             "/bin/bash",
             "-c",
             "setsid sleep 60 & setsid sleep 60 & sleep 60",
@@ -205,6 +210,7 @@ fn the_next_start_repairs_what_a_killed_worker_left() {
         assert!(running.ends_within(Duration::from_secs(5)), "{level:?}");
         // Not under this harness's own check: the remains of the first run are part of it.
         let next = Exec::at(level)
+            .alone()
             .caller_env("XDG_RUNTIME_DIR", &running.home())
             .run_and_leave(&["/bin/true"]);
         assert!(next.ok(), "{level:?}: {}", next.text());
