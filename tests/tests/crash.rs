@@ -158,7 +158,9 @@ fn crash_everywhere(level: Level) {
     // What lies about between a kill and its sweep would be counted against runs beside this one.
     let _turn = lock::alone();
     let mut wrong = Vec::new();
-    for step in STEPS {
+    // Without root there is no loop device, and no cgroup on a v1 host.
+    let absent: &[&str] = if level == Level::Root { &[] } else { &["cgroup", "disk"] };
+    for step in STEPS.iter().filter(|step| !absent.contains(step)) {
         eprintln!("{level:?}: step {step}, {} failures so far", wrong.len());
         let count = crash(level, step, 0, &mut wrong);
         for victim in 1..count {
