@@ -237,6 +237,8 @@ def main():
     version = subprocess.run([bwrap, "--version"], capture_output=True, text=True).stdout.strip()
     print(f"Linux {kernel.release} {kernel.machine}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
           f"{version}; worker of {size:.1f} MiB; {arguments.runs} runs of each, interleaved")
+    if os.getloadavg()[0] > os.cpu_count() / 2:
+        print("warning: this machine is busy with something else; repeat when it is not", file=sys.stderr)
     print("bwrap --unshare-all has the jail's mounts, without masks in /proc unless stated; it has no "
           "landlock, no system call filter, no cgroup, no limits")
 
