@@ -29,6 +29,8 @@ use crate::spec::CgroupPlan;
 const OURS: &str = "stockade";
 const MOUNT: &str = "/sys/fs/cgroup";
 const CPU_PERIOD_US: u64 = 100_000;
+/// How often the processes of a delegated group are listed and moved away.
+const EMPTYING_ROUNDS: u32 = 16;
 /// Controllers used where they exist, in the order in which a process joins them.
 const V1_CONTROLLERS: [(&str, Controllers); 5] = [
     ("blkio", Controllers::BlkIo),
@@ -105,7 +107,13 @@ fn v2_base(level: Level) -> Result<V2Base, String> {
             && nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK).is_ok();
     match level {
         Level::Root if marked && !own.is_empty() => Ok(V2Base { parent, delegated: true }),
-        Level::Root => Ok(V2Base { parent: PathBuf::from(MOUNT), delegated: false }),
+        Level::Root => {
+            // The root of the hierarchy may hold processes and children with controllers at once;
+            // what a container sees as the top is a group like any other, and has a type.
+            let parent = PathBuf::from(MOUNT);
+            let delegated = parent.join("cgroup.type").exists();
+            Ok(V2Base { parent, delegated })
+        }
         Level::Rootless if writable && !own.is_empty() => Ok(V2Base { parent, delegated: true }),
         Level::Rootless => {
             Err(format!("the worker's own cgroup /{own} is not delegated to this user"))
@@ -355,14 +363,31 @@ pub(crate) fn existing(level: Level) -> Vec<String> {
     names
 }
 
-/// Kills what is in the cgroup of jail `name` and removes it from every hierarchy.
+/// Where the cgroup of jail `name` is going to be, if that depends on the worker's own group: a
+/// sweep finds every other place by itself.
+pub(crate) fn delegated_place(name: &str, level: Level) -> Option<PathBuf> {
+    if !is_cgroup2_unified_mode() {
+        return None;
+    }
+    let base = v2_base(level).ok().filter(|base| base.delegated)?;
+    Some(base.parent.join(OURS).join(name))
+}
+
+/// Kills what is in the cgroup of jail `name` and removes it from every hierarchy, and from where
+/// its launcher `noted` it.
 ///
 /// # Errors
 /// The path that is left if something remains after `grace`.
-pub(crate) fn remove_by_name(name: &str, level: Level, grace: Duration) -> Result<(), String> {
+pub(crate) fn remove_by_name(
+    name: &str,
+    noted: Option<PathBuf>,
+    level: Level,
+    grace: Duration,
+) -> Result<(), String> {
     our_groups(level)
-        .iter()
+        .into_iter()
         .map(|ours| ours.join(name))
+        .chain(noted)
         .filter(|directory| directory.exists())
         .try_for_each(|directory| remove_group(&directory, grace))
 }
@@ -481,17 +506,21 @@ fn enable_controllers(directory: &Path) -> Result<(), (String, io::Error)> {
 
 /// Moves the processes of a delegated group into a leaf of it: a v2 group with children that have
 /// controllers holds no process itself (cgroup-v2.rst, "No Internal Process Constraint").
+///
+/// Repeated, because a process that forks while it is moved leaves its child behind.
 fn empty_into_leaf(parent: &Path) -> Result<(), (String, io::Error)> {
-    let procs = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
-    if procs.trim().is_empty() {
-        return Ok(());
-    }
     let leaf = parent.join("stockade-worker");
-    make_group(&leaf)?;
-    for pid in procs.lines() {
-        match write(&leaf.join("cgroup.procs"), pid) {
-            Err((_, error)) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            other => other?,
+    for _ in 0..EMPTYING_ROUNDS {
+        let procs = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
+        if procs.trim().is_empty() {
+            break;
+        }
+        make_group(&leaf)?;
+        for pid in procs.lines() {
+            match write(&leaf.join("cgroup.procs"), pid) {
+                Err((_, error)) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
         }
     }
     Ok(())

@@ -5,8 +5,10 @@
 //! Creating and sweeping exclude each other through a lock on the directory itself, so that no
 //! claim is seen before it is locked.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,8 @@ const IDS_PER_JAIL: u32 = 16;
 const SLOTS: u32 = 0x1_0000;
 /// How often a taken number is passed over before giving up.
 const TRIES: u32 = 4096;
+/// File of a claim that names the jail's cgroup, where that depends on the worker's own.
+const CGROUP_NOTE: &str = "cgroup";
 
 /// Host id of the control side when started by root: the last range, which no jail gets.
 pub const CONTROL_ID: u32 = FIRST_ID + SLOTS * IDS_PER_JAIL;
@@ -161,6 +165,19 @@ impl Claim {
         &self.path
     }
 
+    /// Notes where the jail's cgroup is about to be made, for a sweep that runs in another group and
+    /// would look elsewhere.
+    pub fn note_cgroup(&self, directory: &Path) -> io::Result<()> {
+        fs::write(self.path.join(CGROUP_NOTE), directory.as_os_str().as_bytes())
+    }
+
+    /// What was noted, if it can be the cgroup of this jail.
+    pub fn noted_cgroup(&self) -> Option<PathBuf> {
+        let note = fs::read(self.path.join(CGROUP_NOTE)).ok()?;
+        let directory = PathBuf::from(OsString::from_vec(note));
+        directory.ends_with(self.name()).then_some(directory)
+    }
+
     /// Removes the directory and gives the number back.
     pub fn release(self) -> io::Result<()> {
         fs::remove_dir_all(&self.path)
@@ -204,6 +221,23 @@ mod tests {
             claim.release().expect("released");
         }
         assert!(directory.slots().expect("list").is_empty());
+        fs::remove_dir_all(path).expect("cleaned");
+    }
+
+    #[test]
+    fn a_noted_cgroup_is_found_by_the_sweep_if_it_bears_the_name_of_the_jail() {
+        let path = scratch("note");
+        let directory = RunDirectory::open(Level::Rootless, &path).expect("run directory");
+        let claim = directory.claim().expect("claim");
+        assert_eq!(claim.noted_cgroup(), None);
+        let group = Path::new("/sys/fs/cgroup/unit/stockade").join(claim.name());
+        claim.note_cgroup(&group).expect("noted");
+        drop(claim);
+        let claim = directory.abandoned().expect("list").pop().expect("abandoned");
+        assert_eq!(claim.noted_cgroup(), Some(group));
+        claim.note_cgroup(Path::new("/sys/fs/cgroup/unit")).expect("noted");
+        assert_eq!(claim.noted_cgroup(), None);
+        claim.release().expect("released");
         fs::remove_dir_all(path).expect("cleaned");
     }
 

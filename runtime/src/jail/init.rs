@@ -166,7 +166,8 @@ impl Init<'_> {
         let (ours, theirs) = Wire::pair().at(Step::ClonePayload, "connect to the payload")?;
         let door = self.enter_cgroup()?;
         let cgroup = door.as_ref().and_then(CgroupDoor::birth);
-        let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup };
+        // Without namespaces: the payload makes its own after its birth, see `Payload::separate`.
+        let args = CloneArgs { namespaces: 0, cgroup };
         let cloned = clone3(args).at(Step::ClonePayload, "clone the payload")?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => {
@@ -182,6 +183,11 @@ impl Init<'_> {
             door.leave().at(Step::Cgroup, "leave the payload's cgroup")?;
         }
         let mut payload = ours;
+        match payload.receive().at(Step::ClonePayload, "hear of the payload's namespaces")?.0 {
+            FromPayload::Separate => {}
+            FromPayload::Failed(failure) => return Err(failure),
+            _ => return Err(out_of_turn()),
+        }
         enter(Step::MapIds, self.halt());
         self.map_ids(tree, pid)?;
         self.stdio.clear();
@@ -193,6 +199,7 @@ impl Init<'_> {
             FromPayload::Failed(failure) => return Err(failure),
             FromPayload::Distrusted(results) => self.exit_with(&FromInit::Distrusted(results)),
             FromPayload::NotRunnable(errno) => self.exit_with(&FromInit::NotRunnable(errno)),
+            FromPayload::Separate => return Err(out_of_turn()),
             FromPayload::Ready { mut layers, canary } => {
                 layers.extend(own_layers);
                 let mut descriptors: Vec<BorrowedFd<'_>> = vec![pidfd.as_fd()];
@@ -217,7 +224,7 @@ impl Init<'_> {
         Ok(Running { payload_pid: pid, payload })
     }
 
-    /// Waits for the jail's cgroup and, on v1, enters it; then makes the cgroup namespace.
+    /// Waits for the jail's cgroup and, on v1, enters it.
     fn enter_cgroup(&mut self) -> Result<Option<CgroupDoor>, StepFailure> {
         let step = Step::Cgroup;
         let mut door = None;
@@ -227,11 +234,6 @@ impl Init<'_> {
         }
         if let Some(door) = &door {
             door.enter().at(step, "enter the cgroup")?;
-        }
-        if self.spec.applies(Layer::CgroupNamespace) {
-            // After entering: the namespace's root is the group its maker is in.
-            let flags = nix::sched::CloneFlags::CLONE_NEWCGROUP;
-            nix::sched::unshare(flags).at(step, "make a cgroup namespace")?;
         }
         Ok(door)
     }
@@ -278,7 +280,7 @@ impl Init<'_> {
             (Layer::NetNamespace, "loopback only"),
             (Layer::IpcNamespace, "private"),
             (Layer::UtsNamespace, "private host name"),
-            (Layer::CgroupNamespace, "the host's groups above are not visible"),
+            (Layer::CgroupNamespace, "rooted at the jail's own group"),
         ];
         let applied = namespaces.into_iter().filter(|(layer, _)| self.spec.applies(*layer));
         Ok(applied.map(|(layer, why)| LayerResult::enforced(self.spec, layer, why)).collect())
@@ -336,6 +338,12 @@ impl Init<'_> {
         }
         full
     }
+}
+
+/// A message of the payload that does not belong here.
+fn out_of_turn() -> StepFailure {
+    let error = io::ErrorKind::InvalidData.into();
+    StepFailure::new(Step::ClonePayload, "the payload spoke out of turn", &error)
 }
 
 /// Asks the kernel for SIGKILL when the launcher dies, and exits if it is dead already.

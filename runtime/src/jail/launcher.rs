@@ -33,7 +33,7 @@ use super::step::{AtStep as _, Step, StepFailure, enter};
 use super::sweep;
 use super::wire::Wire;
 use super::workspace::ExportKind;
-use super::{disk, exporter, idmap};
+use super::{cgroup, disk, exporter, idmap};
 
 /// How long removing a cgroup may take; its processes are dead by then.
 const REMOVE_GRACE: Duration = Duration::from_secs(5);
@@ -163,6 +163,10 @@ impl Jail<'_> {
     fn limit(&mut self, name: &str, init: &mut Wire) -> Result<(), StepFailure> {
         if !self.spec.applies(Layer::Cgroup) {
             return Ok(());
+        }
+        let place = cgroup::delegated_place(name, self.spec.level);
+        if let (Some(place), Some(claim)) = (place, &self.claim) {
+            claim.note_cgroup(&place).at(Step::Cgroup, "note the cgroup for a sweep")?;
         }
         let cgroup = JailCgroup::create(name, &self.spec.cgroup, self.spec.level)
             .map_err(|(detail, error)| StepFailure::new(Step::Cgroup, detail, &error))?;

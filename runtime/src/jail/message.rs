@@ -200,6 +200,8 @@ pub(crate) enum FromInit {
 /// `NotRunnable` means that it did.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromPayload {
+    /// It is in its own namespaces; its ids can be mapped.
+    Separate,
     /// All layers are on.
     Ready { layers: Vec<LayerResult>, canary: Vec<CanaryResult> },
     /// A step failed.

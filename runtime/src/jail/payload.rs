@@ -1,7 +1,7 @@
 //! The payload's process from its birth to the exec of its command.
 //!
-//! Cloned by init into a user namespace of its own that owns no other namespace: capabilities in
-//! it are good for nothing (INV-5). Here the process takes every privilege from itself, enters
+//! Cloned by init into the jail's cgroup, it first enters a user namespace of its own that owns no
+//! other namespace: capabilities in it are good for nothing (INV-5). Here the process takes every privilege from itself, enters
 //! landlock and seccomp, and tries the forbidden acts.
 //!
 //! Order matters: what needs privilege comes first; capabilities go before landlock and seccomp so
@@ -11,6 +11,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags, openat};
 
 use crate::policy::Layer;
@@ -73,6 +74,7 @@ impl Payload<'_> {
         let spec = self.spec;
         let halt = spec.halt_at.as_deref();
         let mut layers = Vec::new();
+        self.separate()?;
         let ((), _) = self.init.receive().at(Step::MapIds, "wait for the id mapping")?;
         enter(Step::InertNamespaces, halt);
         self.forbid_namespaces()?;
@@ -141,6 +143,24 @@ impl Payload<'_> {
             layers.push(LayerResult::enforced(spec, Layer::Seccomp, why));
         }
         Ok(())
+    }
+
+    /// Makes the cgroup namespace, then the user namespace, and tells init.
+    ///
+    /// After the birth and not by the clone: the kernel refuses to clone into a cgroup outside the
+    /// cloner's cgroup namespace where cgroup v2 is mounted with `nsdelegate`, as service managers
+    /// do (cgroup-v2.rst, "Delegation Containment"), and the jail's group is never below init's. So
+    /// the namespace is made inside, where its root is the jail's own group, and before the user
+    /// namespace, which would own it otherwise.
+    fn separate(&mut self) -> Result<(), StepFailure> {
+        let step = Step::ClonePayload;
+        if self.spec.applies(Layer::CgroupNamespace) {
+            nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
+                .at(step, "make the payload's cgroup namespace")?;
+        }
+        nix::sched::unshare(CloneFlags::CLONE_NEWUSER)
+            .at(step, "make the payload's user namespace")?;
+        self.init.send(&FromPayload::Separate, &[]).at(step, "tell init")
     }
 
     /// Writes 0 to every limit of namespaces in this user namespace. The lookup must happen in the

@@ -153,7 +153,10 @@ impl StepFailure {
                 "unprivileged user namespaces are refused here; run the worker as root, or on \
                  Ubuntu load an AppArmor profile that grants it `userns`",
             ),
-            (Step::CloneInit, libc::ENOSPC | libc::EUSERS) => Some(
+            (
+                Step::Handshake | Step::IdMaps | Step::CloneInit | Step::ClonePayload,
+                libc::ENOSPC | libc::EUSERS,
+            ) => Some(
                 "the limit of namespaces is reached: see /proc/sys/user/max_*_namespaces, and run \
                  `worker sweep`",
             ),
@@ -218,6 +221,15 @@ mod tests {
     fn every_step_has_one_name_and_is_found_by_it() {
         for &step in Step::ALL {
             assert_eq!(Step::from_name(step.name()), Some(step));
+        }
+    }
+
+    #[test]
+    fn a_full_limit_of_namespaces_is_explained_wherever_one_is_made() {
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        for step in [Step::Handshake, Step::IdMaps, Step::CloneInit, Step::ClonePayload] {
+            let hint = StepFailure::new(step, "make a namespace", &full).hint().unwrap_or_default();
+            assert!(hint.contains("max_*_namespaces"), "{step}: {hint}");
         }
     }
 

@@ -3,7 +3,7 @@
 //! name and go with the last process.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::host::Level;
@@ -33,7 +33,7 @@ pub fn sweep(level: Level, rootless_run_directory: &Path) -> io::Result<Sweep> {
     let live: Vec<_> = run.slots()?.into_iter().map(jail_name).collect();
     for name in cgroup::existing(level) {
         if !live.contains(&name) {
-            settle(&mut done, name, level);
+            settle(&mut done, name, None, level);
         }
     }
     Ok(done)
@@ -43,7 +43,7 @@ pub fn sweep(level: Level, rootless_run_directory: &Path) -> io::Result<Sweep> {
 pub(super) fn repair(run: &RunDirectory, level: Level) -> io::Result<Sweep> {
     let mut done = Sweep::default();
     for claim in run.abandoned()? {
-        settle(&mut done, claim.name(), level);
+        settle(&mut done, claim.name(), claim.noted_cgroup(), level);
         let path = claim.path().display().to_string();
         if claim.release().is_err() {
             done.left.push(path);
@@ -52,8 +52,8 @@ pub(super) fn repair(run: &RunDirectory, level: Level) -> io::Result<Sweep> {
     Ok(done)
 }
 
-fn settle(done: &mut Sweep, name: String, level: Level) {
-    match cgroup::remove_by_name(&name, level, GRACE) {
+fn settle(done: &mut Sweep, name: String, noted: Option<PathBuf>, level: Level) {
+    match cgroup::remove_by_name(&name, noted, level, GRACE) {
         Ok(()) => done.removed.push(name),
         Err(path) => done.left.push(path),
     }
