@@ -282,6 +282,16 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
 fn finish(outcome: Outcome, report_file: Option<File>) -> anyhow::Result<Exit> {
     let (exit, document) = match outcome {
         Outcome::Ended { report, end } => {
+            tracing::info!(
+                event = "jail.ended",
+                status = end.status.code(),
+                limits = end.limits.len(),
+                wall_us = end.wall_us,
+                cpu_us = end.cpu_us,
+                memory_peak = end.memory_peak,
+                teardown_us = end.teardown_us,
+                "jail ended"
+            );
             let exit = explain::end(&end);
             let report = report.map(|mut report| {
                 report.end = Some(end);

@@ -81,7 +81,8 @@ fn export(report: &ExportReport) {
     if report.skipped == 0 {
         return;
     }
-    say(&format!("[jail] {} entries were not copied back:", report.skipped));
+    let noun = if report.skipped == 1 { "entry was" } else { "entries were" };
+    say(&format!("[jail] {} {noun} not copied back:", report.skipped));
     for name in &report.skipped_names {
         say(&format!("[jail]   {name}"));
     }

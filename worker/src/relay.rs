@@ -118,6 +118,15 @@ impl Relay {
             if ready.launcher {
                 match launcher.event() {
                     Ok(Event::Running(report, terminal)) => {
+                        tracing::info!(
+                            event = "jail.running",
+                            jail = report.jail,
+                            level = %report.level,
+                            policy_digest = report.policy_digest,
+                            spec_digest = report.spec_digest,
+                            ready_us = report.timings.ready_us,
+                            "jail running"
+                        );
                         self.report = Some(report);
                         self.use_terminal(terminal)?;
                     }

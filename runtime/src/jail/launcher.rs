@@ -113,11 +113,7 @@ impl Jail<'_> {
     }
 
     /// Makes everything up to init; returns the connection to it.
-    fn launch(
-        &mut self,
-        run_directory: &Path,
-        stdio: Vec<OwnedFd>,
-    ) -> Result<Wire, StepFailure> {
+    fn launch(&mut self, run_directory: &Path, stdio: Vec<OwnedFd>) -> Result<Wire, StepFailure> {
         let spec = self.spec;
         let run = RunDirectory::open(spec.level, run_directory)
             .at(Step::Claim, "open the run directory (nobody else may write to it)")?;

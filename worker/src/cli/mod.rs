@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and which module answers.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,6 +19,29 @@ use crate::{doctor, exec, sweep};
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
+    /// Log events of this level and above to standard error [default: warn]
+    ///
+    /// One of error, warn, info, debug. Events name what happened and never hold content: no
+    /// output, no arguments, no environment.
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        default_value = "warn",
+        hide_default_value = true
+    )]
+    log_level: tracing::Level,
+
+    /// Choose the form of log events [default: text]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_default_value = true
+    )]
+    log_format: LogFormat,
+
     /// What to do
     #[command(subcommand)]
     command: Command,
@@ -56,8 +79,31 @@ enum Command {
     },
 }
 
+/// How log events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON document per line.
+    Json,
+}
+
+fn start_log(level: tracing::Level, format: LogFormat) {
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(colour)
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
 /// Runs what was asked for.
 pub fn run(cli: Cli) -> ExitCode {
+    start_log(cli.log_level, cli.log_format);
     let outcome = match cli.command {
         Command::Exec(args) => exec::run(args),
         Command::Doctor(args) => doctor::run(&args),
