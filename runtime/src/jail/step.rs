@@ -166,6 +166,9 @@ impl StepFailure {
             (Step::Disk, libc::ENOSPC) => {
                 Some("lower `filesystem.workspace_size`, or free space in the state directory")
             }
+            (Step::Workspace, libc::EINVAL) if self.detail.contains("map its ids") => Some(
+                "use a directory on ext4, xfs or btrfs; on tmpfs the kernel maps ids from Linux 6.3 on",
+            ),
             (Step::Proc, libc::EPERM) => Some(
                 "the host's own /proc is partly covered (a container?); rootless jails need an \
                  uncovered one",
