@@ -20,6 +20,7 @@ const STEPS: &[&str] = &[
     "id-maps",
     "disk",
     "clone-init",
+    "network",
     "isolate",
     "identity",
     "private",

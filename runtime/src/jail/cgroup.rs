@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use cgroups_rs::blkio::BlkIoController;
 use cgroups_rs::cpu::CpuController;
 use cgroups_rs::devices::{DevicePermissions, DeviceType, DevicesController};
-use cgroups_rs::hierarchies::{V1, V2, is_cgroup2_unified_mode};
+use cgroups_rs::hierarchies::{V1, is_cgroup2_unified_mode};
 use cgroups_rs::memory::MemController;
 use cgroups_rs::pid::PidController;
-use cgroups_rs::{Cgroup, Controllers, Hierarchy, MaxValue};
+use cgroups_rs::{Controllers, MaxValue};
 use serde::{Deserialize, Serialize};
 
 use crate::host::{CgroupOffer, Level};
@@ -162,8 +162,12 @@ impl JailCgroup {
             limits: Vec::new(),
             weaker: Vec::new(),
         };
-        let path = if made.v2 { made.make_v2(name, level)? } else { made.make_v1(name)? };
-        match made.write_limits(&path, plan) {
+        if made.v2 {
+            made.make_v2(name, level)?;
+        } else {
+            made.make_v1(name)?;
+        }
+        match made.write_limits(plan) {
             Ok(()) => Ok(made),
             Err(error) => {
                 let removal = made.remove(Duration::from_millis(100));
@@ -175,7 +179,7 @@ impl JailCgroup {
         }
     }
 
-    fn make_v1(&mut self, name: &str) -> Result<PathBuf, (String, io::Error)> {
+    fn make_v1(&mut self, name: &str) -> Result<(), (String, io::Error)> {
         let mounts = V1::new();
         let path = Path::new(OURS).join(name);
         for (_, controller) in V1_CONTROLLERS {
@@ -187,10 +191,10 @@ impl JailCgroup {
             make_group(&directory)?;
             self.directories.push(directory);
         }
-        Ok(path)
+        Ok(())
     }
 
-    fn make_v2(&mut self, name: &str, level: Level) -> Result<PathBuf, (String, io::Error)> {
+    fn make_v2(&mut self, name: &str, level: Level) -> Result<(), (String, io::Error)> {
         let base = v2_base(level).map_err(|reason| (reason, io::ErrorKind::Unsupported.into()))?;
         let ours = base.parent.join(OURS);
         let directory = ours.join(name);
@@ -202,47 +206,50 @@ impl JailCgroup {
         }
         enable_controllers(&ours)?;
         make_group(&directory)?;
-        self.directories.push(directory.clone());
-        Ok(directory.strip_prefix(MOUNT).unwrap_or(&directory).to_owned())
+        self.directories.push(directory);
+        Ok(())
     }
 
-    /// Writes all limits through the crate's controllers.
-    fn write_limits(&mut self, path: &Path, plan: &CgroupPlan) -> Result<(), (String, io::Error)> {
-        let hierarchy: Box<dyn Hierarchy> =
-            if self.v2 { Box::new(V2::new()) } else { Box::new(V1::new()) };
-        let names = ["memory", "pids", "cpu", "io", "blkio", "devices"];
-        let group = Cgroup::load_with_specified_controllers(
-            hierarchy,
-            path,
-            names.map(str::to_owned).to_vec(),
-        );
-        let memory: &MemController = needed(group.controller_of(), "memory")?;
+    /// Writes all limits through the crate's controllers, each made for the directory that has its
+    /// files: the crate's own search would look at every hierarchy again for each of them.
+    fn write_limits(&mut self, plan: &CgroupPlan) -> Result<(), (String, io::Error)> {
+        let v2 = self.v2;
+        let memory = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
+        let memory = MemController::new(self.home(memory)?, v2);
         memory.set_limit(plan.memory_bytes_max as i64).map_err(|e| tried("the memory limit", e))?;
         self.limits.push(format!("memory {} bytes", plan.memory_bytes_max));
-        self.limit_swap(memory, plan)?;
-        if self.v2 {
+        self.limit_swap(&memory, plan)?;
+        if v2 {
             // The whole tool tree goes, not one victim: what is left of it would be half dead.
             write(&self.directories[0].join("memory.oom.group"), "1")?;
         }
-        let pids: &PidController = needed(group.controller_of(), "pids")?;
-        pids.set_pid_max(MaxValue::Value(i64::from(plan.pids_max)))
+        PidController::new(self.home("pids.max")?, v2)
+            .set_pid_max(MaxValue::Value(i64::from(plan.pids_max)))
             .map_err(|e| tried("the process limit", e))?;
         self.limits.push(format!("{} processes", plan.pids_max));
-        let cpu: &CpuController = needed(group.controller_of(), "cpu")?;
         let quota = (u64::from(plan.cpu_milli) * CPU_PERIOD_US / 1000).max(1000);
-        cpu.set_cfs_quota_and_period(Some(quota as i64), Some(CPU_PERIOD_US))
+        CpuController::new(self.home(if v2 { "cpu.max" } else { "cpu.cfs_quota_us" })?, v2)
+            .set_cfs_quota_and_period(Some(quota as i64), Some(CPU_PERIOD_US))
             .map_err(|e| tried("the CPU limit", e))?;
         self.limits.push(format!("{}.{:03} CPUs", plan.cpu_milli / 1000, plan.cpu_milli % 1000));
         if let Some(rate) = plan.io_bytes_per_second {
-            self.limit_io(needed(group.controller_of(), "io")?, rate)?;
+            let home = self.home(if v2 { "io.max" } else { "blkio.throttle.read_bps_device" })?;
+            self.limit_io(&BlkIoController::new(home, v2), rate)?;
         }
-        if !self.v2
-            && let Some(devices) = group.controller_of::<DevicesController>()
-        {
-            limit_devices(devices).map_err(|e| tried("the device list", e))?;
+        if !v2 && let Ok(home) = self.home("devices.deny") {
+            let devices = DevicesController::new(home);
+            limit_devices(&devices).map_err(|e| tried("the device list", e))?;
             self.limits.push("devices by number".to_owned());
         }
         Ok(())
+    }
+
+    /// The directory of this jail that has the control file `name`.
+    fn home(&self, name: &str) -> Result<PathBuf, (String, io::Error)> {
+        let mut all = self.directories.iter();
+        all.find(|directory| directory.join(name).exists()).cloned().ok_or_else(|| {
+            (format!("cannot find {name}"), io::Error::from_raw_os_error(libc::ENOENT))
+        })
     }
 
     fn limit_swap(
@@ -336,6 +343,15 @@ impl JailCgroup {
             oom_kills: keyed(&read(memory), "oom_kill"),
             forks_refused: keyed(&read("pids.events"), "max"),
             memory_peak: read(peak).trim().parse().unwrap_or(0),
+        }
+    }
+
+    /// Removes the directories that are empty now; [`remove`](Self::remove) settles the rest.
+    pub fn remove_if_empty(&self) {
+        for directory in &self.directories {
+            if fs::remove_dir(directory).is_err() {
+                return; // busy, which is for `remove` to deal with
+            }
         }
     }
 
@@ -566,12 +582,6 @@ fn write(path: &Path, value: &str) -> Result<(), (String, io::Error)> {
         .open(path)
         .and_then(|mut file| file.write_all(value.as_bytes()))
         .map_err(|e| (format!("cannot write `{value}` to {}", path.display()), e))
-}
-
-fn needed<T>(controller: Option<T>, name: &str) -> Result<T, (String, io::Error)> {
-    controller.ok_or_else(|| {
-        (format!("no {name} controller"), io::Error::from_raw_os_error(libc::ENOENT))
-    })
 }
 
 /// The system error below one of the crate's errors.

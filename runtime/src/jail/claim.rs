@@ -180,7 +180,7 @@ impl Claim {
 
     /// Removes the directory and gives the number back.
     pub fn release(self) -> io::Result<()> {
-        fs::remove_dir_all(&self.path)
+        fs::remove_dir(&self.path).or_else(|_| fs::remove_dir_all(&self.path))
     }
 }
 

@@ -149,7 +149,6 @@ fn become_launcher(level: Level, connection: &Wire) -> Result<Never, StepFailure
     }
     sys::install_at(connection.as_fd(), CONNECTION).at(step, "hand over the connection")?;
     sys::close_on_exec_from(CONNECTION + 1).at(step, "close descriptors")?;
-    sys::default_signals().at(step, "reset signals")?;
     let name = CString::new(LAUNCHER).unwrap_or_default();
     let error = sys::exec_descriptor(program.as_fd(), &[name], &[]);
     Err(StepFailure::new(step, "execute the launcher", &error))

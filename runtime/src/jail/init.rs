@@ -22,7 +22,7 @@ use crate::sys::{self, CloneArgs, Cloned, clone3};
 use super::cgroup::CgroupDoor;
 use super::claim::IdRange;
 use super::landlock::Domain;
-use super::message::{FromInit, FromPayload, LimitHit, PayloadStatus};
+use super::message::{Equipment, FromInit, FromPayload, LimitHit, PayloadStatus};
 use super::payload::Payload;
 use super::report::LayerResult;
 use super::seccomp::{self, Program};
@@ -30,7 +30,7 @@ use super::step::{AtStep as _, Step, StepFailure, enter};
 use super::tree::{self, Tree};
 use super::wire::Wire;
 use super::workspace::{self, ExportMounts};
-use super::{caps, terminal};
+use super::{caps, network, terminal};
 
 /// Everything init was given. It keeps no other descriptor.
 pub(super) struct Init<'a> {
@@ -125,9 +125,6 @@ impl Init<'_> {
         if self.spec.applies(Layer::UtsNamespace) {
             nix::unistd::sethostname(&self.spec.hostname).at(step, "set the host name")?;
         }
-        if self.spec.applies(Layer::NetNamespace) {
-            super::network::loopback_up().at(step, "bring loopback up")?;
-        }
         if self.spec.hide_uptime {
             super::clock::start_near_zero().at(step, "offset the clocks")?;
         }
@@ -164,7 +161,7 @@ impl Init<'_> {
         (tree_us, built_us): (u64, u64),
     ) -> Result<Running, StepFailure> {
         let (ours, theirs) = Wire::pair().at(Step::ClonePayload, "connect to the payload")?;
-        let door = self.enter_cgroup()?;
+        let door = self.take_equipment()?;
         let cgroup = door.as_ref().and_then(CgroupDoor::birth);
         // Without namespaces: the payload makes its own after its birth, see `Payload::separate`.
         let args = CloneArgs { namespaces: 0, cgroup };
@@ -224,16 +221,19 @@ impl Init<'_> {
         Ok(Running { payload_pid: pid, payload })
     }
 
-    /// Waits for the jail's cgroup and, on v1, enters it.
-    fn enter_cgroup(&mut self) -> Result<Option<CgroupDoor>, StepFailure> {
-        let step = Step::Cgroup;
-        let mut door = None;
-        if self.spec.applies(Layer::Cgroup) {
-            let ((), descriptors) = self.launcher.receive().at(step, "wait for the cgroup")?;
-            door = CgroupDoor::from_descriptors(descriptors);
+    /// Waits for what the launcher made meanwhile; enters the net namespace and, on v1, the cgroup.
+    fn take_equipment(&mut self) -> Result<Option<CgroupDoor>, StepFailure> {
+        let (Equipment { net }, mut descriptors) =
+            self.launcher.receive().at(Step::Cgroup, "wait for cgroup and net namespace")?;
+        if net {
+            let missing = || io::Error::from(io::ErrorKind::InvalidData);
+            let net = if descriptors.is_empty() { Err(missing()) } else { Ok(descriptors.remove(0)) };
+            let net = net.at(Step::Network, "receive the net namespace")?;
+            network::enter(&net).at(Step::Network, "enter the net namespace")?;
         }
+        let door = CgroupDoor::from_descriptors(descriptors);
         if let Some(door) = &door {
-            door.enter().at(step, "enter the cgroup")?;
+            door.enter().at(Step::Cgroup, "enter the cgroup")?;
         }
         Ok(door)
     }

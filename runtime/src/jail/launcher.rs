@@ -19,13 +19,13 @@ use crate::policy::{Layer, Storage};
 use crate::spec::JailSpec;
 use crate::sys::{CloneArgs, Cloned, clone3};
 
-use super::cgroup::{CgroupEvents, JailCgroup};
+use super::cgroup::{CgroupDoor, CgroupEvents, JailCgroup};
 use super::claim::{Claim, IdRange, RunDirectory};
 use super::disk::Disk;
 use super::export::ExportReport;
 use super::init::Init;
 use super::message::{
-    End, Failure, FromInit, LimitHit, PayloadStatus, ToControl, ToLauncher, limits_from,
+    End, Equipment, Failure, FromInit, LimitHit, PayloadStatus, ToControl, ToLauncher, limits_from,
 };
 use super::report::{EnforcementReport, LayerResult, Timings};
 use super::seccomp::{self, Program};
@@ -33,7 +33,7 @@ use super::step::{AtStep as _, Step, StepFailure, enter};
 use super::sweep;
 use super::wire::Wire;
 use super::workspace::ExportKind;
-use super::{cgroup, disk, exporter, idmap};
+use super::{cgroup, disk, exporter, idmap, network};
 
 /// How long removing a cgroup may take; its processes are dead by then.
 const REMOVE_GRACE: Duration = Duration::from_secs(5);
@@ -151,14 +151,32 @@ impl Jail<'_> {
                 ours
             }
         };
-        self.limit(&name, &mut wire)?;
+        self.equip(&name, &mut wire)?;
         Ok(wire)
     }
 
-    /// Makes the cgroup, while init builds the mount tree, and hands init the way in.
-    fn limit(&mut self, name: &str, init: &mut Wire) -> Result<(), StepFailure> {
+    /// Makes what takes the kernel long, while init builds the mount tree on another CPU: the cgroup
+    /// and the net namespace. Hands both to init.
+    fn equip(&mut self, name: &str, init: &mut Wire) -> Result<(), StepFailure> {
+        let door = self.limit(name)?;
+        let net = if self.spec.applies(Layer::NetNamespace) {
+            Some(network::isolated().at(Step::Network, "make a net namespace")?)
+        } else {
+            None
+        };
+        enter(Step::Network, self.halt());
+        let mut descriptors: Vec<_> = net.iter().map(|net| net.as_fd()).collect();
+        descriptors.extend(door.iter().flat_map(CgroupDoor::descriptors));
+        match init.send(&Equipment { net: net.is_some() }, &descriptors) {
+            // Init failed meanwhile, and its message says how.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            sent => sent.at(Step::Cgroup, "hand over cgroup and net namespace"),
+        }
+    }
+
+    fn limit(&mut self, name: &str) -> Result<Option<CgroupDoor>, StepFailure> {
         if !self.spec.applies(Layer::Cgroup) {
-            return Ok(());
+            return Ok(None);
         }
         let place = cgroup::delegated_place(name, self.spec.level);
         if let (Some(place), Some(claim)) = (place, &self.claim) {
@@ -170,11 +188,7 @@ impl Jail<'_> {
         let door = cgroup.door().at(Step::Cgroup, "open the cgroup")?;
         enter(Step::Cgroup, self.spec.halt_at.as_deref());
         self.timings.cgroup_us = self.started.elapsed().as_micros() as u64;
-        match init.send(&(), &door.descriptors()) {
-            // Init failed meanwhile, and its message says how.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            sent => sent.at(Step::Cgroup, "hand over the cgroup"),
-        }
+        Ok(Some(door))
     }
 
     /// A user namespace for the ids of each bound directory; none without root, where the payload
@@ -206,7 +220,6 @@ impl Jail<'_> {
 
     fn namespaces(&self) -> u64 {
         let optional = [
-            (Layer::NetNamespace, libc::CLONE_NEWNET),
             (Layer::IpcNamespace, libc::CLONE_NEWIPC),
             (Layer::UtsNamespace, libc::CLONE_NEWUTS),
         ];
@@ -363,8 +376,14 @@ impl Jail<'_> {
     ) -> ToControl {
         let over = Instant::now();
         enter(Step::Kill, self.halt());
-        self.kill();
         let events = self.cgroup.as_ref().map(JailCgroup::events).unwrap_or_default();
+        if ended.is_some()
+            && let Some(cgroup) = &self.cgroup
+        {
+            // The payload is dead: as a rule its group is empty, while init is still exiting.
+            cgroup.remove_if_empty();
+        }
+        self.kill();
         let wall_us = running.as_ref().map_or(0, |r| (over - r.since).as_micros() as u64);
         let exports = self.export(running);
         let left = self.remove();

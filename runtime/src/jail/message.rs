@@ -173,6 +173,14 @@ pub struct End {
     pub teardown_us: u64,
 }
 
+/// Launcher to init, once and with descriptors: the net namespace if there is one, then the cgroup's
+/// door.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Equipment {
+    /// Whether the first descriptor is a net namespace.
+    pub net: bool,
+}
+
 /// Init to launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromInit {

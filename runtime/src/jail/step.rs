@@ -39,9 +39,11 @@ steps! {
     CloneInit = "clone-init",
     /// Launcher: cgroup made, limits written; init: entered.
     Cgroup = "cgroup",
+    /// Launcher: net namespace made; init: entered.
+    Network = "network",
     /// Init: dies with the launcher, holds no foreign descriptor, leads a new session.
     Isolate = "isolate",
-    /// Init: host name, clock offsets, loopback.
+    /// Init: host name, clock offsets.
     Identity = "identity",
     /// Init: nothing mounted here shows on the host.
     Private = "private",

@@ -1,10 +1,10 @@
 //! Compares what is mounted in the finished jail with what was planned, mount by mount: an alias,
 //! a missing mask or a mount that is writable by accident stops the jail here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, openat};
 
@@ -47,54 +47,55 @@ pub(super) fn tree(tree: &Tree, plan: &MountPlan) -> Result<(), StepFailure> {
 
 fn compare(mountinfo: &str, plan: &MountPlan) -> Result<(), String> {
     let expected = expected(plan);
-    let mut found = BTreeMap::new();
+    let mut found = BTreeSet::new();
     for line in mountinfo.lines() {
         let mut fields = line.split(' ').skip(4);
         let (Some(point), Some(options)) = (fields.next(), fields.next()) else {
             return Err(format!("mountinfo has a line of another form: {line}"));
         };
-        let point = PathBuf::from(unescape(point));
-        if found.insert(point.clone(), ()).is_some() {
-            return Err(format!("{} is mounted twice", point.display()));
-        }
-        let beneath =
-            plan.read_only.iter().any(|bind| point.starts_with(Path::new("/").join(&bind.target)));
+        let point = unescape(point);
         let kind = match expected.get(&point) {
             Some((kind, _)) => *kind,
             // A tree of the host is shown with what is mounted in it.
-            None if beneath => Kind::Sealed,
-            None => return Err(format!("{} is mounted and not planned", point.display())),
+            None if is_shown(&point, plan) => Kind::Sealed,
+            None => return Err(format!("{point} is mounted and not planned")),
         };
         check(&point, options, kind)?;
+        if let Some(twice) = found.replace(point) {
+            return Err(format!("{twice} is mounted twice"));
+        }
     }
-    let missing = expected.iter().find(|(point, (_, must))| *must && !found.contains_key(*point));
+    let missing = expected.iter().find(|(point, (_, must))| *must && !found.contains(*point));
     match missing {
-        Some((point, _)) => Err(format!("{} is planned and not mounted", point.display())),
+        Some((point, _)) => Err(format!("{point} is planned and not mounted")),
         None => Ok(()),
     }
 }
 
-/// Every mount point of the plan, what it must be, and whether it must exist on every host.
-fn expected(plan: &MountPlan) -> BTreeMap<PathBuf, (Kind, bool)> {
-    let at = |path: &Path| Path::new("/").join(path);
+fn is_shown(point: &str, plan: &MountPlan) -> bool {
+    plan.read_only.iter().any(|bind| Path::new(point).starts_with(Path::new("/").join(&bind.target)))
+}
+
+/// Every mount point of the plan as text, what it must be, and whether it must exist on every host.
+fn expected(plan: &MountPlan) -> BTreeMap<String, (Kind, bool)> {
+    let at = |path: &Path| format!("/{}", path.display());
     let mut all = BTreeMap::from([
-        (PathBuf::from("/"), (Kind::Sealed, true)),
-        (PathBuf::from("/proc"), (Kind::Proc, true)),
-        (PathBuf::from("/dev/pts"), (Kind::Device, true)),
+        ("/".to_owned(), (Kind::Sealed, true)),
+        ("/proc".to_owned(), (Kind::Proc, true)),
+        ("/dev/pts".to_owned(), (Kind::Device, true)),
         (at(Path::new(MESSAGE_QUEUES)), (Kind::Writable, false)),
     ]);
     for bind in &plan.read_only {
         all.insert(at(&bind.target), (Kind::Sealed, !bind.source.starts_with("/etc")));
     }
     for name in &plan.devices {
-        all.insert(at(&Path::new("dev").join(name)), (Kind::Device, true));
+        all.insert(format!("/dev/{name}"), (Kind::Device, true));
     }
     for name in &plan.frozen {
-        all.insert(at(&Path::new("proc").join(name)), (Kind::Sealed, true));
+        all.insert(format!("/proc/{}", name.display()), (Kind::Sealed, true));
     }
     for name in &plan.masked {
-        let name = name.trim_end_matches('/');
-        all.insert(at(&Path::new("proc").join(name)), (Kind::Sealed, false));
+        all.insert(format!("/proc/{}", name.trim_end_matches('/')), (Kind::Sealed, false));
     }
     let writable = plan.memory.iter().map(|mount| &mount.target);
     let writable = writable.chain(&plan.scratch.places);
@@ -104,7 +105,7 @@ fn expected(plan: &MountPlan) -> BTreeMap<PathBuf, (Kind, bool)> {
     all
 }
 
-fn check(point: &Path, options: &str, kind: Kind) -> Result<(), String> {
+fn check(point: &str, options: &str, kind: Kind) -> Result<(), String> {
     let has = |option: &str| options.split(',').any(|found| found == option);
     let wants: &[(&str, bool)] = match kind {
         Kind::Sealed => &[("nosuid", true), ("ro", true), ("nodev", true)],
@@ -114,7 +115,7 @@ fn check(point: &Path, options: &str, kind: Kind) -> Result<(), String> {
     };
     match wants.iter().find(|(option, want)| has(option) != *want) {
         Some((option, _)) => {
-            Err(format!("{} is mounted without {option} ({options})", point.display()))
+            Err(format!("{point} is mounted without {option} ({options})"))
         }
         None => Ok(()),
     }
@@ -122,6 +123,9 @@ fn check(point: &Path, options: &str, kind: Kind) -> Result<(), String> {
 
 /// mountinfo writes blanks and backslashes of paths in octal (proc(5)).
 fn unescape(field: &str) -> String {
+    if !field.contains('\\') {
+        return field.to_owned();
+    }
     ["\\040", "\\011", "\\012", "\\134"]
         .iter()
         .zip([" ", "\t", "\n", "\\"])

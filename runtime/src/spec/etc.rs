@@ -13,10 +13,7 @@ use super::plan::{Node, ReadOnlyBind};
 const SHARED: &[&str] = &[
     "alternatives",
     "bash.bashrc",
-    "ca-certificates",
-    "ca-certificates.conf",
     "crypto-policies",
-    "debian_version",
     "fonts",
     "inputrc",
     "java",
@@ -25,7 +22,6 @@ const SHARED: &[&str] = &[
     "ld.so.conf.d",
     "localtime",
     "lsb-release",
-    "magic",
     "mime.types",
     "os-release",
     "perl",
@@ -34,8 +30,6 @@ const SHARED: &[&str] = &[
     "redhat-release",
     "services",
     "terminfo",
-    "timezone",
-    "xattr.conf",
 ];
 
 /// Names shared whatever follows: versioned run-time configuration.
