@@ -227,7 +227,8 @@ impl Init<'_> {
             self.launcher.receive().at(Step::Cgroup, "wait for cgroup and net namespace")?;
         if net {
             let missing = || io::Error::from(io::ErrorKind::InvalidData);
-            let net = if descriptors.is_empty() { Err(missing()) } else { Ok(descriptors.remove(0)) };
+            let net =
+                if descriptors.is_empty() { Err(missing()) } else { Ok(descriptors.remove(0)) };
             let net = net.at(Step::Network, "receive the net namespace")?;
             network::enter(&net).at(Step::Network, "enter the net namespace")?;
         }

@@ -219,10 +219,8 @@ impl Jail<'_> {
     }
 
     fn namespaces(&self) -> u64 {
-        let optional = [
-            (Layer::IpcNamespace, libc::CLONE_NEWIPC),
-            (Layer::UtsNamespace, libc::CLONE_NEWUTS),
-        ];
+        let optional =
+            [(Layer::IpcNamespace, libc::CLONE_NEWIPC), (Layer::UtsNamespace, libc::CLONE_NEWUTS)];
         optional
             .into_iter()
             .filter(|(layer, _)| self.spec.applies(*layer))

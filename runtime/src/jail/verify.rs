@@ -73,7 +73,9 @@ fn compare(mountinfo: &str, plan: &MountPlan) -> Result<(), String> {
 }
 
 fn is_shown(point: &str, plan: &MountPlan) -> bool {
-    plan.read_only.iter().any(|bind| Path::new(point).starts_with(Path::new("/").join(&bind.target)))
+    plan.read_only
+        .iter()
+        .any(|bind| Path::new(point).starts_with(Path::new("/").join(&bind.target)))
 }
 
 /// Every mount point of the plan as text, what it must be, and whether it must exist on every host.
@@ -114,9 +116,7 @@ fn check(point: &str, options: &str, kind: Kind) -> Result<(), String> {
         Kind::Proc => &[("nosuid", true), ("nodev", true), ("noexec", true)],
     };
     match wants.iter().find(|(option, want)| has(option) != *want) {
-        Some((option, _)) => {
-            Err(format!("{point} is mounted without {option} ({options})"))
-        }
+        Some((option, _)) => Err(format!("{point} is mounted without {option} ({options})")),
         None => Ok(()),
     }
 }
