@@ -134,3 +134,34 @@ fn a_killed_run_hands_over_what_was_written_before() {
         assert_eq!(text, "done\n", "{level:?}: {}", outcome.text());
     }
 }
+
+#[test]
+fn two_jails_that_share_a_directory_hand_over_whole_files() {
+    for level in Level::here() {
+        let dir = directory_of(level);
+        let runs: Vec<_> = ["one", "two", "three"]
+            .into_iter()
+            .map(|who| {
+                let script = format!(
+                    "for n in $(seq 150); do echo {who} >shared$n; echo {who} >{who}$n; done"
+                );
+                Exec::at(level).workspace(dir.path()).spawn(&["/bin/bash", "-c", &script])
+            })
+            .collect();
+        for run in runs {
+            let outcome = run.wait();
+            assert!(outcome.ok() && outcome.stderr.is_empty(), "{level:?}: {}", outcome.text());
+        }
+        let files: Vec<_> = fs::read_dir(dir.path()).expect("listed").flatten().collect();
+        assert_eq!(files.len(), 4 * 150, "{level:?}");
+        for file in files {
+            let name = file.file_name().to_string_lossy().into_owned();
+            let text = fs::read_to_string(file.path()).expect("read");
+            let fits = match name.strip_prefix("shared") {
+                Some(_) => ["one\n", "two\n", "three\n"].contains(&text.as_str()),
+                None => name.starts_with(text.trim()),
+            };
+            assert!(fits, "{level:?}: {name} holds `{text}`");
+        }
+    }
+}

@@ -64,8 +64,11 @@ pub fn end(end: &End) -> Exit {
     }
     end.exports.iter().for_each(export);
     leftovers(&end.left);
+    let lost: u64 = end.exports.iter().map(|report| report.failed).sum();
     match end.limits.first() {
         Some(LimitHit::WallTime { .. }) => Exit::Payload(124),
+        // The command succeeded, and its work did not arrive.
+        _ if lost > 0 && end.status.code() == 0 => Exit::Unexpected,
         _ => Exit::Payload(u8::try_from(end.status.code()).unwrap_or(255)),
     }
 }

@@ -11,7 +11,9 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timestamps, openat, statat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat, Timestamps, openat, statat,
+};
 use serde::{Deserialize, Serialize};
 
 use super::workspace::ExportKind;
@@ -34,8 +36,10 @@ pub struct ExportReport {
     pub removed: u64,
     /// Files whose dangerous mode bits were taken away.
     pub scrubbed: u64,
-    /// Entries that do not leave a jail or could not be written.
+    /// Entries that do not leave a jail, or could not be written.
     pub skipped: u64,
+    /// How many of those could not be written: work that is lost.
+    pub failed: u64,
     /// The first of them, with the reason.
     pub skipped_names: Vec<String>,
 }
@@ -52,7 +56,7 @@ pub(super) fn export(kind: ExportKind, mounts: &[OwnedFd]) -> ExportReport {
         _ => Err(io::ErrorKind::InvalidInput.into()),
     };
     if let Err(error) = outcome {
-        export.skip(c".", &error.to_string());
+        export.fail(c".", &error.to_string());
     }
     export.report
 }
@@ -63,6 +67,11 @@ struct Export {
 }
 
 impl Export {
+    fn fail(&mut self, name: &CStr, reason: &str) {
+        self.report.failed += 1;
+        self.skip(name, reason);
+    }
+
     fn skip(&mut self, name: &CStr, reason: &str) {
         self.report.skipped += 1;
         if self.report.skipped_names.len() < NAMED_MAX {
@@ -82,10 +91,13 @@ impl Export {
         destination: BorrowedFd<'_>,
         depth: usize,
     ) -> io::Result<()> {
+        // Two jails may be bound to one directory or to parts of it, and the temporary name is the
+        // same everywhere. Parents are locked before children, so nobody waits in a circle.
+        rustix::fs::flock(destination, FlockOperation::LockExclusive)?;
         for name in names(upper)? {
             let outcome = self.merge_entry(upper, destination, &name, depth);
             if let Err(error) = outcome {
-                self.skip(&name, &error.to_string());
+                self.fail(&name, &error.to_string());
             }
         }
         Ok(())
@@ -121,7 +133,7 @@ impl Export {
         depth: usize,
     ) -> io::Result<()> {
         if depth >= DEPTH_MAX {
-            self.skip(name, "too deep");
+            self.fail(name, "too deep");
             return Ok(());
         }
         unlock(upper, name, stat, 0o700)?;
@@ -231,7 +243,7 @@ impl Export {
             let stat = match statat(tree, &*name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(error) => {
-                    self.skip(&name, &error.to_string());
+                    self.fail(&name, &error.to_string());
                     continue;
                 }
             };
@@ -245,7 +257,7 @@ impl Export {
             }
             if kind == FileType::Directory {
                 if depth >= DEPTH_MAX {
-                    self.skip(&name, "too deep");
+                    self.fail(&name, "too deep");
                     continue;
                 }
                 let below = open_directory(tree, &name)?;
@@ -421,6 +433,7 @@ mod tests {
         let copy = fs::metadata(destination.join("sparse")).expect("sparse");
         assert_eq!((copy.len(), report.bytes), (1 << 30, 0));
         assert!(copy.blocks() < 64, "{} blocks", copy.blocks());
+        assert_eq!((report.skipped, report.failed), (1, 0));
         assert_eq!((report.skipped, destination.join("socket").exists()), (1, false));
         assert!(report.skipped_names[0].starts_with("socket"));
         fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");

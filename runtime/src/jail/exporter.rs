@@ -33,6 +33,7 @@ pub(super) fn run(
 ) -> ExportReport {
     let failed = |reason: String| ExportReport {
         skipped: 1,
+        failed: 1,
         skipped_names: vec![format!("everything: {reason}")],
         ..ExportReport::default()
     };

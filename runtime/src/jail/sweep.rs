@@ -30,11 +30,12 @@ pub struct Sweep {
 pub fn sweep(level: Level, rootless_run_directory: &Path) -> io::Result<Sweep> {
     let run = RunDirectory::open(level, rootless_run_directory)?;
     let mut done = repair(&run, level)?;
-    let live: Vec<_> = run.slots()?.into_iter().map(jail_name).collect();
-    for name in cgroup::existing(level) {
-        if !live.contains(&name) {
-            settle(&mut done, name, None, level);
-        }
+    // Cgroups first: a jail that starts now has its claim before its cgroup, so a cgroup seen here
+    // without a claim seen afterwards has none.
+    let groups = cgroup::existing(level);
+    let claimed: Vec<_> = run.slots()?.into_iter().map(jail_name).collect();
+    for name in groups.into_iter().filter(|name| !claimed.contains(name)) {
+        settle(&mut done, name, None, level);
     }
     Ok(done)
 }
@@ -43,7 +44,10 @@ pub fn sweep(level: Level, rootless_run_directory: &Path) -> io::Result<Sweep> {
 pub(super) fn repair(run: &RunDirectory, level: Level) -> io::Result<Sweep> {
     let mut done = Sweep::default();
     for claim in run.abandoned()? {
-        settle(&mut done, claim.name(), claim.noted_cgroup(), level);
+        // Ids and name stay claimed as long as something of the jail is there.
+        if !settle(&mut done, claim.name(), claim.noted_cgroup(), level) {
+            continue;
+        }
         let path = claim.path().display().to_string();
         if claim.release().is_err() {
             done.left.push(path);
@@ -52,9 +56,13 @@ pub(super) fn repair(run: &RunDirectory, level: Level) -> io::Result<Sweep> {
     Ok(done)
 }
 
-fn settle(done: &mut Sweep, name: String, noted: Option<PathBuf>, level: Level) {
-    match cgroup::remove_by_name(&name, noted, level, GRACE) {
+/// Removes the cgroup of one jail; whether nothing is left of it.
+fn settle(done: &mut Sweep, name: String, noted: Option<PathBuf>, level: Level) -> bool {
+    let outcome = cgroup::remove_by_name(&name, noted, level, GRACE);
+    let gone = outcome.is_ok();
+    match outcome {
         Ok(()) => done.removed.push(name),
         Err(path) => done.left.push(path),
     }
+    gone
 }
