@@ -1,5 +1,5 @@
 //! Memory, process, CPU, I/O and device limits of a whole jail, on cgroup v1, v2 and hybrid hosts.
-//! The only file that names the cgroups crate; what the crate lacks is written out here.
+//! The only file that names the cgroups crate; what the crate lacks is here and in `cgroup_files`.
 //!
 //! Runs in the launcher. A jail has one cgroup (per hierarchy on v1), below a group of ours named
 //! `stockade`, made with its limits while init builds the mount tree. On v2 the payload is born in
@@ -8,10 +8,10 @@
 //! an out-of-memory kill and can report it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cgroups_rs::blkio::BlkIoController;
 use cgroups_rs::cpu::CpuController;
@@ -25,12 +25,13 @@ use serde::{Deserialize, Serialize};
 use crate::host::{CgroupOffer, Level};
 use crate::spec::CgroupPlan;
 
+use super::cgroup_door::CgroupDoor;
+use super::cgroup_files::{empty_into_leaf, enable_controllers, make_group, remove_group, write};
+
 /// Our group; jails are its children.
 const OURS: &str = "stockade";
 const MOUNT: &str = "/sys/fs/cgroup";
 const CPU_PERIOD_US: u64 = 100_000;
-/// How often the processes of a delegated group are listed and moved away.
-const EMPTYING_ROUNDS: u32 = 16;
 /// Controllers used where they exist, in the order in which a process joins them.
 const V1_CONTROLLERS: [(&str, Controllers); 5] = [
     ("blkio", Controllers::BlkIo),
@@ -39,7 +40,6 @@ const V1_CONTROLLERS: [(&str, Controllers); 5] = [
     ("cpu", Controllers::Cpu),
     ("devices", Controllers::Devices),
 ];
-const V2_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "io"];
 
 /// What the limits of a jail counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,20 +129,6 @@ pub(crate) struct JailCgroup {
     v2: bool,
     limits: Vec<String>,
     weaker: Vec<String>,
-}
-
-/// How a process gets into a jail's cgroup. Sent from the launcher to init.
-#[derive(Debug)]
-pub(crate) enum CgroupDoor {
-    /// v2: the directory, for `CLONE_INTO_CGROUP`.
-    Birth(OwnedFd),
-    /// v1: `tasks` of every hierarchy, and of the groups init goes back to.
-    Tasks {
-        /// Of the jail's group.
-        join: Vec<OwnedFd>,
-        /// Of its parent.
-        leave: Vec<OwnedFd>,
-    },
 }
 
 impl JailCgroup {
@@ -422,62 +408,6 @@ fn our_groups(level: Level) -> Vec<PathBuf> {
     found.map(|mount| mount.join(OURS)).collect()
 }
 
-impl CgroupDoor {
-    /// Its descriptors, in the order in which [`from_descriptors`](Self::from_descriptors) takes
-    /// them.
-    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        match self {
-            CgroupDoor::Birth(directory) => vec![directory.as_fd()],
-            CgroupDoor::Tasks { join, leave } => {
-                join.iter().chain(leave).map(|tasks| tasks.as_fd()).collect()
-            }
-        }
-    }
-
-    /// The door that was sent: one descriptor is a v2 directory, more are v1 files.
-    pub fn from_descriptors(mut descriptors: Vec<OwnedFd>) -> Option<Self> {
-        let half = descriptors.len() / 2;
-        match descriptors.len() {
-            0 => None,
-            1 => descriptors.pop().map(CgroupDoor::Birth),
-            _ => {
-                let leave = descriptors.split_off(half);
-                Some(CgroupDoor::Tasks { join: descriptors, leave })
-            }
-        }
-    }
-
-    /// The v2 directory a clone puts its child in.
-    pub fn birth(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            CgroupDoor::Birth(directory) => Some(directory.as_fd()),
-            CgroupDoor::Tasks { .. } => None,
-        }
-    }
-
-    /// v1: moves the calling process into the jail's cgroup.
-    pub fn enter(&self) -> io::Result<()> {
-        match self {
-            CgroupDoor::Birth(_) => Ok(()),
-            CgroupDoor::Tasks { join, .. } => move_self(join),
-        }
-    }
-
-    /// v1: moves the calling process out again.
-    pub fn leave(&self) -> io::Result<()> {
-        match self {
-            CgroupDoor::Birth(_) => Ok(()),
-            CgroupDoor::Tasks { leave, .. } => move_self(leave),
-        }
-    }
-}
-
-/// A process that writes 0 to `tasks` moves itself, which spares the kernel the lock over all
-/// process groups that a write to `cgroup.procs` takes, and with it a wait of milliseconds.
-fn move_self(tasks: &[OwnedFd]) -> io::Result<()> {
-    tasks.iter().try_for_each(|file| rustix::io::write(file, b"0").map(|_| ()).map_err(Into::into))
-}
-
 fn limit_devices(devices: &DevicesController) -> cgroups_rs::error::Result<()> {
     use DevicePermissions::{MkNod, Read, Write};
     // Linux allocated devices (devices.txt): null zero full random urandom, tty ptmx, pts.
@@ -488,102 +418,6 @@ fn limit_devices(devices: &DevicesController) -> cgroups_rs::error::Result<()> {
         devices.allow_device(DeviceType::Char, major, minor, &[Read, Write])
     })
 }
-
-fn make_group(directory: &Path) -> Result<(), (String, io::Error)> {
-    if let Some(parent) = directory.parent()
-        && !parent.exists()
-    {
-        fs::create_dir_all(parent).map_err(|e| (format!("cannot make {}", parent.display()), e))?;
-    }
-    match fs::create_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err((format!("cannot make {}", directory.display()), error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Lets children of `directory` have the controllers we use, as far as it has them itself.
-fn enable_controllers(directory: &Path) -> Result<(), (String, io::Error)> {
-    make_group(directory)?;
-    let have = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
-    let on = fs::read_to_string(directory.join("cgroup.subtree_control")).unwrap_or_default();
-    let missing: Vec<_> = V2_CONTROLLERS
-        .iter()
-        .filter(|name| have.split_whitespace().any(|found| found == **name))
-        .filter(|name| !on.split_whitespace().any(|found| found == **name))
-        .map(|name| format!("+{name}"))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    write(&directory.join("cgroup.subtree_control"), &missing.join(" "))
-}
-
-/// Moves the processes of a delegated group into a leaf of it: a v2 group with children that have
-/// controllers holds no process itself (cgroup-v2.rst, "No Internal Process Constraint").
-///
-/// Repeated, because a process that forks while it is moved leaves its child behind.
-fn empty_into_leaf(parent: &Path) -> Result<(), (String, io::Error)> {
-    let leaf = parent.join("stockade-worker");
-    for _ in 0..EMPTYING_ROUNDS {
-        let procs = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
-        if procs.trim().is_empty() {
-            break;
-        }
-        make_group(&leaf)?;
-        for pid in procs.lines() {
-            match write(&leaf.join("cgroup.procs"), pid) {
-                Err((_, error)) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                other => other?,
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Kills every process in `directory` and removes it. An absent one is fine.
-fn remove_group(directory: &Path, grace: Duration) -> Result<(), String> {
-    let deadline = Instant::now() + grace;
-    loop {
-        match fs::remove_dir(directory) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(_) if Instant::now() >= deadline => return Err(directory.display().to_string()),
-            // Busy: processes are in it, or their exit is still being accounted.
-            Err(_) => kill_members(directory),
-        }
-        std::thread::sleep(Duration::from_micros(500));
-    }
-}
-
-fn kill_members(directory: &Path) {
-    if write(&directory.join("cgroup.kill"), "1").is_ok() {
-        return; // Linux 5.14, v2
-    }
-    let mut text = String::new();
-    let read = File::open(directory.join("cgroup.procs"))
-        .and_then(|file| file.take(1 << 20).read_to_string(&mut text));
-    if read.is_err() {
-        return; // gone meanwhile
-    }
-    for pid in text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
-        // A process that ended since it was listed is what is wanted.
-        let _gone = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGKILL,
-        );
-    }
-}
-
-fn write(path: &Path, value: &str) -> Result<(), (String, io::Error)> {
-    OpenOptions::new()
-        .write(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(|e| (format!("cannot write `{value}` to {}", path.display()), e))
-}
-
 /// The system error below one of the crate's errors.
 fn tried(what: &str, error: cgroups_rs::error::Error) -> (String, io::Error) {
     let errno = std::error::Error::source(&error)

@@ -19,7 +19,7 @@ use crate::policy::Layer;
 use crate::spec::{JailSpec, hex};
 use crate::sys::{self, CloneArgs, Cloned, clone3};
 
-use super::cgroup::CgroupDoor;
+use super::cgroup_door::CgroupDoor;
 use super::claim::IdRange;
 use super::landlock::Domain;
 use super::message::{Equipment, FromInit, FromPayload, LimitHit, PayloadStatus};

@@ -19,7 +19,8 @@ use crate::policy::{Layer, Storage};
 use crate::spec::JailSpec;
 use crate::sys::{CloneArgs, Cloned, clone3};
 
-use super::cgroup::{CgroupDoor, CgroupEvents, JailCgroup};
+use super::cgroup::{CgroupEvents, JailCgroup};
+use super::cgroup_door::CgroupDoor;
 use super::claim::{Claim, IdRange, RunDirectory};
 use super::disk::Disk;
 use super::export::ExportReport;

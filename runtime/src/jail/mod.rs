@@ -11,6 +11,8 @@ mod bound;
 mod canary;
 mod caps;
 mod cgroup;
+mod cgroup_door;
+mod cgroup_files;
 mod claim;
 mod client;
 mod clock;
