@@ -76,7 +76,7 @@ int main(int argc, char **argv)
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(443) };
     address.sin_addr.s_addr = htonl(0x01010101);
     int connection = socket(AF_INET, SOCK_STREAM, 0);
-    act("connect to 1.1.1.1:443", "net-namespace", ENETUNREACH,
+    act("connect to 192.0.2.1:443", "net-namespace", ENETUNREACH,
         connect(connection, (struct sockaddr *)&address, sizeof address));
 
     act("mount a file system", "seccomp", EPERM, mount("none", "/tmp", "tmpfs", 0, NULL));
