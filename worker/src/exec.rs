@@ -18,7 +18,7 @@ use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::{
     self, End, EnforcementReport, Event, Failure, Launcher, Step, StepFailure,
 };
-use stockade_runtime::policy::{LIMIT_KEYS, Policy, Resolver};
+use stockade_runtime::policy::{LIMIT_KEYS, Policy, Resolver, variable_refused};
 use stockade_runtime::spec::{self, BoundRequest, Request};
 
 use crate::cli::{policy, syscall_groups};
@@ -228,11 +228,8 @@ fn variables(pairs: &[String]) -> Result<BTreeMap<String, String>, String> {
     let mut variables = BTreeMap::new();
     for pair in pairs {
         let (name, value) = pair.split_once('=').ok_or(format!("`{pair}` has no `=`"))?;
-        let first = |c: char| c.is_ascii_alphabetic() || c == '_';
-        let named =
-            name.starts_with(first) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !named {
-            return Err(format!("`{name}` is not a name of a variable"));
+        if let Some(reason) = variable_refused(name) {
+            return Err(format!("cannot set `{name}` in a jail: {reason}"));
         }
         if value.contains('\0') {
             return Err(format!("the value of `{name}` holds a NUL"));
@@ -335,7 +332,7 @@ mod tests {
         let found = variables(&pairs(&["A=1", "B=x=y", "A=2"])).expect("valid");
         assert_eq!(found.get("A").map(String::as_str), Some("2"));
         assert_eq!(found.get("B").map(String::as_str), Some("x=y"));
-        for bad in ["A", "=1", "1A=2", "A-B=3", "A=\0"] {
+        for bad in ["A", "=1", "1A=2", "A-B=3", "A=\0", "ANTHROPIC_API_KEY=x", "LD_PRELOAD=x"] {
             assert!(variables(&pairs(&[bad])).is_err(), "`{bad}` was accepted");
         }
     }

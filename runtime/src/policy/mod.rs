@@ -37,6 +37,7 @@ pub use resolve::Resolver;
 pub use schema::json_schema;
 pub use shipped::{SHIPPED, Shipped};
 pub use units::{ByteSize, UnitError, format_cpus, format_duration, parse_cpus, parse_duration};
+pub use validate::variable_refused;
 
 #[cfg(test)]
 mod tests;

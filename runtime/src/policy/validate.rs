@@ -234,8 +234,8 @@ impl Check<'_> {
     }
 }
 
-/// Why a variable may not enter a jail.
-fn variable_refused(name: &str) -> Option<String> {
+/// Why a variable of this name may not enter a jail; `None` if it may.
+pub fn variable_refused(name: &str) -> Option<String> {
     let letter = |b: u8| b.is_ascii_alphabetic() || b == b'_';
     let valid = name.bytes().next().is_some_and(letter)
         && name.bytes().all(|b| letter(b) || b.is_ascii_digit())
