@@ -3,7 +3,10 @@
 
 use std::fs;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use e2e::exec::status_field;
 use e2e::policy::PolicyFile;
 use e2e::{End, Exec, Level, Need, locate, require};
 use serde_json::Value;
@@ -212,4 +215,43 @@ fn completions_and_manual_pages_are_made_for_every_command() {
     {
         assert!(directory.path().join(page).exists(), "no {page}");
     }
+}
+
+/// Whether the mount that a process's program is on is read-only, which no file mode tells.
+fn program_is_read_only(pid: u32) -> bool {
+    let script = format!("import os; print(os.statvfs('/proc/{pid}/exe').f_flag & os.ST_RDONLY)");
+    let done = Command::new("python3").args(["-c", &script]).output().expect("cannot run python3");
+    String::from_utf8_lossy(&done.stdout).trim() == "1"
+}
+
+#[test]
+fn control_side_and_init_hold_no_privilege_and_jails_cannot_reach_the_binary() {
+    // INV-1, INV-6 and CVE-2019-5736: who carries bytes or stays with the payload is nobody on the
+    // host, and the program that launcher and init run from cannot be written through any /proc.
+    require!(Need::Root, Need::Tool("python3"));
+    let running = Exec::at(Level::Root).spawn(&["sleep", "3"]);
+    let is_named = |pid: &u32, name: &str| {
+        status_field(*pid, "Name:").is_some_and(|found| found.starts_with(name))
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !running.processes().iter().any(|pid| is_named(pid, "sleep")) {
+        assert!(Instant::now() < deadline, "the payload does not start");
+        sleep(Duration::from_millis(10));
+    }
+    let ours: Vec<u32> =
+        running.processes().into_iter().filter(|p| is_named(p, "worker")).collect();
+    let [control, launcher, init] = ours[..] else { panic!("not three processes: {ours:?}") };
+    for (who, pid) in [("control side", control), ("init", init)] {
+        let uid = status_field(pid, "Uid:").expect("a user id");
+        assert_ne!(uid.split_whitespace().next(), Some("0"), "{who}");
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(status_field(pid, set).as_deref(), Some("0000000000000000"), "{who} {set}");
+        }
+        assert_eq!(status_field(pid, "NoNewPrivs:").as_deref(), Some("1"), "{who}");
+    }
+    assert!(program_is_read_only(launcher) && program_is_read_only(init));
+    assert!(!program_is_read_only(control), "control: the file itself is on a writable mount");
+    let uids = [control, init].map(|pid| status_field(pid, "Uid:"));
+    assert_ne!(uids[0], uids[1], "control side and init share an id");
+    assert!(running.wait().ok());
 }

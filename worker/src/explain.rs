@@ -28,7 +28,7 @@ pub fn say(line: &str) {
 /// Prints why no payload ran and returns the exit code that says the same.
 pub fn failure(failure: &Failure) -> Exit {
     match failure {
-        Failure::Command { command, errno } => {
+        Failure::Command { command, errno, left } => {
             let (code, reason) = match *errno {
                 2 => (127, "not found in the jail".to_owned()),
                 13 => (126, "it is not executable".to_owned()),
@@ -39,10 +39,12 @@ pub fn failure(failure: &Failure) -> Exit {
                 say("hint: a jail shows the host's /usr and what the policy adds with \
                      `filesystem.read_only`");
             }
+            leftovers(left);
             Exit::Payload(code)
         }
-        Failure::Canary { .. } => {
+        Failure::Canary { left, .. } => {
             complain(failure, Some("do not run sessions on this host; `worker doctor` tells more"));
+            leftovers(left);
             Exit::Conformance
         }
         Failure::Step { failure: step, left } => {

@@ -292,15 +292,12 @@ impl Jail<'_> {
                         return ToControl::Failed(Failure::Step { failure, left });
                     }
                     Ok((FromInit::Distrusted(results), _)) => {
-                        self.remove();
-                        return ToControl::Failed(Failure::Canary { results });
+                        let left = self.remove();
+                        return ToControl::Failed(Failure::Canary { results, left });
                     }
                     Ok((FromInit::NotRunnable(errno), _)) => {
-                        self.remove();
-                        return ToControl::Failed(Failure::Command {
-                            command: self.command(),
-                            errno,
-                        });
+                        let (command, left) = (self.command(), self.remove());
+                        return ToControl::Failed(Failure::Command { command, errno, left });
                     }
                     Err(_) => break None,
                 },

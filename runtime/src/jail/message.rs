@@ -58,6 +58,8 @@ pub enum Failure {
     Canary {
         /// All acts.
         results: Vec<CanaryResult>,
+        /// What could not be removed afterwards.
+        left: Vec<String>,
     },
     /// The command cannot be run.
     #[error("cannot run `{command}`")]
@@ -66,6 +68,8 @@ pub enum Failure {
         command: String,
         /// Error number of the last attempt.
         errno: i32,
+        /// What could not be removed afterwards.
+        left: Vec<String>,
     },
 }
 

@@ -1,8 +1,8 @@
 //! The payload's process from its birth to the exec of its command.
 //!
 //! Cloned by init into the jail's cgroup, it first enters a user namespace of its own that owns no
-//! other namespace: capabilities in it are good for nothing (INV-5). Here the process takes every privilege from itself, enters
-//! landlock and seccomp, and tries the forbidden acts.
+//! other namespace: capabilities in it are good for nothing (INV-5). Here the process takes every
+//! privilege from itself, enters landlock and seccomp, and tries the forbidden acts.
 //!
 //! Order matters: what needs privilege comes first; capabilities go before landlock and seccomp so
 //! that nothing after uses one; seccomp goes last because it takes away the calls used before it.

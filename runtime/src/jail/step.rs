@@ -1,7 +1,7 @@
 //! The named steps of making and ending a jail, and the failure of one.
 //!
-//! A name appears in every error an operator sees, in the process's name while the step runs
-//! (`ps`), and in the crash tests, which stop a process at a step and kill it there.
+//! A name appears in every error an operator sees, and in the crash tests, which stop a process at
+//! a step (its name in `ps` then begins with `at-`) and kill it there.
 
 use std::fmt;
 use std::io;
