@@ -10,3 +10,4 @@ pub mod jail;
 pub mod policy;
 pub mod spec;
 pub mod sys;
+pub mod tool;
