@@ -8,6 +8,7 @@
 pub mod host;
 pub mod jail;
 pub mod policy;
+pub mod session;
 pub mod spec;
 pub mod sys;
 pub mod tool;

@@ -190,6 +190,7 @@ fn prepare(args: &ExecArgs, level: Level) -> anyhow::Result<Result<spec::JailSpe
         writable,
         tty: args.tty,
         halt_at: args.halt_at.clone(),
+        ..Request::default()
     };
     Ok(match spec::build(&policy, &facts, request) {
         Ok(spec) => Ok(spec),

@@ -19,6 +19,6 @@ mod sweep;
 fn main() -> ExitCode {
     // Before anything else: a process started as the launcher must not read arguments, files or
     // the environment.
-    stockade_runtime::jail::become_launcher_if_asked();
+    stockade_runtime::session::become_launcher_if_asked();
     cli::run(cli::Cli::parse())
 }

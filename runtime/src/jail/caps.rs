@@ -5,7 +5,7 @@
 
 use std::io;
 
-use caps::{CapSet, errors::CapsError};
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use rustix::thread::CapabilitiesSecureBits as SecureBits;
 
 /// Every bit that makes user 0 special is off, and none can be changed again.
@@ -32,11 +32,33 @@ pub(crate) fn drop_all() -> io::Result<()> {
 /// that the last step needs.
 pub(crate) fn drop_all_and_become(id: u32) -> io::Result<()> {
     lock()?;
+    change_ids(id)?;
+    empty()
+}
+
+/// As [`drop_all_and_become`], but keeps what a change of ids needs. For a process in a user
+/// namespace that maps nothing but the ids it may take and owns no other namespace.
+pub(crate) fn keep_change_of_ids_and_become(id: u32) -> io::Result<()> {
+    lock()?;
+    change_ids(id)?;
+    let kept = CapsHashSet::from([Capability::CAP_SETUID, Capability::CAP_SETGID]);
+    caps::clear(None, CapSet::Inheritable).map_err(refused)?;
+    caps::set(None, CapSet::Effective, &kept).map_err(refused)?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(refused)
+}
+
+/// The second half of [`drop_all_and_become`], for a process whose securebits are locked already.
+pub(crate) fn become_and_empty(id: u32) -> io::Result<()> {
+    change_ids(id)?;
+    empty()
+}
+
+fn change_ids(id: u32) -> io::Result<()> {
     let gid = nix::unistd::Gid::from_raw(id);
     nix::unistd::setresgid(gid, gid, gid)?;
     let uid = nix::unistd::Uid::from_raw(id);
     nix::unistd::setresuid(uid, uid, uid)?;
-    empty()
+    Ok(())
 }
 
 /// Nothing can be gained from here on.

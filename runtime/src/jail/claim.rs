@@ -39,6 +39,8 @@ pub(crate) struct IdRange {
     pub init: u32,
     /// The payload.
     pub payload: u32,
+    /// The executor of a session.
+    pub executor: u32,
 }
 
 impl IdRange {
@@ -48,9 +50,9 @@ impl IdRange {
         match level {
             Level::Root => {
                 let first = FIRST_ID + slot * IDS_PER_JAIL;
-                IdRange { init: first, payload: first + 1 }
+                IdRange { init: first, payload: first + 1, executor: first + 2 }
             }
-            Level::Rootless => IdRange { init: 0, payload: 0 },
+            Level::Rootless => IdRange { init: 0, payload: 0, executor: 0 },
         }
     }
 }
@@ -255,7 +257,7 @@ mod tests {
     #[test]
     fn ranges_do_not_overlap_and_end_below_the_control_id() {
         let last = IdRange::of(SLOTS - 1, Level::Root);
-        assert!(last.payload < CONTROL_ID);
-        assert!(IdRange::of(0, Level::Root).payload < IdRange::of(1, Level::Root).init);
+        assert!(last.executor < CONTROL_ID);
+        assert!(IdRange::of(0, Level::Root).executor < IdRange::of(1, Level::Root).init);
     }
 }

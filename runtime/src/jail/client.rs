@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::sched::CloneFlags;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::DumpableBehavior;
@@ -21,8 +22,10 @@ use crate::host::Level;
 use crate::spec::JailSpec;
 use crate::sys::{self, CloneArgs, Cloned, MountAttributes, clone3, mount_setattr};
 
+use super::cgroup::CgroupEvents;
 use super::claim::CONTROL_ID;
 use super::message::{End, Failure, ToControl, ToLauncher};
+use super::programs::Programs;
 use super::report::EnforcementReport;
 use super::step::{AtStep as _, Step, StepFailure};
 use super::wire::Wire;
@@ -37,7 +40,9 @@ const CONNECTION: i32 = 3;
 #[derive(Debug)]
 pub struct Launcher {
     wire: Wire,
-    pid: Pid,
+    /// Of the process that was started here; others are children of the first launcher.
+    pid: Option<Pid>,
+    repair: bool,
 }
 
 /// What a jail reports.
@@ -47,19 +52,21 @@ pub enum Event {
     Running(Box<EnforcementReport>, Option<OwnedFd>),
     /// No payload ran.
     Failed(Failure),
+    /// What the limits have counted so far.
+    Usage(CgroupEvents),
     /// It is over and everything is removed.
     Ended(End),
 }
 
 /// Turns this process into the launcher if it was started as one. Call first thing in `main`.
-pub fn become_launcher_if_asked() {
+pub fn become_launcher_if_asked(programs: Programs) {
     if std::env::args_os().next().is_none_or(|name| name != LAUNCHER) {
         return;
     }
     let Ok(stream) = sys::adopt_socket(CONNECTION) else {
         return; // started under this name by hand
     };
-    launcher::serve(Wire::from_fd(stream))
+    launcher::serve(Wire::from_fd(stream), programs)
 }
 
 impl Launcher {
@@ -71,7 +78,10 @@ impl Launcher {
         let step = Step::Handshake;
         let (ours, theirs) = Wire::pair().at(step, "connect to the launcher")?;
         match clone3(CloneArgs::default()).at(step, "clone the launcher")? {
-            Cloned::Parent { pid, .. } => Ok(Launcher { wire: ours, pid: Pid::from_raw(pid) }),
+            Cloned::Parent { pid, .. } => {
+                let pid = Some(Pid::from_raw(pid));
+                Ok(Launcher { wire: ours, pid, repair: true })
+            },
             Cloned::Child => {
                 drop(ours);
                 let mut theirs = theirs;
@@ -86,7 +96,20 @@ impl Launcher {
         }
     }
 
-    /// Hands over the plan and the payload's standard streams (none if it gets a terminal).
+    /// A launcher process of its own for one more jail, made by this one. It ends with its jail,
+    /// and with this one.
+    ///
+    /// # Errors
+    /// If this launcher is gone. If the host allows no further process, the next call on the result
+    /// says so.
+    pub fn another(&mut self) -> io::Result<Launcher> {
+        let (ours, theirs) = Wire::pair()?;
+        self.wire.send(&ToLauncher::Another, &[theirs.as_fd()])?;
+        Ok(Launcher { wire: ours, pid: None, repair: false })
+    }
+
+    /// Hands over the plan and the payload's standard streams (none if it gets a terminal), or a
+    /// session's connection to its executor.
     pub fn launch(
         &mut self,
         spec: JailSpec,
@@ -94,12 +117,23 @@ impl Launcher {
         stdio: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
         let run_directory = run_directory.to_owned();
-        self.wire.send(&ToLauncher::Start { spec: Box::new(spec), run_directory }, stdio)
+        let (spec, repair) = (Box::new(spec), self.repair);
+        self.wire.send(&ToLauncher::Start { spec, run_directory, repair }, stdio)
     }
 
     /// Sends a signal to the payload's process group; nothing happens if it does not run.
     pub fn signal(&mut self, number: i32) -> io::Result<()> {
         self.wire.send(&ToLauncher::Signal(number), &[])
+    }
+
+    /// Asks what the limits have counted so far; answered by [`Event::Usage`].
+    pub fn ask_usage(&mut self) -> io::Result<()> {
+        self.wire.send(&ToLauncher::Usage, &[])
+    }
+
+    /// Ends the jail of a session; [`Event::Ended`] follows.
+    pub fn end(&mut self) -> io::Result<()> {
+        self.wire.send(&ToLauncher::End, &[])
     }
 
     /// Ends the jail because its payload printed more than it may.
@@ -112,6 +146,13 @@ impl Launcher {
         self.wire.as_fd()
     }
 
+    /// Whether [`event`](Self::event) has something now.
+    pub fn has_event(&self) -> io::Result<bool> {
+        let mut polled = [PollFd::new(&self.wire, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        Ok(poll(&mut polled, Some(&now))? > 0)
+    }
+
     /// The next event; waits for it.
     ///
     /// # Errors
@@ -121,6 +162,7 @@ impl Launcher {
         Ok(match message {
             ToControl::Running(report) => Event::Running(report, descriptors.into_iter().next()),
             ToControl::Failed(failure) => Event::Failed(failure),
+            ToControl::Usage(events) => Event::Usage(events),
             ToControl::Ended(end) => Event::Ended(end),
         })
     }
@@ -128,7 +170,9 @@ impl Launcher {
     /// Waits until the launcher is gone.
     pub fn wait(self) {
         drop(self.wire);
-        while waitpid(self.pid, None) == Err(nix::errno::Errno::EINTR) {}
+        if let Some(pid) = self.pid {
+            while waitpid(pid, None) == Err(nix::errno::Errno::EINTR) {}
+        }
     }
 }
 

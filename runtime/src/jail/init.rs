@@ -21,9 +21,11 @@ use crate::sys::{self, CloneArgs, Cloned, clone3};
 
 use super::cgroup_door::CgroupDoor;
 use super::claim::IdRange;
+use super::executor::{Birth, Connections, Executor};
 use super::landlock::Domain;
 use super::message::{Equipment, FromInit, FromPayload, LimitHit, PayloadStatus};
 use super::payload::Payload;
+use super::programs::{ExecutorEnds, Programs};
 use super::report::LayerResult;
 use super::seccomp::{self, Program};
 use super::step::{AtStep as _, Step, StepFailure, enter};
@@ -35,11 +37,13 @@ use super::{caps, network, terminal};
 /// Everything init was given. It keeps no other descriptor.
 pub(super) struct Init<'a> {
     pub spec: &'a JailSpec,
+    pub programs: Programs,
     pub ids: IdRange,
     pub id_maps: Vec<Option<OwnedFd>>,
     pub disk: Option<PathBuf>,
     pub filter: Option<Program>,
-    /// Standard input, output and error of the payload; empty if it gets a terminal.
+    /// Standard input, output and error of the payload; empty if it gets a terminal; the executor's
+    /// connection to the control side if the jail is a session's.
     pub stdio: Vec<OwnedFd>,
     pub launcher: Wire,
     pub started: Instant,
@@ -49,6 +53,8 @@ pub(super) struct Init<'a> {
 struct Running {
     payload_pid: i32,
     payload: Wire,
+    /// The jail of a session ends with its executor.
+    executor: Option<i32>,
 }
 
 impl Init<'_> {
@@ -79,8 +85,10 @@ impl Init<'_> {
         let tree_us = self.started.elapsed().as_micros() as u64;
         enter(Step::Pivot, self.halt());
         tree.pivot()?;
-        enter(Step::VerifyTree, self.halt());
-        super::verify::tree(&tree, &self.spec.mounts)?;
+        if self.spec.tools.is_none() {
+            enter(Step::VerifyTree, self.halt());
+            super::verify::tree(&tree, &self.spec.mounts)?;
+        }
         enter(Step::Terminal, self.halt());
         let terminal = if self.spec.payload.tty {
             let (main, side) = terminal::open(self.ids.payload)?;
@@ -135,6 +143,9 @@ impl Init<'_> {
         let plan = &self.spec.mounts;
         enter(Step::Skeleton, self.halt());
         let tree = Tree::begin(plan, self.ids.payload, self.halt())?;
+        // Before the workspace, which may have its place in one of them.
+        enter(Step::Memory, self.halt());
+        plan.memory.iter().try_for_each(|mount| tree.memory(mount))?;
         enter(Step::Workspace, self.halt());
         let disk = self.disk.as_deref();
         let exports = workspace::lay_out(&tree, plan, disk, &self.id_maps)?;
@@ -143,10 +154,11 @@ impl Init<'_> {
         if self.spec.applies(Layer::IpcNamespace) {
             tree.message_queues()?;
         }
-        enter(Step::Memory, self.halt());
-        plan.memory.iter().try_for_each(|mount| tree.memory(mount))?;
-        enter(Step::Proc, self.halt());
-        tree.proc(plan)?;
+        // A session's payload is the first process of a namespace that is not ours to show.
+        if self.spec.tools.is_none() {
+            enter(Step::Proc, self.halt());
+            tree.proc(plan)?;
+        }
         Ok((tree, exports))
     }
 
@@ -161,22 +173,30 @@ impl Init<'_> {
         (tree_us, built_us): (u64, u64),
     ) -> Result<Running, StepFailure> {
         let (ours, theirs) = Wire::pair().at(Step::ClonePayload, "connect to the payload")?;
+        let (keeper, ends) = match self.connections()? {
+            Some(Connections { keeper, executor }) => (Some(keeper), Some(executor)),
+            None => (None, None),
+        };
         let door = self.take_equipment()?;
         let cgroup = door.as_ref().and_then(CgroupDoor::birth);
-        // Without namespaces: the payload makes its own after its birth, see `Payload::separate`.
-        let args = CloneArgs { namespaces: 0, cgroup };
+        // Without other namespaces: the payload makes its own after its birth, see
+        // `Payload::separate`. A PID namespace takes in children only.
+        let namespaces = if keeper.is_some() { libc::CLONE_NEWPID as u64 } else { 0 };
+        let args = CloneArgs { namespaces, cgroup };
         let cloned = clone3(args).at(Step::ClonePayload, "clone the payload")?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => {
-                drop(ours);
-                let filter = self.filter.as_ref();
-                let stdio = &self.stdio;
-                Payload { spec: self.spec, tree, domain, filter, stdio, init: theirs }.run()
+                drop((ours, ends));
+                let (filter, stdio) = (self.filter.as_ref(), &self.stdio);
+                let (spec, programs, init) = (self.spec, self.programs, theirs);
+                let proc = None;
+                Payload { spec, programs, tree, domain, filter, stdio, init, keeper, proc }.run()
             }
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
-        drop((theirs, domain));
-        if let Some(door) = door {
+        drop((theirs, domain, keeper));
+        let mut executor = self.executor(tree, ends, cgroup)?;
+        if let Some(door) = &door {
             door.leave().at(Step::Cgroup, "leave the payload's cgroup")?;
         }
         let mut payload = ours;
@@ -191,6 +211,7 @@ impl Init<'_> {
         enter(Step::DropInit, self.halt());
         payload.send(&(), &[]).at(Step::MapIds, "let the payload restrict itself")?;
         let own_layers = self.drop_privileges()?;
+        executor.as_mut().map_or(Ok(()), Executor::confined)?;
         let (message, _) = payload.receive().at(Step::ClonePayload, "hear from the payload")?;
         match message {
             FromPayload::Failed(failure) => return Err(failure),
@@ -218,7 +239,32 @@ impl Init<'_> {
                 payload.send(&(), &[]).at(Step::Running, "let the payload run")?;
             }
         }
-        Ok(Running { payload_pid: pid, payload })
+        Ok(Running { payload_pid: pid, payload, executor: executor.map(|executor| executor.pid) })
+    }
+
+    /// What connects the processes of a session's tools; `None` if this jail is not a session's.
+    fn connections(&mut self) -> Result<Option<Connections>, StepFailure> {
+        if self.spec.tools.is_none() {
+            return Ok(None);
+        }
+        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+        let control = self.stdio.pop().ok_or_else(missing);
+        let control = control.at(Step::Executor, "receive the executor's connection")?;
+        Connections::make(control, self.ids.payload, self.spec.level).map(Some)
+    }
+
+    /// Starts the executor, if this jail is a session's.
+    fn executor(
+        &self,
+        tree: &Tree,
+        ends: Option<ExecutorEnds>,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<Executor>, StepFailure> {
+        let (Some(ends), Some(plan)) = (ends, &self.spec.tools) else { return Ok(None) };
+        enter(Step::Executor, self.halt());
+        let (spec, programs, ids) = (self.spec, self.programs, self.ids);
+        let proc = tree.private_proc.as_fd();
+        Birth { spec, plan, programs, ids, proc, cgroup }.start(ends).map(Some)
     }
 
     /// Waits for what the launcher made meanwhile; enters the net namespace and, on v1, the cgroup.
@@ -303,6 +349,12 @@ impl Init<'_> {
                 }
                 Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == running.payload_pid => {
                     break PayloadStatus::Signaled(signal as i32);
+                }
+                // Without it nobody could reach the tools.
+                Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..))
+                    if running.executor == Some(pid.as_raw()) =>
+                {
+                    break PayloadStatus::Signaled(libc::SIGKILL);
                 }
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(_) => break PayloadStatus::Signaled(libc::SIGKILL),

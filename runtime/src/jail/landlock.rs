@@ -6,7 +6,8 @@
 //! that refuses.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
@@ -72,16 +73,48 @@ impl Domain {
     /// A domain that may change files below `directories` and open nothing else.
     pub fn beneath(directories: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let abi = ABI::from(i32::from(kernel_abi().min(ABI_KNOWN)));
-        let mut created = Ruleset::default()
+        let created = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
             .handle_access(AccessFs::from_all(abi))
             .and_then(Ruleset::create)
             .map_err(system)?;
+        let mut domain = Domain { ruleset: created, description: String::new() };
         for directory in directories {
-            let rule = PathBeneath::new(directory, rights(Access::Write, abi));
-            created = created.add_rule(rule).map_err(system)?;
+            domain = domain.grant(*directory, Access::Write)?;
         }
-        Ok(Domain { ruleset: created, description: String::new() })
+        Ok(domain)
+    }
+
+    /// The domain of a process that uses its own descriptors and at most what `grants` name: no
+    /// signal to and no abstract socket of anybody.
+    pub fn confined(grants: &[(&Path, Access)]) -> io::Result<Self> {
+        let number = kernel_abi().min(ABI_KNOWN);
+        let abi = ABI::from(i32::from(number));
+        let mut ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessFs::from_all(abi))
+            .map_err(system)?;
+        if number >= 4 {
+            ruleset = ruleset.handle_access(AccessNet::from_all(abi)).map_err(system)?;
+        }
+        if number >= 6 {
+            ruleset = ruleset.scope(Scope::from_all(abi)).map_err(system)?;
+        }
+        let created = ruleset.create().map_err(system)?;
+        let mut domain = Domain { ruleset: created, description: String::new() };
+        for (path, access) in grants {
+            let path = PathFd::new(path).map_err(system)?;
+            domain = domain.grant(path.as_fd(), *access)?;
+        }
+        Ok(domain)
+    }
+
+    /// Adds a grant below what `directory` refers to.
+    pub fn grant(self, directory: BorrowedFd<'_>, access: Access) -> io::Result<Self> {
+        let abi = ABI::from(i32::from(kernel_abi().min(ABI_KNOWN)));
+        let rule = PathBeneath::new(directory, rights(access, abi));
+        let ruleset = self.ruleset.add_rule(rule).map_err(system)?;
+        Ok(Domain { ruleset, ..self })
     }
 
     /// Enters the domain for good. Needs `no_new_privs`.
@@ -107,6 +140,11 @@ fn rights(access: Access, abi: ABI) -> BitFlags<AccessFs> {
         Access::Write => AccessFs::from_all(abi) & !(AccessFs::MakeChar | AccessFs::MakeBlock),
         Access::Device => read | AccessFs::WriteFile | AccessFs::IoctlDev | AccessFs::Truncate,
         Access::Proc => read | AccessFs::WriteFile | AccessFs::Truncate,
+        Access::Files => {
+            let make = AccessFs::MakeReg | AccessFs::MakeDir;
+            let remove = AccessFs::RemoveFile | AccessFs::RemoveDir;
+            read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::Refer | make | remove
+        }
     };
     wanted & AccessFs::from_all(abi)
 }

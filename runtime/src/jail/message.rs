@@ -16,17 +16,25 @@ use super::workspace::ExportKind;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToLauncher {
     /// Make this jail. Comes once and first, with standard input, output and error of the payload
-    /// (none if it gets a terminal).
+    /// (none if it gets a terminal), or for a session with the executor's end of its connection.
     Start {
         /// The plan.
         spec: Box<JailSpec>,
         /// Where rootless jails keep run-time files.
         run_directory: PathBuf,
+        /// Whether to look first for what a killed worker left.
+        repair: bool,
     },
+    /// Make another jail in a launcher process of its own. With its end of a connection.
+    Another,
     /// Send this signal to the payload's process group.
     Signal(i32),
     /// The payload printed more than its limit: end it.
     OutputLimit,
+    /// Say what the limits have counted so far.
+    Usage,
+    /// End the jail: a session is over.
+    End,
 }
 
 /// Launcher to control side.
@@ -37,6 +45,8 @@ pub(crate) enum ToControl {
     Running(Box<EnforcementReport>),
     /// No payload ran; everything made so far has been removed.
     Failed(Failure),
+    /// The answer to [`ToLauncher::Usage`].
+    Usage(CgroupEvents),
     /// The payload ended; everything has been removed.
     Ended(End),
 }

@@ -17,15 +17,18 @@ mod claim;
 mod client;
 mod clock;
 mod disk;
+mod executor;
 mod export;
 mod exporter;
 mod idmap;
 mod init;
 mod landlock;
 mod launcher;
+mod lifecycle;
 mod message;
 mod network;
 mod payload;
+mod programs;
 mod report;
 mod rlimits;
 pub mod seccomp;
@@ -38,11 +41,13 @@ mod wire;
 mod workspace;
 
 pub use bound::{BoundError, inspect};
+pub use cgroup::CgroupEvents;
 pub use client::{
     Event, Launcher, become_launcher_if_asked, drop_to_control_side, rootless_run_directory,
 };
 pub use export::ExportReport;
 pub use message::{End, Failure, LimitHit, PayloadStatus};
+pub use programs::{Confinement, ExecutorEnds, KeeperSide, Programs};
 pub use report::{CanaryResult, EnforcementReport, Got, LayerResult, Timings};
 pub use step::{Step, StepFailure};
 pub use sweep::{Sweep, sweep};

@@ -9,17 +9,20 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags, openat};
+use rustix::process::DumpableBehavior;
 
 use crate::policy::Layer;
-use crate::spec::JailSpec;
+use crate::spec::{Access, JailSpec};
 use crate::sys;
 
+use super::executor::KeeperEnds;
 use super::landlock::Domain;
 use super::message::FromPayload;
+use super::programs::{KeeperSide, Programs};
 use super::report::LayerResult;
 use super::seccomp::{self, Program};
 use super::step::{AtStep as _, Step, StepFailure, enter};
@@ -36,6 +39,11 @@ pub(super) struct Payload<'a> {
     /// Standard input, output and error.
     pub stdio: &'a [OwnedFd],
     pub init: Wire,
+    pub programs: Programs,
+    /// Set if this is the jail of a session: the keeper's ends.
+    pub keeper: Option<KeeperEnds>,
+    /// `/proc` of the tool tree, once it is made.
+    pub proc: Option<OwnedFd>,
 }
 
 /// Kinds of namespace, as `/proc/sys/user/max_*_namespaces` names them.
@@ -56,7 +64,10 @@ impl Payload<'_> {
                     let told = self.init.send(&ready, &[]);
                     // Init answers when it has given up its own privileges.
                     match told.and_then(|()| self.init.receive_nod()) {
-                        Ok(()) => FromPayload::NotRunnable(self.exec()),
+                        Ok(()) => match (self.keeper.take(), self.proc.take()) {
+                            (Some(ends), Some(proc)) => self.keep(ends, proc),
+                            _ => FromPayload::NotRunnable(self.exec()),
+                        },
                         Err(_) => sys_exit(),
                     }
                 } else {
@@ -74,6 +85,9 @@ impl Payload<'_> {
         let spec = self.spec;
         let halt = spec.halt_at.as_deref();
         let mut layers = Vec::new();
+        if self.keeper.is_some() {
+            self.show_own_processes()?;
+        }
         self.separate()?;
         let ((), _) = self.init.receive().at(Step::MapIds, "wait for the id mapping")?;
         enter(Step::InertNamespaces, halt);
@@ -112,6 +126,40 @@ impl Payload<'_> {
         rustix::process::chdir(workdir).at(Step::Ids, format!("enter {}", workdir.display()))?;
         self.confine(&mut layers)?;
         Ok(layers)
+    }
+
+    /// A session: mounts the `/proc` of the namespace this process is the first of, and completes
+    /// what init could not check before.
+    fn show_own_processes(&mut self) -> Result<(), StepFailure> {
+        let halt = self.spec.halt_at.as_deref();
+        enter(Step::Proc, halt);
+        self.tree.proc(&self.spec.mounts)?;
+        let proc = self.tree.whole_proc()?;
+        if let Some(domain) = self.domain.take() {
+            let granted = domain.grant(proc.as_fd(), Access::Proc);
+            self.domain = Some(granted.at(Step::Landlock, "grant the keeper its view")?);
+        }
+        self.proc = Some(proc);
+        enter(Step::VerifyTree, halt);
+        super::verify::tree(self.tree, &self.spec.mounts)
+    }
+
+    /// A session: this process becomes the keeper, without an exec. It holds nothing but its ends.
+    fn keep(&mut self, ends: KeeperEnds, proc: OwnedFd) -> FromPayload {
+        enter(Step::Exec, self.spec.halt_at.as_deref());
+        let KeeperEnds { commands, output, status, executor } = ends;
+        let side = KeeperSide { commands, output, status, executor, proc };
+        let mut keep = [&side.commands, &side.output, &side.status, &side.executor, &side.proc]
+            .map(|fd| fd.as_raw_fd());
+        let step = Step::Exec;
+        let alone = sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors");
+        let hidden = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .at(step, "become undumpable");
+        if alone.and(hidden).is_err() {
+            // The connection to init may be closed: its end says that nothing runs.
+            sys_exit();
+        }
+        (self.programs.keeper)(side, self.spec)
     }
 
     /// Landlock and seccomp, and what they rest on.
@@ -215,6 +263,10 @@ impl Payload<'_> {
     /// The named descriptors become 0, 1 and 2; everything else closes at the exec.
     fn take_standard_streams(&self) -> Result<(), StepFailure> {
         let step = Step::Isolate;
+        if self.keeper.is_some() {
+            // 0, 1 and 2 are the launcher's /dev/null.
+            return sys::default_signals().at(step, "reset signals");
+        }
         for number in 0..3 {
             let stream = &self.stdio[number.min(self.stdio.len() - 1)];
             sys::install_at(stream.as_fd(), number as i32).at(step, "place a standard stream")?;

@@ -137,7 +137,24 @@ pub fn compile<S: AsRef<str>>(groups: &[S]) -> Result<Program, SeccompError> {
 /// # Errors
 /// As [`compile`].
 pub fn compile_for<S: AsRef<str>>(arch: Arch, groups: &[S]) -> Result<Program, SeccompError> {
-    let ranges = ranges(&answers(arch, groups)?);
+    assemble(arch, groups, None)
+}
+
+/// The filter of one of our own processes: as [`compile`], and the calls that the denial `lifted`
+/// names are allowed.
+///
+/// # Errors
+/// As [`compile`].
+pub(crate) fn compile_lifting(groups: &[&str], lifted: &str) -> Result<Program, SeccompError> {
+    assemble(Arch::NATIVE, groups, Some(lifted))
+}
+
+fn assemble<S: AsRef<str>>(
+    arch: Arch,
+    groups: &[S],
+    lifted: Option<&str>,
+) -> Result<Program, SeccompError> {
+    let ranges = ranges(&answers(arch, groups, lifted)?);
     let (mut code, mut exits, mut asks) = (guard(arch), Vec::new(), Vec::new());
     dispatch(&ranges, &mut code, &mut exits, &mut asks)?;
     write_exits(&exits, &mut code)?;
@@ -208,7 +225,11 @@ impl Answer {
 }
 
 /// The answer to each number from 0; above the last one the answer is that to an unknown call.
-fn answers<S: AsRef<str>>(arch: Arch, groups: &[S]) -> Result<Vec<Answer>, SeccompError> {
+fn answers<S: AsRef<str>>(
+    arch: Arch,
+    groups: &[S],
+    lifted: Option<&str>,
+) -> Result<Vec<Answer>, SeccompError> {
     let mut answers = Vec::with_capacity(512);
     let mut set = |call: &Call, answer| {
         if let Some(number) = arch.number(call).map(usize::from) {
@@ -228,8 +249,9 @@ fn answers<S: AsRef<str>>(arch: Arch, groups: &[S]) -> Result<Vec<Answer>, Secco
     }
     // Last, so that no group can win over a denial.
     for denial in catalogue().denials {
+        let lifted = lifted == Some(denial.name);
         for call in denial.calls {
-            set(call, Answer::Refuse(denial.refusal));
+            set(call, if lifted { Answer::Allow } else { Answer::Refuse(denial.refusal) });
         }
     }
     // There is at least one denial, so there are at least two ranges.

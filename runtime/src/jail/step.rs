@@ -51,14 +51,14 @@ steps! {
     Skeleton = "skeleton",
     /// Init: read-only parts of the host.
     HostView = "host-view",
-    /// Init: device nodes and terminals.
-    Devices = "devices",
-    /// Init: `/proc`, masked.
-    Proc = "proc",
     /// Init: memory file systems.
     Memory = "memory",
     /// Init: workspace, outputs, home and bound directories.
     Workspace = "workspace",
+    /// Init: device nodes and terminals.
+    Devices = "devices",
+    /// Init, or the keeper of a session: `/proc`, masked.
+    Proc = "proc",
     /// Init: the new root becomes the root.
     Pivot = "pivot",
     /// Init: what is mounted is what was planned.
@@ -69,6 +69,8 @@ steps! {
     ClonePayload = "clone-payload",
     /// Init: ids of the payload mapped.
     MapIds = "map-ids",
+    /// Init: executor and file helper of a session cloned, confined and ready.
+    Executor = "executor",
     /// Init: its own privileges given up.
     DropInit = "drop-init",
     /// Payload: no namespace can be made any more.

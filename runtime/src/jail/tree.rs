@@ -219,7 +219,15 @@ impl Tree {
         let made = self
             .tmpfs(mount.bytes_max, mount.inodes_max, mount.mode, self.payload)
             .at(Step::Memory, detail())?;
+        for directory in &mount.directories {
+            mkdirat(&made, directory, Mode::from_raw_mode(0o755)).at(Step::Memory, detail())?;
+        }
         attach(&made, self.root.as_fd(), &mount.target).at(Step::Memory, detail())
+    }
+
+    /// The whole `/proc` of the caller's PID namespace, attached nowhere.
+    pub fn whole_proc(&self) -> Result<OwnedFd, StepFailure> {
+        make("proc", &[], NO_SUID | NO_DEV | NO_EXEC).at(Step::Proc, "make a proc for the keeper")
     }
 
     /// A memory file system with both limits, owned by `owner`.

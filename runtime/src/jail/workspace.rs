@@ -134,6 +134,10 @@ impl Binding<'_> {
                 io::Error::from_raw_os_error(libc::ESTALE),
             ));
         }
+        let found = match &self.bound.child {
+            None => found,
+            Some(name) => self.child(&found, name).map_err(tried("make a directory in it"))?,
+        };
         let view = copy_tree(found.as_fd(), Path::new("")).map_err(tried("copy its mount"))?;
         let attributes =
             MountAttributes { set: NO_SUID | NO_DEV, recursive: true, idmap: None, private: false };
@@ -144,6 +148,20 @@ impl Binding<'_> {
                 .map_err(tried("map its ids (its file system may not support idmapped mounts)"))?;
         }
         Ok(view)
+    }
+
+    /// A directory of the session's own in the one that was asked for, with the same owner.
+    fn child(&self, parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+        match mkdirat(parent, name, Mode::from_raw_mode(0o750)) {
+            Ok(()) => {
+                let (uid, gid) = (Uid::from_raw(self.bound.uid), Gid::from_raw(self.bound.gid));
+                chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(parent, name, flags, Mode::empty())?)
     }
 
     /// The scratch laid over the host directory, and the part of the scratch that takes changes.

@@ -10,7 +10,7 @@ use crate::policy::{Layer, Policy, Storage};
 use super::etc::Account;
 use super::plan::{
     BoundDirectory, BoundLimit, CgroupPlan, Demand, JailSpec, LandlockPlan, LayerPlan, Payload,
-    Rlimit,
+    Rlimit, ToolsPlan,
 };
 use super::tree;
 
@@ -58,6 +58,12 @@ pub struct Request {
     pub writable: Vec<BoundRequest>,
     /// Whether the payload gets a terminal.
     pub tty: bool,
+    /// Whether `workspace` is shown at its own path instead of `/workspace`.
+    pub workspace_in_place: bool,
+    /// Make a directory of this name in `outputs` and show that instead.
+    pub outputs_child: Option<String>,
+    /// Whether the jail is a session's: it runs tools, and `argv` is its shell.
+    pub tools: bool,
     /// Test aid, see [`JailSpec::halt_at`].
     pub halt_at: Option<String>,
 }
@@ -88,6 +94,14 @@ pub enum SpecError {
         /// What to do about it.
         fix: String,
     },
+    /// A directory cannot be shown where it was asked for.
+    #[error("cannot show {path} inside the jail at the same path: {reason}")]
+    Place {
+        /// The directory.
+        path: PathBuf,
+        /// What is in the way.
+        reason: &'static str,
+    },
     /// The limit of a directory or of the workspace cannot be enforced.
     #[error("cannot hold {what} to its size limit: {reason}")]
     Unlimited {
@@ -110,6 +124,9 @@ impl SpecError {
                     .to_owned()
             }
             SpecError::LayerMissing { fix, .. } | SpecError::Unlimited { fix, .. } => fix.clone(),
+            SpecError::Place { .. } => {
+                "choose a directory below /home, /srv or /tmp of the host".to_owned()
+            }
         }
     }
 }
@@ -137,7 +154,16 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
     let home = format!("/{}", tree::HOME);
     let account = Account { id: PAYLOAD_ID, home: &home, hostname: &hostname };
     let bound = bound_directories(policy, &request);
-    let mut tree = tree::lay_out(policy, facts, &account, bound);
+    let workdir = match &request.workspace {
+        Some(found) if request.workspace_in_place => tree::check_place(&found.source, policy)
+            .map_err(|reason| SpecError::Place { path: found.source.clone(), reason })
+            .map(|()| found.source.clone())?,
+        _ => PathBuf::from("/").join(tree::WORKSPACE),
+    };
+    let tools = request.tools.then(|| ToolsPlan {
+        roots: vec![workdir.clone(), PathBuf::from("/").join(tree::OUTPUTS)],
+    });
+    let mut tree = tree::lay_out(policy, facts, &account, bound, request.workspace_in_place);
     let overlaid = tree.mounts.bound.iter().any(|bound| bound.limit == BoundLimit::Overlay);
     let (major, minor) = USER_XATTRS_ON_TMPFS;
     if overlaid && !facts.kernel.at_least(major, minor) {
@@ -176,9 +202,10 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
         payload: Payload {
             environment: environment(policy, &request, &home),
             argv: request.argv,
-            workdir: PathBuf::from("/").join(tree::WORKSPACE),
+            workdir,
             tty: request.tty,
         },
+        tools,
         hostname,
         halt_at: request.halt_at,
     })
@@ -326,6 +353,7 @@ fn limit_of(policy: &Policy, request: &BoundRequest) -> BoundLimit {
 fn bound_directories(policy: &Policy, request: &Request) -> Vec<BoundDirectory> {
     let bind = |found: &BoundRequest, target: PathBuf| BoundDirectory {
         source: found.source.clone(),
+        child: None,
         device: found.device,
         inode: found.inode,
         uid: found.uid,
@@ -338,8 +366,14 @@ fn bound_directories(policy: &Policy, request: &Request) -> Vec<BoundDirectory> 
     request
         .workspace
         .iter()
-        .map(|found| bind(found, tree::WORKSPACE.into()))
-        .chain(request.outputs.iter().map(|found| bind(found, tree::OUTPUTS.into())))
+        .map(|found| match request.workspace_in_place {
+            true => bind(found, same_path(found)),
+            false => bind(found, tree::WORKSPACE.into()),
+        })
+        .chain(request.outputs.iter().map(|found| BoundDirectory {
+            child: request.outputs_child.clone(),
+            ..bind(found, tree::OUTPUTS.into())
+        }))
         .chain(request.writable.iter().map(|found| bind(found, same_path(found))))
         .collect()
 }

@@ -90,6 +90,8 @@ pub struct MemoryMount {
     pub inodes_max: u64,
     /// Permissions of its top directory.
     pub mode: u32,
+    /// Directories made in it for others to be mounted on, parents before children (path below it).
+    pub directories: Vec<PathBuf>,
 }
 
 /// The session's own file system: workspace, outputs, home and what is laid over bound
@@ -123,6 +125,8 @@ pub enum BoundLimit {
 pub struct BoundDirectory {
     /// Absolute host path without symbolic links.
     pub source: PathBuf,
+    /// A directory of this name in `source` is bound instead, and made if it is missing.
+    pub child: Option<String>,
     /// Device number of `source` when it was checked.
     pub device: u64,
     /// Inode number of `source` when it was checked.
@@ -173,6 +177,8 @@ pub enum Access {
     Device,
     /// Read files, write the few a process may write about itself.
     Proc,
+    /// What the file tools do: list, read, write, make, remove and rename files and directories.
+    Files,
 }
 
 /// Landlock's part.
@@ -237,6 +243,13 @@ pub struct Payload {
     pub tty: bool,
 }
 
+/// A session's part: its jail runs tools for as long as it is asked to, not one command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolsPlan {
+    /// Absolute paths inside the jail that the file tools may use, the working directory first.
+    pub roots: Vec<PathBuf>,
+}
+
 /// The immutable plan of one jail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JailSpec {
@@ -272,15 +285,17 @@ pub struct JailSpec {
     pub wall_time_ms: Option<u64>,
     /// Most bytes of standard output and error together.
     pub output_bytes_max: Option<u64>,
-    /// What runs.
+    /// What runs; the shell, in the jail of a session.
     pub payload: Payload,
+    /// Set for the jail of a session.
+    pub tools: Option<ToolsPlan>,
     /// Test aid: the process that reaches this step stops there (see [`Step`](crate::jail::Step)).
     pub halt_at: Option<String>,
 }
 
 impl JailSpec {
     /// The current [`version`](Self::version).
-    pub const VERSION: u16 = 1;
+    pub const VERSION: u16 = 2;
 
     /// The bytes that are sent and digested: equal specs have equal bytes.
     pub fn canonical_bytes(&self) -> Vec<u8> {

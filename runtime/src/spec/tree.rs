@@ -69,6 +69,32 @@ const MASKED: &[&str] = &[
 /// What stays readable in `/proc` because programs ask for it, and can never be written.
 const FROZEN: &[&str] = &["sys"];
 
+/// Links below `/var`, as every distribution has them or may.
+const LINKS_OF_VAR: [(&str, &str); 2] = [("var/run", "/run"), ("var/tmp", "/tmp")];
+
+/// Trees of the jail in which no host directory is shown at its own path.
+const TAKEN: &[&str] =
+    &["/usr", "/etc", "/proc", "/sys", "/dev", "/run", "/boot", "/var/run", "/var/tmp"];
+
+/// Whether a host directory can be shown in the jail at its own path; the reason if not.
+pub(super) fn check_place(path: &Path, policy: &Policy) -> Result<(), &'static str> {
+    let top = path.components().nth(1).map(|part| part.as_os_str().to_string_lossy().into_owned());
+    if TAKEN.iter().any(|taken| path.starts_with(taken))
+        || top.is_none_or(|top| SYSTEM.contains(&top.as_str()))
+    {
+        return Err("the jail has a tree of its own there");
+    }
+    let own = [OUTPUTS, HOME].map(|place| Path::new("/").join(place));
+    if own.iter().any(|own| own.starts_with(path) || path.starts_with(own)) {
+        return Err("the session's own directories are there");
+    }
+    let shown = &policy.filesystem.read_only;
+    if shown.iter().any(|shown| path.starts_with(&shown.value) || shown.value.starts_with(path)) {
+        return Err("the policy shows something read-only there");
+    }
+    Ok(())
+}
+
 /// The mount plan and what landlock grants on it.
 pub(super) struct Tree {
     pub mounts: MountPlan,
@@ -81,6 +107,7 @@ pub(super) fn lay_out(
     facts: &HostFacts,
     account: &Account<'_>,
     bound: Vec<BoundDirectory>,
+    workspace_elsewhere: bool,
 ) -> Tree {
     let mut plan = Layout::default();
     let base = match &policy.filesystem.root.value {
@@ -102,25 +129,31 @@ pub(super) fn lay_out(
         .into_iter()
         .map(PathBuf::from)
         .filter(|place| !bound.iter().any(|directory| directory.target == *place))
+        .filter(|place| !(workspace_elsewhere && *place == Path::new(WORKSPACE)))
         .collect();
-    for target in places.iter().chain(bound.iter().map(|directory| &directory.target)) {
-        plan.directory(target);
-        plan.grants.push((Path::new("/").join(target), Access::Write));
-    }
-    let memory = vec![
+    let mut memory = vec![
         MemoryMount {
             target: "tmp".into(),
             bytes_max: policy.filesystem.tmp_size.value.bytes(),
             inodes_max: policy.filesystem.tmp_inodes.value,
             mode: 0o1777,
+            directories: Vec::new(),
         },
         MemoryMount {
             target: "dev/shm".into(),
             bytes_max: policy.filesystem.shm_size.value.bytes(),
             inodes_max: policy.filesystem.tmp_inodes.value,
             mode: 0o1777,
+            directories: Vec::new(),
         },
     ];
+    for target in places.iter().chain(bound.iter().map(|directory| &directory.target)) {
+        match memory.iter_mut().find(|mount| target.starts_with(&mount.target)) {
+            Some(mount) => mount.make_way_for(target),
+            None => plan.directory(target),
+        }
+        plan.grants.push((Path::new("/").join(target), Access::Write));
+    }
     plan.kernel_views();
     Tree {
         mounts: MountPlan {
@@ -140,6 +173,20 @@ pub(super) fn lay_out(
             bound,
         },
         grants: plan.grants,
+    }
+}
+
+impl MemoryMount {
+    /// Adds the directories down to `target`, a path below the root that lies in this mount.
+    fn make_way_for(&mut self, target: &Path) {
+        let inside = target.strip_prefix(&self.target).unwrap_or(target);
+        let mut parents: Vec<_> = inside.ancestors().filter(|p| *p != Path::new("")).collect();
+        parents.reverse();
+        for parent in parents {
+            if !self.directories.iter().any(|made| made == parent) {
+                self.directories.push(parent.to_owned());
+            }
+        }
     }
 }
 
@@ -214,8 +261,9 @@ impl Layout {
         for empty in ["run", "var", "opt", "srv", "root", "mnt"] {
             self.directory(Path::new(empty));
         }
-        self.node(Node::Link { path: "var/run".into(), target: "/run".into() });
-        self.node(Node::Link { path: "var/tmp".into(), target: "/tmp".into() });
+        for (path, target) in LINKS_OF_VAR {
+            self.node(Node::Link { path: path.into(), target: target.into() });
+        }
         self.cpu_list(facts.online_cpus);
         // Readable by its permissions and granted by no landlock rule: the canary opens it.
         self.node(Node::File { path: CANARY_FILE.into(), content: b"canary\n".to_vec() });

@@ -108,6 +108,17 @@ pub struct CallFacts {
     pub shell: ShellFate,
     /// Processes that the call left running.
     pub left_running: u32,
+    /// Places of the jail that had no room left when the call failed.
+    pub full: Vec<FullPlace>,
+}
+
+/// A place without room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FullPlace {
+    /// Where, as the session sees it.
+    pub place: String,
+    /// Whether it is out of inodes and not out of bytes.
+    pub inodes: bool,
 }
 
 impl ToolResult {

@@ -1,0 +1,100 @@
+//! What runs in a session's jail besides init, and what each of them is given.
+//!
+//! The programs themselves are tools, of which a jail knows nothing: `session` names them when the
+//! process starts.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use rustix::process::Signal;
+
+use crate::spec::JailSpec;
+
+use super::caps;
+use super::landlock::Domain;
+use super::seccomp::{self, Program};
+
+/// Entry points of the processes of a session's jail. Each takes over its process for good, after
+/// every layer is on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Programs {
+    /// PID 1 of the tool tree.
+    pub keeper: fn(KeeperSide, &JailSpec) -> !,
+    /// Hears the control side.
+    pub executor: fn(ExecutorEnds, Confinement, &JailSpec) -> !,
+}
+
+/// The keeper's descriptors.
+#[derive(Debug)]
+pub struct KeeperSide {
+    /// Standard input of the shell, to read.
+    pub commands: OwnedFd,
+    /// Standard output and error of the shell, to write.
+    pub output: OwnedFd,
+    /// Where the shell writes the status of each command.
+    pub status: OwnedFd,
+    /// Connection to the executor.
+    pub executor: OwnedFd,
+    /// `/proc` of the tool tree's namespace, with nothing hidden.
+    pub proc: OwnedFd,
+}
+
+/// The executor's descriptors.
+#[derive(Debug)]
+pub struct ExecutorEnds {
+    /// Connection to the control side.
+    pub control: OwnedFd,
+    /// Standard input of the shell, to write.
+    pub commands: OwnedFd,
+    /// Standard output and error of the shell, to read.
+    pub output: OwnedFd,
+    /// The other end of `output`, to undo what a program did to its flags.
+    pub output_writer: OwnedFd,
+    /// Status of commands, to read.
+    pub status: OwnedFd,
+    /// Connection to the keeper.
+    pub keeper: OwnedFd,
+}
+
+impl ExecutorEnds {
+    pub(super) fn numbers(&self) -> [i32; 6] {
+        [
+            &self.control,
+            &self.commands,
+            &self.output,
+            &self.output_writer,
+            &self.status,
+            &self.keeper,
+        ]
+        .map(|fd| fd.as_raw_fd())
+    }
+}
+
+/// The layers of a file helper, made ready.
+#[derive(Debug)]
+pub struct Confinement {
+    pub(super) id: u32,
+    pub(super) domain: Option<Domain>,
+    pub(super) filter: Option<Program>,
+}
+
+impl Confinement {
+    /// In a process just forked from the executor: takes the payload's id, gives up every capability
+    /// and enters the helper's layers.
+    ///
+    /// # Errors
+    /// If any of it is refused; the process must exit then.
+    pub fn enter(&mut self) -> io::Result<()> {
+        caps::become_and_empty(self.id)?;
+        // A change of ids takes both away (prctl(2)).
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if let Some(domain) = self.domain.take() {
+            domain.enter()?;
+        }
+        match &self.filter {
+            Some(filter) => seccomp::install(filter).map_err(io::Error::other),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! One session: its jail, its executor, its calls, its end.
+//!
+//! Runs in the control side. Asynchronous, because many sessions share its threads; what waits for
+//! the jail waits on descriptors. Dropping a session ends its jail: the launcher sees the connection
+//! close and takes everything apart.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::jail::{
+    self, CgroupEvents, Confinement, End, EnforcementReport, Event, ExecutorEnds, Failure,
+    KeeperSide, LimitHit, Launcher, Programs,
+};
+use crate::spec::{CgroupPlan, JailSpec};
+use crate::tool::{
+    self, FileHelper, FromExecutor, FullPlace, ToExecutor, ToolCall, ToolResult, frame, shell,
+};
+
+/// How long the executor may take to answer a cancellation before its jail is ended.
+const CANCEL_GRACE: Duration = Duration::from_secs(15);
+/// A successful call that took no longer and left nothing running has met no limit worth a question.
+const UNEVENTFUL_US: u64 = 20_000;
+
+/// Turns this process into the launcher if it was started as one. Call first thing in `main`.
+pub fn become_launcher_if_asked() {
+    jail::become_launcher_if_asked(Programs { keeper, executor });
+}
+
+/// PID 1 of the tool tree.
+fn keeper(side: KeeperSide, spec: &JailSpec) -> ! {
+    let ends = shell::KeeperEnds {
+        commands: side.commands,
+        output: side.output,
+        status: side.status,
+        executor: side.executor,
+        proc: Some(side.proc),
+    };
+    let plan = shell::ShellPlan {
+        argv: spec.payload.argv.clone(),
+        environment: spec.payload.environment.clone(),
+        workdir: spec.payload.workdir.clone(),
+    };
+    shell::keep(ends, plan)
+}
+
+/// The process that hears [`Session`].
+fn executor(ends: ExecutorEnds, mut confinement: Confinement, spec: &JailSpec) -> ! {
+    let roots = spec.tools.as_ref().map(|plan| plan.roots.clone()).unwrap_or_default();
+    let memory = spec.mounts.memory.iter().map(|mount| Path::new("/").join(&mount.target));
+    let places = roots.iter().cloned().chain(memory).collect();
+    let shell = shell::Shell::new(
+        shell::ShellEnds {
+            commands: ends.commands,
+            output: ends.output,
+            output_writer: Some(ends.output_writer),
+            status: ends.status,
+            keeper: ends.keeper,
+        },
+        shell::ShellLimits::default(),
+    );
+    let confine = &mut || confinement.enter();
+    let files = FileHelper { roots, confine };
+    tool::Executor { control: ends.control, shell, files, places }.serve()
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The jail was refused or could not be made.
+    #[error("{failure}")]
+    Jail {
+        /// Which step, and what could not be removed afterwards.
+        failure: Failure,
+    },
+    /// The launcher or the executor did not answer.
+    #[error("cannot reach the {whom}")]
+    Unreachable {
+        /// Which of them.
+        whom: &'static str,
+        /// What happened instead.
+        source: io::Error,
+    },
+}
+
+/// Why a call has no result. The jail is gone, or about to be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The jail ended while the call ran, or before.
+    #[error("cannot run the call: the jail ended")]
+    Ended {
+        /// How, if the launcher said it.
+        end: Option<Box<End>>,
+    },
+    /// The input is longer than [`ToolCall::INPUT_BYTES_MAX`].
+    #[error("cannot run the call: its input of {bytes} bytes is too long")]
+    TooLong {
+        /// How long.
+        bytes: usize,
+    },
+    /// The connection to the executor broke.
+    #[error("cannot reach the executor")]
+    Broken {
+        /// How.
+        source: io::Error,
+    },
+}
+
+/// A session whose jail runs.
+#[derive(Debug)]
+pub struct Session {
+    launcher: Launcher,
+    heard: AsyncFd<OwnedFd>,
+    reader: OwnedReadHalf,
+    writer: OwnedWriteHalf,
+    number: u64,
+    usage: CgroupEvents,
+    report: Box<EnforcementReport>,
+    limits: CgroupPlan,
+    room: Room,
+}
+
+/// How much fits where, for the sentence that explains a full place.
+#[derive(Debug)]
+struct Room {
+    scratch: (u64, u64),
+    memory: Vec<(PathBuf, (u64, u64))>,
+}
+
+impl Session {
+    /// Makes the jail and waits until its executor is ready.
+    ///
+    /// `launcher` makes this jail alone (see [`Launcher::another`]).
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left of the jail then, except what its failure names.
+    pub async fn start(
+        mut launcher: Launcher,
+        spec: JailSpec,
+        run_directory: PathBuf,
+    ) -> Result<Session, StartError> {
+        let unreachable = |whom| move |source| StartError::Unreachable { whom, source };
+        let (limits, room) = (spec.cgroup.clone(), Room::of(&spec));
+        let (ours, theirs) = StdStream::pair().map_err(unreachable("executor"))?;
+        launcher
+            .launch(spec, &run_directory, &[theirs.as_fd()])
+            .map_err(unreachable("launcher"))?;
+        drop(theirs);
+        let heard = watch(&launcher).map_err(unreachable("launcher"))?;
+        let report = match next_event(&mut launcher, &heard).await {
+            Ok(Event::Running(report, _)) => report,
+            Ok(Event::Failed(failure)) => return Err(StartError::Jail { failure }),
+            Ok(_) => return Err(unreachable("launcher")(io::ErrorKind::InvalidData.into())),
+            Err(source) => return Err(unreachable("launcher")(source)),
+        };
+        ours.set_nonblocking(true).map_err(unreachable("executor"))?;
+        let stream = UnixStream::from_std(ours).map_err(unreachable("executor"))?;
+        let (mut reader, writer) = stream.into_split();
+        match read_message(&mut reader).await.map_err(unreachable("executor"))? {
+            FromExecutor::Ready => {}
+            _ => return Err(unreachable("executor")(io::ErrorKind::InvalidData.into())),
+        }
+        let usage = CgroupEvents::default();
+        Ok(Session { launcher, heard, reader, writer, number: 0, usage, report, limits, room })
+    }
+
+    /// What is enforced, and how it was proven.
+    pub fn report(&self) -> &EnforcementReport {
+        &self.report
+    }
+
+    /// Runs one call to its end. When `stop` completes first, the call is ended and its result is
+    /// what it had until then, with `facts.cancelled`.
+    ///
+    /// Limits that took effect during the call are returned beside its result.
+    ///
+    /// # Errors
+    /// [`CallError`] if there is no result; its outcome is unknown then, and the session is over.
+    pub async fn call(
+        &mut self,
+        name: &str,
+        input: Vec<u8>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(ToolResult, Vec<LimitHit>), CallError> {
+        if input.len() > ToolCall::INPUT_BYTES_MAX {
+            return Err(CallError::TooLong { bytes: input.len() });
+        }
+        self.number += 1;
+        let number = self.number;
+        let call = ToolCall { number, name: name.to_owned(), input };
+        self.tell(&ToExecutor::Call(call)).await?;
+        let result = self.result_of(number, stop).await?;
+        let hits = self.limits_hit(&result).await?;
+        Ok((result, hits))
+    }
+
+    /// Kills every process of the tool tree; what is in files stays.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub async fn quiesce(&mut self) -> Result<(), CallError> {
+        self.tell(&ToExecutor::Quiesce).await?;
+        match read_message(&mut self.reader).await {
+            Ok(FromExecutor::Quiet) => Ok(()),
+            Ok(_) => Err(CallError::Broken { source: io::ErrorKind::InvalidData.into() }),
+            Err(_) => Err(self.ended().await),
+        }
+    }
+
+    /// Ends the jail: kills, copies back, removes. Waits until all of it is done.
+    ///
+    /// # Errors
+    /// If the launcher died; a sweep removes what it left.
+    pub async fn end(mut self) -> io::Result<End> {
+        self.launcher.end()?;
+        loop {
+            match next_event(&mut self.launcher, &self.heard).await? {
+                Event::Ended(end) => return Ok(end),
+                // Asked before, answered now.
+                Event::Usage(_) => {}
+                Event::Running(..) | Event::Failed(_) => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+            }
+        }
+    }
+
+    async fn tell(&mut self, message: &ToExecutor) -> Result<(), CallError> {
+        let bytes = frame::encode(message).map_err(|source| CallError::Broken { source })?;
+        match self.writer.write_all(&bytes).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.ended().await),
+        }
+    }
+
+    async fn result_of(
+        &mut self,
+        number: u64,
+        stop: impl Future<Output = ()>,
+    ) -> Result<ToolResult, CallError> {
+        let broken = |source: io::Error| CallError::Broken { source };
+        let cancel = frame::encode(&ToExecutor::Cancel { number }).map_err(broken)?;
+        let mut stopping = false;
+        let answer = {
+            let answer = read_message::<FromExecutor>(&mut self.reader);
+            let grace = tokio::time::sleep(Duration::ZERO);
+            tokio::pin!(answer, stop, grace);
+            loop {
+                tokio::select! {
+                    answer = &mut answer => break answer,
+                    () = &mut stop, if !stopping => {
+                        stopping = true;
+                        grace.as_mut().reset(tokio::time::Instant::now() + CANCEL_GRACE);
+                        self.writer.write_all(&cancel).await.map_err(broken)?;
+                    }
+                    () = &mut grace, if stopping => return Err(broken(io::ErrorKind::TimedOut.into())),
+                }
+            }
+        };
+        match answer {
+            Ok(FromExecutor::Done { number: of, result }) if of == number => Ok(result),
+            Ok(_) => Err(broken(io::ErrorKind::InvalidData.into())),
+            Err(_) => Err(self.ended().await),
+        }
+    }
+
+    /// Limits that took effect since this was last asked. The counters are the launcher's, so they
+    /// are read only after calls in which something can have happened.
+    async fn limits_hit(&mut self, result: &ToolResult) -> Result<Vec<LimitHit>, CallError> {
+        let facts = &result.facts;
+        let quiet = !result.is_error && facts.left_running == 0 && facts.wall_us < UNEVENTFUL_US;
+        if quiet {
+            return Ok(Vec::new());
+        }
+        let broken = |source: io::Error| CallError::Broken { source };
+        self.launcher.ask_usage().map_err(broken)?;
+        let now = match next_event(&mut self.launcher, &self.heard).await {
+            Ok(Event::Usage(events)) => events,
+            Ok(Event::Ended(end)) => return Err(CallError::Ended { end: Some(Box::new(end)) }),
+            Ok(_) => return Err(broken(io::ErrorKind::InvalidData.into())),
+            Err(_) => return Err(CallError::Ended { end: None }),
+        };
+        let before = std::mem::replace(&mut self.usage, now);
+        let mut hits = Vec::new();
+        let kills = now.oom_kills.saturating_sub(before.oom_kills);
+        if kills > 0 {
+            hits.push(LimitHit::Memory { bytes: self.limits.memory_bytes_max, kills });
+        }
+        let refused = now.forks_refused.saturating_sub(before.forks_refused);
+        if refused > 0 {
+            hits.push(LimitHit::Processes { max: self.limits.pids_max, refused });
+        }
+        hits.extend(facts.full.iter().filter_map(|full| self.room.hit(full)));
+        Ok(hits)
+    }
+
+    /// The connection to the executor closed: what the launcher has to say about that.
+    async fn ended(&mut self) -> CallError {
+        let wait = async {
+            loop {
+                match next_event(&mut self.launcher, &self.heard).await {
+                    Ok(Event::Ended(end)) => break Some(Box::new(end)),
+                    Ok(_) => {}
+                    Err(_) => break None,
+                }
+            }
+        };
+        CallError::Ended { end: tokio::time::timeout(CANCEL_GRACE, wait).await.unwrap_or(None) }
+    }
+}
+
+impl Room {
+    fn of(spec: &JailSpec) -> Room {
+        let plan = &spec.mounts;
+        let scratch = (plan.scratch.bytes_max, plan.scratch.inodes_max);
+        let memory = plan.memory.iter().map(|mount| {
+            (Path::new("/").join(&mount.target), (mount.bytes_max, mount.inodes_max))
+        });
+        Room { scratch, memory: memory.collect() }
+    }
+
+    fn hit(&self, full: &FullPlace) -> Option<LimitHit> {
+        let place = full.place.clone();
+        let memory = self.memory.iter().find(|(target, _)| target.as_path() == Path::new(&place));
+        let (bytes, inodes) = memory.map_or(self.scratch, |(_, limits)| *limits);
+        Some(match full.inodes {
+            true => LimitHit::Inodes { place, inodes },
+            false => LimitHit::Bytes { place, bytes },
+        })
+    }
+}
+
+/// A descriptor of the launcher's connection that the event loop may watch.
+fn watch(launcher: &Launcher) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(launcher.as_fd().try_clone_to_owned()?, tokio::io::Interest::READABLE)
+}
+
+/// The launcher's next event. Its messages are small and written at once, so that reading one to its
+/// end, once it has begun, does not wait.
+async fn next_event(launcher: &mut Launcher, heard: &AsyncFd<OwnedFd>) -> io::Result<Event> {
+    loop {
+        let mut ready = heard.readable().await?;
+        if launcher.has_event()? {
+            let event = launcher.event();
+            if !launcher.has_event()? {
+                ready.clear_ready();
+            }
+            return event;
+        }
+        ready.clear_ready();
+    }
+}
+
+async fn read_message<T: serde::de::DeserializeOwned>(from: &mut OwnedReadHalf) -> io::Result<T> {
+    let mut header = [0; frame::HEADER_BYTES];
+    from.read_exact(&mut header).await?;
+    let mut bytes = vec![0; frame::announced(header)?];
+    from.read_exact(&mut bytes).await?;
+    frame::decode(&bytes)
+}
