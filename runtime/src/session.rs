@@ -5,12 +5,11 @@
 //! close and takes everything apart.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -118,8 +117,7 @@ pub enum CallError {
 /// A session whose jail runs.
 #[derive(Debug)]
 pub struct Session {
-    launcher: Launcher,
-    heard: AsyncFd<OwnedFd>,
+    host: Host,
     reader: OwnedReadHalf,
     writer: OwnedWriteHalf,
     number: u64,
@@ -144,19 +142,22 @@ impl Session {
     /// # Errors
     /// [`StartError`]; nothing is left of the jail then, except what its failure names.
     pub async fn start(
-        mut launcher: Launcher,
+        launcher: Launcher,
         spec: JailSpec,
         run_directory: PathBuf,
     ) -> Result<Session, StartError> {
         let unreachable = |whom| move |source| StartError::Unreachable { whom, source };
         let (limits, room) = (spec.cgroup.clone(), Room::of(&spec));
         let (ours, theirs) = StdStream::pair().map_err(unreachable("executor"))?;
-        launcher
-            .launch(spec, &run_directory, &[theirs.as_fd()])
-            .map_err(unreachable("launcher"))?;
-        drop(theirs);
-        let heard = watch(&launcher).map_err(unreachable("launcher"))?;
-        let report = match next_event(&mut launcher, &heard).await {
+        let mut host = Host { launcher: Some(launcher) };
+        let event = host
+            .with(move |launcher| {
+                launcher.launch(spec, &run_directory, &[theirs.as_fd()])?;
+                drop(theirs);
+                launcher.event()
+            })
+            .await;
+        let report = match event {
             Ok(Event::Running(report, _)) => report,
             Ok(Event::Failed(failure)) => return Err(StartError::Jail { failure }),
             Ok(_) => return Err(unreachable("launcher")(io::ErrorKind::InvalidData.into())),
@@ -170,7 +171,7 @@ impl Session {
             _ => return Err(unreachable("executor")(io::ErrorKind::InvalidData.into())),
         }
         let usage = CgroupEvents::default();
-        Ok(Session { launcher, heard, reader, writer, number: 0, usage, report, limits, room })
+        Ok(Session { host, reader, writer, number: 0, usage, report, limits, room })
     }
 
     /// What is enforced, and how it was proven.
@@ -221,17 +222,8 @@ impl Session {
     /// # Errors
     /// If the launcher died; a sweep removes what it left.
     pub async fn end(mut self) -> io::Result<End> {
-        self.launcher.end()?;
-        loop {
-            match next_event(&mut self.launcher, &self.heard).await? {
-                Event::Ended(end) => return Ok(end),
-                // Asked before, answered now.
-                Event::Usage(_) => {}
-                Event::Running(..) | Event::Failed(_) => {
-                    return Err(io::ErrorKind::InvalidData.into());
-                }
-            }
-        }
+        self.host.with(Launcher::end).await?;
+        self.host.end().await
     }
 
     async fn tell(&mut self, message: &ToExecutor) -> Result<(), CallError> {
@@ -282,8 +274,11 @@ impl Session {
             return Ok(Vec::new());
         }
         let broken = |source: io::Error| CallError::Broken { source };
-        self.launcher.ask_usage().map_err(broken)?;
-        let now = match next_event(&mut self.launcher, &self.heard).await {
+        let event = self.host.with(|launcher| {
+            launcher.ask_usage()?;
+            launcher.event()
+        });
+        let now = match event.await {
             Ok(Event::Usage(events)) => events,
             Ok(Event::Ended(end)) => return Err(CallError::Ended { end: Some(Box::new(end)) }),
             Ok(_) => return Err(broken(io::ErrorKind::InvalidData.into())),
@@ -305,16 +300,8 @@ impl Session {
 
     /// The connection to the executor closed: what the launcher has to say about that.
     async fn ended(&mut self) -> CallError {
-        let wait = async {
-            loop {
-                match next_event(&mut self.launcher, &self.heard).await {
-                    Ok(Event::Ended(end)) => break Some(Box::new(end)),
-                    Ok(_) => {}
-                    Err(_) => break None,
-                }
-            }
-        };
-        CallError::Ended { end: tokio::time::timeout(CANCEL_GRACE, wait).await.unwrap_or(None) }
+        let end = tokio::time::timeout(CANCEL_GRACE, self.host.end()).await;
+        CallError::Ended { end: end.ok().and_then(Result::ok).map(Box::new) }
     }
 }
 
@@ -339,24 +326,42 @@ impl Room {
     }
 }
 
-/// A descriptor of the launcher's connection that the event loop may watch.
-fn watch(launcher: &Launcher) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(launcher.as_fd().try_clone_to_owned()?, tokio::io::Interest::READABLE)
+/// A session's launcher. What it says is waited for on a thread that may block: that is once at the
+/// start, once at the end, and after a call in which a limit may have been reached.
+#[derive(Debug)]
+struct Host {
+    launcher: Option<Launcher>,
 }
 
-/// The launcher's next event. Its messages are small and written at once, so that reading one to its
-/// end, once it has begun, does not wait.
-async fn next_event(launcher: &mut Launcher, heard: &AsyncFd<OwnedFd>) -> io::Result<Event> {
-    loop {
-        let mut ready = heard.readable().await?;
-        if launcher.has_event()? {
-            let event = launcher.event();
-            if !launcher.has_event()? {
-                ready.clear_ready();
+impl Host {
+    /// Does what may block. If the caller stops waiting, the launcher is let go when it is done, and
+    /// its jail ends with it.
+    async fn with<T: Send + 'static>(
+        &mut self,
+        act: impl FnOnce(&mut Launcher) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let mut launcher = self.launcher.take().ok_or(io::ErrorKind::NotConnected)?;
+        let done = tokio::task::spawn_blocking(move || (act(&mut launcher), launcher)).await;
+        let (result, launcher) = done.map_err(io::Error::other)?;
+        self.launcher = Some(launcher);
+        result
+    }
+
+    /// Waits for the jail's end.
+    async fn end(&mut self) -> io::Result<End> {
+        self.with(|launcher| {
+            loop {
+                match launcher.event()? {
+                    Event::Ended(end) => return Ok(end),
+                    // Asked before, answered now.
+                    Event::Usage(_) => {}
+                    Event::Running(..) | Event::Failed(_) => {
+                        return Err(io::ErrorKind::InvalidData.into());
+                    }
+                }
             }
-            return event;
-        }
-        ready.clear_ready();
+        })
+        .await
     }
 }
 

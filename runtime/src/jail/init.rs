@@ -97,7 +97,8 @@ impl Init<'_> {
         } else {
             None
         };
-        let domain = if self.spec.applies(Layer::Landlock) {
+        // A session's payload makes it, when its own `/proc` is in place.
+        let domain = if self.spec.applies(Layer::Landlock) && self.spec.tools.is_none() {
             Some(Domain::prepare(&self.spec.landlock).at(Step::Landlock, "make the ruleset")?)
         } else {
             None
@@ -158,6 +159,8 @@ impl Init<'_> {
         if self.spec.tools.is_none() {
             enter(Step::Proc, self.halt());
             tree.proc(plan)?;
+        } else {
+            tree.lend_proc()?;
         }
         Ok((tree, exports))
     }

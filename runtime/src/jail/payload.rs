@@ -133,11 +133,11 @@ impl Payload<'_> {
     fn show_own_processes(&mut self) -> Result<(), StepFailure> {
         let halt = self.spec.halt_at.as_deref();
         enter(Step::Proc, halt);
-        self.tree.proc(&self.spec.mounts)?;
-        let proc = self.tree.whole_proc()?;
-        if let Some(domain) = self.domain.take() {
-            let granted = domain.grant(proc.as_fd(), Access::Proc);
-            self.domain = Some(granted.at(Step::Landlock, "grant the keeper its view")?);
+        let proc = self.tree.own_proc(&self.spec.mounts)?;
+        if self.spec.applies(Layer::Landlock) {
+            let domain = Domain::prepare(&self.spec.landlock);
+            let domain = domain.and_then(|domain| domain.grant(proc.as_fd(), Access::ReadExecute));
+            self.domain = Some(domain.at(Step::Landlock, "make the ruleset")?);
         }
         self.proc = Some(proc);
         enter(Step::VerifyTree, halt);

@@ -196,14 +196,38 @@ impl Tree {
         let step = Step::Proc;
         let options = [("hidepid", "2")];
         let proc = make("proc", &options, NO_SUID | NO_DEV | NO_EXEC).at(step, "make proc")?;
-        attach(&proc, self.root.as_fd(), "proc").at(step, "attach proc")?;
+        self.show_proc(&proc, plan)
+    }
+
+    /// Shows init's own `/proc` for the time until [`own_proc`](Self::own_proc): without root, the
+    /// kernel makes a new one only for who can see a whole one already.
+    pub fn lend_proc(&self) -> Result<(), StepFailure> {
+        attach(&self.private_proc, self.root.as_fd(), "proc").at(Step::Proc, "lend proc")
+    }
+
+    /// Replaces what was lent by the `/proc` of the caller's PID namespace, after the pivot. Returns
+    /// another one of the same namespace that hides nothing and is attached nowhere.
+    pub fn own_proc(&self, plan: &MountPlan) -> Result<OwnedFd, StepFailure> {
+        let step = Step::Proc;
+        let (options, attributes) = ([("hidepid", "2")], NO_SUID | NO_DEV | NO_EXEC);
+        let whole = make("proc", &[], attributes).at(step, "make a proc for the keeper")?;
+        let proc = make("proc", &options, attributes).at(step, "make proc")?;
+        rustix::mount::unmount("/proc", rustix::mount::UnmountFlags::DETACH)
+            .at(step, "take back what was lent")?;
+        self.show_proc(&proc, plan)?;
+        Ok(whole)
+    }
+
+    fn show_proc(&self, proc: &OwnedFd, plan: &MountPlan) -> Result<(), StepFailure> {
+        let step = Step::Proc;
+        attach(proc, self.root.as_fd(), "proc").at(step, "attach proc")?;
         for name in &plan.frozen {
             let detail = || format!("freeze /proc/{}", name.display());
             let copy = copy_tree(proc.as_fd(), name).at(step, detail())?;
             set(&copy, READ_ONLY | NO_SUID | NO_DEV | NO_EXEC, true).at(step, detail())?;
             attach(&copy, proc.as_fd(), name).at(step, detail())?;
         }
-        let present = entries(&proc).at(step, "list proc")?;
+        let present = entries(proc).at(step, "list proc")?;
         for name in plan.masked.iter().filter(|name| present.contains(name.trim_end_matches('/'))) {
             let empty = if name.ends_with('/') { EMPTY_DIRECTORY } else { EMPTY_FILE };
             let detail = || format!("mask /proc/{name}");
@@ -223,11 +247,6 @@ impl Tree {
             mkdirat(&made, directory, Mode::from_raw_mode(0o755)).at(Step::Memory, detail())?;
         }
         attach(&made, self.root.as_fd(), &mount.target).at(Step::Memory, detail())
-    }
-
-    /// The whole `/proc` of the caller's PID namespace, attached nowhere.
-    pub fn whole_proc(&self) -> Result<OwnedFd, StepFailure> {
-        make("proc", &[], NO_SUID | NO_DEV | NO_EXEC).at(Step::Proc, "make a proc for the keeper")
     }
 
     /// A memory file system with both limits, owned by `owner`.

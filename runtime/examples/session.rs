@@ -1,0 +1,86 @@
+//! Runs tool calls, read from standard input, in the jail of one session: for tests of the tools as
+//! they run, and for trying them by hand.
+//!
+//! `session [POLICY] [--workdir DIR] [--outputs DIR NAME] < CALLS`, one call a line: a tool's name, a space, its input as JSON.
+//! Prints for each call one line of JSON, at the end one with how the jail ended.
+
+use std::io::BufRead as _;
+use std::path::{Path, PathBuf};
+
+use stockade_runtime::host::HostFacts;
+use stockade_runtime::jail::{self, Launcher};
+use stockade_runtime::policy::{Resolver, syscalls::catalogue};
+use stockade_runtime::session::{self, Session};
+use stockade_runtime::spec::{self, Request};
+use stockade_runtime::tool::Block;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    session::become_launcher_if_asked();
+    let mut arguments = std::env::args().skip(1).peekable();
+    let policy = arguments.next().unwrap_or_else(|| "default".to_owned());
+    let (mut workdir, mut outputs) = (None, None);
+    while let Some(option) = arguments.next() {
+        let mut value = || arguments.next().ok_or("an option lacks its value");
+        match option.as_str() {
+            "--workdir" => workdir = Some(PathBuf::from(value()?)),
+            "--outputs" => outputs = Some((PathBuf::from(value()?), value()?)),
+            other => return Err(format!("unknown option {other}").into()),
+        }
+    }
+    let level = HostFacts::level_here()?;
+    let mut launcher = Launcher::start(level)?;
+    let groups: Vec<_> = catalogue().group_names().collect();
+    let load = |path: &Path| std::fs::read_to_string(path);
+    let resolver = Resolver { groups: &groups, directories: &[], load: &load };
+    let policy = resolver.resolve(&policy)?;
+    let facts = jail::probe_host(level)?;
+    let request = Request {
+        argv: ["/bin/bash", "--noprofile", "--norc"].map(|part| part.as_bytes().to_vec()).to_vec(),
+        workspace: workdir.map(|path| jail::inspect(&path, "the workspace")).transpose()?,
+        workspace_in_place: true,
+        outputs_child: outputs.as_ref().map(|(_, name)| name.clone()),
+        outputs: outputs.map(|(path, _)| jail::inspect(&path, "the outputs")).transpose()?,
+        tools: true,
+        ..Request::default()
+    };
+    let request = Request { workspace_in_place: request.workspace.is_some(), ..request };
+    let spec = spec::build(&policy, &facts, request)?;
+    jail::drop_to_control_side(level)?;
+    let run = jail::rootless_run_directory(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let launcher = launcher.another()?;
+        let mut session = Session::start(launcher, spec, run).await?;
+        println!("{}", serde_json::json!({ "ready_us": session.report().timings.ready_us, "jail": session.report().jail }));
+        for line in std::io::stdin().lock().lines() {
+            let line = line?;
+            let (name, input) = line.split_once(' ').unwrap_or((&line, "{}"));
+            let started = std::time::Instant::now();
+            let (result, hits) =
+                session.call(name, input.as_bytes().to_vec(), std::future::pending()).await?;
+            let took_us = started.elapsed().as_micros() as u64;
+            let content: Vec<_> = result.content.iter().map(describe).collect();
+            let hits: Vec<_> = hits.iter().map(|hit| format!("{hit:?}")).collect();
+            println!(
+                "{}",
+                serde_json::json!({
+                    "name": name, "content": content, "is_error": result.is_error,
+                    "facts": format!("{:?}", result.facts), "hits": hits, "took_us": took_us,
+                })
+            );
+        }
+        let end = session.end().await?;
+        println!("{}", serde_json::to_string(&end)?);
+        Ok(())
+    })
+}
+
+fn describe(block: &Block) -> serde_json::Value {
+    match block {
+        Block::Text(text) => serde_json::json!(text),
+        Block::Image { media_type, data } | Block::Document { media_type, data } => {
+            serde_json::json!({ "media_type": media_type, "bytes": data.len() })
+        }
+    }
+}
