@@ -37,6 +37,7 @@ pub fn become_launcher_if_asked() {
 fn keeper(side: KeeperSide, spec: &JailSpec) -> ! {
     let ends = shell::KeeperEnds {
         commands: side.commands,
+        script: side.script,
         output: side.output,
         status: side.status,
         executor: side.executor,
@@ -58,6 +59,7 @@ fn executor(ends: ExecutorEnds, mut confinement: Confinement, spec: &JailSpec) -
     let shell = shell::Shell::new(
         shell::ShellEnds {
             commands: ends.commands,
+            script: ends.script,
             output: ends.output,
             output_writer: Some(ends.output_writer),
             status: ends.status,

@@ -13,7 +13,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("jail", &["spec", "policy", "host", "sys"]),
     ("audit", &["spec", "policy", "host"]),
     ("egress", &["spec", "policy", "host"]),
-    ("tool", &["spec", "policy", "host"]),
+    ("tool", &["spec", "policy", "host", "sys"]),
     ("session", &["tool", "egress", "jail", "audit", "spec", "policy", "host"]),
 ];
 

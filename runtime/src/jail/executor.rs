@@ -14,7 +14,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, openat};
+use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SealFlags, Uid, fchown, memfd_create, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{DumpableBehavior, Signal};
 
@@ -76,6 +76,7 @@ pub(super) struct Connections {
 #[derive(Debug)]
 pub(super) struct KeeperEnds {
     pub commands: OwnedFd,
+    pub script: OwnedFd,
     pub output: OwnedFd,
     pub status: OwnedFd,
     pub executor: OwnedFd,
@@ -99,10 +100,13 @@ impl Connections {
         let (output, output_write) = pipe()?;
         let (status, status_write) = pipe()?;
         let (keeper, keeper_executor) = connection()?;
+        let script = script().at(step, "make the file of the command")?;
+        let script_keeper = script.try_clone().at(step, "copy the file of the command")?;
         let output_writer = output_write.try_clone().at(step, "copy a pipe")?;
         Ok(Connections {
             keeper: KeeperEnds {
                 commands: commands_read,
+                script: script_keeper,
                 output: output_write,
                 status: status_write,
                 executor: keeper_executor.into(),
@@ -110,6 +114,7 @@ impl Connections {
             executor: ExecutorEnds {
                 control,
                 commands,
+                script,
                 output,
                 output_writer,
                 status,
@@ -117,6 +122,19 @@ impl Connections {
             },
         })
     }
+}
+
+/// A file in memory that whoever has other ids can only read, and nobody can seal: each command is
+/// written there for the shell.
+fn script() -> io::Result<OwnedFd> {
+    let create = |flags| memfd_create(c"command", MemfdFlags::CLOEXEC | flags);
+    let script = match create(MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => create(MemfdFlags::ALLOW_SEALING)?, // before Linux 6.3
+        other => other?,
+    };
+    rustix::fs::fchmod(&script, Mode::from_raw_mode(0o444))?;
+    rustix::fs::fcntl_add_seals(&script, SealFlags::SEAL)?;
+    Ok(script)
 }
 
 /// The executor, started and not yet let go.

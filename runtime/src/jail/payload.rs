@@ -147,10 +147,9 @@ impl Payload<'_> {
     /// A session: this process becomes the keeper, without an exec. It holds nothing but its ends.
     fn keep(&mut self, ends: KeeperEnds, proc: OwnedFd) -> FromPayload {
         enter(Step::Exec, self.spec.halt_at.as_deref());
-        let KeeperEnds { commands, output, status, executor } = ends;
-        let side = KeeperSide { commands, output, status, executor, proc };
-        let mut keep = [&side.commands, &side.output, &side.status, &side.executor, &side.proc]
-            .map(|fd| fd.as_raw_fd());
+        let KeeperEnds { commands, script, output, status, executor } = ends;
+        let side = KeeperSide { commands, script, output, status, executor, proc };
+        let mut keep = side.numbers();
         let step = Step::Exec;
         let alone = sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors");
         let hidden = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)

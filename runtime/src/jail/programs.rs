@@ -29,6 +29,8 @@ pub struct Programs {
 pub struct KeeperSide {
     /// Standard input of the shell, to read.
     pub commands: OwnedFd,
+    /// The file of the command.
+    pub script: OwnedFd,
     /// Standard output and error of the shell, to write.
     pub output: OwnedFd,
     /// Where the shell writes the status of each command.
@@ -46,6 +48,8 @@ pub struct ExecutorEnds {
     pub control: OwnedFd,
     /// Standard input of the shell, to write.
     pub commands: OwnedFd,
+    /// The file of the command, to write.
+    pub script: OwnedFd,
     /// Standard output and error of the shell, to read.
     pub output: OwnedFd,
     /// The other end of `output`, to undo what a program did to its flags.
@@ -56,11 +60,19 @@ pub struct ExecutorEnds {
     pub keeper: OwnedFd,
 }
 
-impl ExecutorEnds {
+impl KeeperSide {
     pub(super) fn numbers(&self) -> [i32; 6] {
+        [&self.commands, &self.script, &self.output, &self.status, &self.executor, &self.proc]
+            .map(|fd| fd.as_raw_fd())
+    }
+}
+
+impl ExecutorEnds {
+    pub(super) fn numbers(&self) -> [i32; 7] {
         [
             &self.control,
             &self.commands,
+            &self.script,
             &self.output,
             &self.output_writer,
             &self.status,

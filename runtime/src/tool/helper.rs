@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -42,7 +43,7 @@ impl FileHelper<'_> {
         let answer = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
         let started = answer.and_then(|(read, write)| Ok((read, write, sys::fork()?)));
         let (read, write, child) = match started {
-            Ok((read, write, Forked::Parent { child })) => (read, write, child),
+            Ok((read, write, Forked::Parent(child))) => (read, write, Pid::from_raw(child)),
             Ok((read, write, Forked::Child)) => {
                 drop(read);
                 self.help(name, input, &write)

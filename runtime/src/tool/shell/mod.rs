@@ -1,0 +1,373 @@
+//! The persistent shell (protocol §6.3): one bash for all calls of a session.
+//!
+//! Two processes run what is here. The executor, which the shell cannot see, holds a [`Shell`]; the
+//! keeper ([`keep`]) is PID 1 of the tool tree and starts, reaps and kills for it. Between them
+//! and bash lie connections that are made once ([`connect`]), before any layer is on, and serve every shell
+//! of the session.
+//!
+//! A call ends by the report of its status (`script`), by word of the keeper that the shell ended,
+//! by its time limit or by being cancelled. The end of the output means nothing: a background
+//! process may hold it open, and what comes late belongs to the next call.
+
+mod input;
+mod keeper;
+mod link;
+mod output;
+mod processes;
+mod script;
+mod watch;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, OFlags, SealFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+pub use keeper::{KeeperEnds, ShellPlan, keep};
+
+use super::call::{Block, CallFacts, ShellFate, ToolResult};
+use input::Request;
+use link::{FromKeeper, Link, ToKeeper, write_all};
+use output::Tail;
+use watch::Ending;
+
+const RESTARTED: &str = "the shell was restarted (working directory and variables were reset)";
+const KEPT: &str = "the shell kept its working directory and variables";
+const ENDED: &str =
+    "bash: the shell ended and was restarted (working directory and variables were reset)";
+const LOST: &str = "bash: the shell stopped answering and was restarted (working directory and \
+     variables were reset)";
+const GONE: &str = "bash: the processes of this session are gone; no shell can be started";
+
+/// What the executor holds of the connections between itself, keeper and shell.
+#[derive(Debug)]
+pub struct ShellEnds {
+    /// Write end of the shell's standard input.
+    pub commands: OwnedFd,
+    /// The file of the command.
+    pub script: OwnedFd,
+    /// Read end of output.
+    pub output: OwnedFd,
+    /// A copy of output's write end. A program may leave it non-blocking, which would fail the
+    /// programs after it.
+    pub output_writer: Option<OwnedFd>,
+    /// Read end of status.
+    pub status: OwnedFd,
+    /// To the keeper.
+    pub keeper: OwnedFd,
+}
+
+/// Bounds of calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShellLimits {
+    /// For a call that names none.
+    pub default_timeout: Duration,
+    /// A longer one is cut to this.
+    pub timeout_max: Duration,
+    /// Last bytes of output that are kept.
+    pub output_bytes_max: usize,
+    /// How long a shell may take to come back after its command was ended.
+    pub answer_grace: Duration,
+}
+
+impl Default for ShellLimits {
+    fn default() -> Self {
+        ShellLimits {
+            default_timeout: Duration::from_secs(120),
+            timeout_max: Duration::from_secs(3600),
+            output_bytes_max: 102_400,
+            answer_grace: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Makes the connections of one session; all close-on-exec.
+///
+/// The file of the command is a memfd that nobody can seal; who made it owns it, and a shell with
+/// other ids can only read it.
+pub fn connect() -> io::Result<(ShellEnds, KeeperEnds)> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC);
+    let (commands_read, commands) = pipe()?;
+    let (output, output_write) = pipe()?;
+    let (status, status_write) = pipe()?;
+    let (executor, keeper) = UnixStream::pair()?;
+    let create = |flags| rustix::fs::memfd_create(c"command", MemfdFlags::CLOEXEC | flags);
+    let script = match create(MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => create(MemfdFlags::ALLOW_SEALING)?, // before Linux 6.3
+        other => other?,
+    };
+    rustix::fs::fchmod(&script, rustix::fs::Mode::from_raw_mode(0o444))?;
+    rustix::fs::fcntl_add_seals(&script, SealFlags::SEAL)?;
+    let ends = KeeperEnds {
+        commands: commands_read,
+        script: script.try_clone()?,
+        output: output_write.try_clone()?,
+        status: status_write,
+        executor: keeper.into(),
+        proc: None,
+    };
+    let output_writer = Some(output_write);
+    Ok((
+        ShellEnds { commands, script, output, output_writer, status, keeper: executor.into() },
+        ends,
+    ))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// None runs.
+    Absent,
+    /// The keeper was asked for one.
+    Starting,
+    Running,
+    /// The keeper is gone, or talks nonsense.
+    Lost,
+}
+
+/// The shell of one session, as the executor holds it. One call at a time.
+#[derive(Debug)]
+pub struct Shell {
+    commands: OwnedFd,
+    script: OwnedFd,
+    output: OwnedFd,
+    output_writer: Option<OwnedFd>,
+    status: OwnedFd,
+    link: Link,
+    limits: ShellLimits,
+    state: State,
+    /// A shell ended while no call ran, and no result has said so yet.
+    ended_unseen: bool,
+    scratch: Box<[u8]>,
+}
+
+/// How a call came to its end, all told.
+struct Outcome {
+    ending: Ending,
+    /// After a time limit or a cancellation: whether the shell is still the same.
+    survived: bool,
+}
+
+impl Shell {
+    /// Nothing runs yet.
+    pub fn new(ends: ShellEnds, limits: ShellLimits) -> Shell {
+        let mut shell = Shell {
+            commands: ends.commands,
+            script: ends.script,
+            output: ends.output,
+            output_writer: ends.output_writer,
+            status: ends.status,
+            link: Link::new(ends.keeper),
+            limits,
+            state: State::Absent,
+            ended_unseen: false,
+            scratch: vec![0; 1 << 16].into(),
+        };
+        for pipe in [shell.output.as_fd(), shell.status.as_fd()] {
+            if rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).is_err() {
+                shell.state = State::Lost; // not a pipe: nothing can be run over it
+            }
+        }
+        shell
+    }
+
+    /// Starts the shell ahead of the first call, without waiting.
+    pub fn warm_up(&mut self) {
+        if self.state == State::Absent {
+            let sent = self.link.send(&ToKeeper::Start);
+            self.state = if sent.is_ok() { State::Starting } else { State::Lost };
+        }
+    }
+
+    /// Runs one call of bash. `input` is its JSON object; `cancel` becomes readable when the call
+    /// shall end now.
+    ///
+    /// Takes no longer than the call's time limit, the time to kill what it started and twice the
+    /// grace of the shell.
+    pub fn call(&mut self, input: &[u8], cancel: BorrowedFd<'_>) -> ToolResult {
+        let received = Instant::now();
+        let mut result = match input::parse(input, &self.limits) {
+            Err(text) => ToolResult::error(text),
+            Ok(request) => self.perform(&request, cancel).unwrap_or_else(|_lost| {
+                self.state = State::Lost;
+                ToolResult::error(GONE)
+            }),
+        };
+        result.facts.wall_us = u64::try_from(received.elapsed().as_micros()).unwrap_or(u64::MAX);
+        result
+    }
+
+    /// Kills every process of the tool tree; the next call gets a fresh shell. False if some are
+    /// left, or if the keeper does not answer.
+    pub fn quiesce(&mut self) -> bool {
+        if self.state == State::Lost {
+            return false;
+        }
+        let killed = self.kill(ToKeeper::KillAll);
+        if killed.is_err() {
+            self.state = State::Lost;
+        }
+        self.ended_unseen = false;
+        killed.unwrap_or(false)
+    }
+
+    fn perform(&mut self, request: &Request, cancel: BorrowedFd<'_>) -> io::Result<ToolResult> {
+        if self.state == State::Lost {
+            return Ok(ToolResult::error(GONE));
+        }
+        if request.restart {
+            self.kill(ToKeeper::KillAll)?;
+            self.ended_unseen = false;
+        }
+        if let Some(errno) = self.ensure_started()? {
+            return Ok(ToolResult::error(cannot_start(errno)));
+        }
+        let mut result = match &request.command {
+            None => ToolResult::text("bash session restarted"),
+            Some(command) => self.run(command, request.timeout, cancel)?,
+        };
+        if request.restart {
+            result.facts.shell = ShellFate::Restarted;
+        }
+        Ok(result)
+    }
+
+    /// Runs `command` in the shell, which is there.
+    fn run(
+        &mut self,
+        command: &str,
+        timeout: Duration,
+        cancel: BorrowedFd<'_>,
+    ) -> io::Result<ToolResult> {
+        let deadline = Instant::now() + timeout;
+        let mut tail = Tail::new(self.limits.output_bytes_max);
+        self.make_output_block()?;
+        let nonce = nonce()?;
+        if let Err(error) = self.write_script(command) {
+            let reason = io::Error::from_raw_os_error(error.raw_os_error());
+            return Ok(ToolResult::error(format!("bash: cannot hand over the command: {reason}")));
+        }
+        write_all(self.commands.as_fd(), script::lines(&nonce).as_bytes())?;
+        let ending = self.watch(&mut tail, &nonce, deadline, Some(cancel))?;
+        let survived = match ending {
+            Ending::TimedOut | Ending::Cancelled => self.end_command(&mut tail, &nonce)?,
+            Ending::Lost => {
+                self.kill_shell()?;
+                false
+            }
+            Ending::Status(_) | Ending::Ended(_) => true,
+        };
+        // The keeper counts while we turn the output into text.
+        self.link.send(&ToKeeper::Count)?;
+        self.drain(&mut tail)?;
+        let outcome = Outcome { ending, survived };
+        let mut result = self.result(&tail, &outcome, timeout);
+        if let FromKeeper::Counted(count) = self.answer()? {
+            result.facts.left_running = count;
+        }
+        Ok(result)
+    }
+
+    /// The command shall end now. Ends it and what it started, and gives the shell a while to come
+    /// back; otherwise the shell ends too. True if it is still the same.
+    fn end_command(&mut self, tail: &mut Tail, nonce: &str) -> io::Result<bool> {
+        if self.kill(ToKeeper::Interrupt)? && self.comes_back(tail, nonce)? {
+            let again = self::nonce()?;
+            write_all(self.commands.as_fd(), script::settle(&again).as_bytes())?;
+            // What the shell started before it heard the signal.
+            if self.comes_back(tail, &again)? && self.kill(ToKeeper::KillNew)? {
+                return Ok(true);
+            }
+        }
+        self.kill_shell()?;
+        Ok(false)
+    }
+
+    fn comes_back(&mut self, tail: &mut Tail, nonce: &str) -> io::Result<bool> {
+        if self.state != State::Running {
+            return Ok(false);
+        }
+        let deadline = Instant::now() + self.limits.answer_grace;
+        Ok(matches!(self.watch(tail, nonce, deadline, None)?, Ending::Status(_)))
+    }
+
+    /// Kills the shell and what the call started, or everything if that cannot be done.
+    fn kill_shell(&mut self) -> io::Result<()> {
+        if !self.kill(ToKeeper::KillShell)? {
+            self.kill(ToKeeper::KillAll)?;
+        }
+        self.ended_unseen = false;
+        Ok(())
+    }
+
+    fn result(&mut self, tail: &Tail, outcome: &Outcome, timeout: Duration) -> ToolResult {
+        let (mut text, truncated) = tail.text();
+        let fate = if outcome.survived { KEPT } else { RESTARTED };
+        let mut add = |line: &str| {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(line);
+        };
+        let failed = match outcome.ending {
+            Ending::Status(0) => false,
+            Ending::Status(code) | Ending::Ended(code) => {
+                if code != 0 || self.state == State::Absent {
+                    add(&format!("exit code: {code}"));
+                }
+                code != 0
+            }
+            Ending::TimedOut => {
+                let seconds = timeout.as_millis() as f64 / 1000.0;
+                add(&format!("bash: command timed out after {seconds}s; {fate}"));
+                true
+            }
+            Ending::Cancelled => {
+                add(&format!("bash: command cancelled; {fate}"));
+                true
+            }
+            Ending::Lost => {
+                add(LOST);
+                true
+            }
+        };
+        let ended = matches!(outcome.ending, Ending::Ended(_));
+        if ended || std::mem::take(&mut self.ended_unseen) {
+            add(ENDED);
+        }
+        if text.is_empty() {
+            text.push_str("(no output)");
+        }
+        let facts = CallFacts {
+            output_bytes: tail.total(),
+            truncated,
+            timed_out: outcome.ending == Ending::TimedOut,
+            cancelled: outcome.ending == Ending::Cancelled,
+            shell: if ended || !outcome.survived { ShellFate::Restarted } else { ShellFate::Kept },
+            ..CallFacts::default()
+        };
+        ToolResult { content: vec![Block::Text(text)], is_error: failed, facts }
+    }
+}
+
+/// A number for people; only what the keeper may meet has words of its own.
+fn cannot_start(errno: i32) -> String {
+    let reason = match errno {
+        libc::EAGAIN => {
+            "the limit on processes was reached (`restart: true` ends what earlier calls left \
+             running)"
+                .to_owned()
+        }
+        libc::ENOMEM => "out of memory".to_owned(),
+        errno => io::Error::from_raw_os_error(errno).to_string(),
+    };
+    format!("bash: cannot start the shell: {reason}")
+}
+
+/// Nobody in the jail can know it before the shell reads it.
+fn nonce() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
+}
