@@ -8,5 +8,6 @@
 //! Contract and exact texts: protocol rules TOOL-*.
 
 mod call;
+pub mod files;
 
 pub use call::{Block, CallFacts, FromExecutor, ShellFate, ToExecutor, ToolCall, ToolResult};
