@@ -46,6 +46,7 @@ const EXECUTOR_GROUPS: &[&str] = &[
     "memory",
     "polling",
     "processes",
+    "terminals",
     "identity",
     "process-controls",
     "seccomp-self",
