@@ -11,7 +11,7 @@ mod mount;
 mod process;
 
 pub use clone::{CloneArgs, Cloned, clone3};
-pub use descriptors::{adopt_socket, close_all_but, close_on_exec_from, install_at};
+pub use descriptors::{adopt_sealed, adopt_socket, close_all_but, close_on_exec_from, install_at};
 pub use disk::{LoopStatus, loop_configure, loop_free_index, project_id, project_limits};
 pub use interface::interface_up;
 pub use keyring::join_anonymous_session_keyring;
