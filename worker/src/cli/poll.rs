@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use secrecy::SecretString;
-use serde_json::json;
-use stockade_runtime::audit::{AuditError, AuditLog};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::{Value, json};
+use stockade_runtime::audit::{AuditError, AuditLog, Digest};
 use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail;
 use stockade_runtime::policy::{ByteSize, Policy, Resolver, UnitError, parse_duration};
@@ -328,6 +328,9 @@ pub fn run(args: &PollArgs) -> anyhow::Result<Exit> {
         explain::complain(&failure, failure.hint());
         return Ok(Exit::Isolation);
     }
+    for name in &settings.headers_dropped {
+        explain::say(&format!("warning: ANTHROPIC_CUSTOM_HEADERS: `{name}` is not sent"));
+    }
     // What SIGHUP will do: without the rights that have just been given up.
     let again = ready.source.reread();
     if let Err(error) = &again
@@ -344,19 +347,7 @@ fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io:
     let records = ready.audit.as_ref().map(|log| log.head().seq);
     let digest = ready.policy.digest_hex();
     if settings.format == ReportFormat::Json {
-        let document = json!({
-            "schema": "stockade.poll.check",
-            "schema_version": 1,
-            "level": level,
-            "environment_id": settings.environment_id,
-            "base_url": settings.base_url.to_string(),
-            "worker_id": settings.worker_id,
-            "max_sessions": settings.max_sessions,
-            "policy": { "name": ready.policy.name, "digest": digest },
-            "key": { "from": ready.source.origin().to_string(), "read_again_on_sighup": reload },
-            "audit": { "file": settings.audit_file, "records": records },
-        });
-        return writeln!(out, "{document:#}");
+        return writeln!(out, "{:#}", document(settings, ready, level, reload));
     }
     let audit = match records {
         Some(records) => format!("{} ({records} records)", settings.audit_file.display()),
@@ -367,7 +358,7 @@ fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io:
         ("level", level.to_string()),
         ("environment", settings.environment_id.clone()),
         ("control plane", settings.base_url.to_string()),
-        ("key", format!("from {}, {again}", ready.source.origin())),
+        ("key", format!("{} from {}, {again}", fingerprint(&ready.key), ready.source.origin())),
         ("worker id", settings.worker_id.clone()),
         ("sessions", format!("{} at a time", settings.max_sessions)),
         ("policy", format!("{} {digest}", ready.policy.name)),
@@ -376,4 +367,52 @@ fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io:
         writeln!(out, "{what:<14} {value}")?;
     }
     Ok(())
+}
+
+/// Everything that would be used; of the key only where it is from and a fingerprint.
+fn document(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> Value {
+    let header_names: Vec<&str> = settings.headers.iter().map(|(name, _)| name.as_str()).collect();
+    let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    json!({
+        "schema": "stockade.poll.check",
+        "schema_version": 1,
+        "level": level,
+        "environment_id": settings.environment_id,
+        "base_url": settings.base_url.to_string(),
+        "ca_file": settings.ca_file,
+        "worker_id": settings.worker_id,
+        "workspace_id": settings.workspace_id,
+        "anthropic_version": settings.anthropic_version.to_str().unwrap_or_default(),
+        "custom_headers": header_names,
+        "policy": { "name": ready.policy.name, "digest": ready.policy.digest_hex() },
+        "key": {
+            "from": ready.source.origin().to_string(),
+            "fingerprint": fingerprint(&ready.key),
+            "read_again_on_sighup": reload,
+        },
+        "audit": {
+            "file": settings.audit_file,
+            "records": ready.audit.as_ref().map(|log| log.head().seq),
+        },
+        "state_dir": settings.state_dir,
+        "workdir": settings.workdir,
+        "outputs_dir": settings.outputs_dir,
+        "max_sessions": settings.max_sessions,
+        "memory_reserve_bytes": settings.memory_reserve_bytes,
+        "max_idle_ms": settings.max_idle.map(milliseconds),
+        "retain_ms": milliseconds(settings.retain),
+        "tool_timeout_ms": settings.tool_timeout.map(milliseconds),
+        "drain_timeout_ms": milliseconds(settings.drain_timeout),
+        "once": settings.once,
+        "drain_on_empty": settings.drain_on_empty,
+        "block_ms": settings.block_ms,
+        "reclaim_older_than_ms": settings.reclaim_older_than_ms,
+    })
+}
+
+/// Tells two keys apart and says nothing about either: 32 bits of the SHA-256 of a random value.
+pub fn fingerprint(key: &SecretString) -> String {
+    let mut digest = Digest::of(key.expose_secret().as_bytes()).to_string();
+    digest.truncate(8);
+    digest
 }
