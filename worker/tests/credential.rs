@@ -14,6 +14,8 @@ use tempfile::TempDir;
 
 const WORKER: &str = env!("CARGO_BIN_EXE_worker");
 const SECRET: &str = "sk-ant-oat01-5f2c-not-a-real-key-91aa";
+/// Of one test only, since tests run at the same time.
+const ENVIRON_SECRET: &str = "sk-ant-oat01-77d0-not-a-real-key-c3e4";
 
 struct Place {
     directory: TempDir,
@@ -96,7 +98,9 @@ fn what_must_not_be_is_refused_with_one_sentence_and_a_hint() {
     let file = |text: &str, mode: u32| {
         fs::write(&key, text).expect("written");
         fs::set_permissions(&key, fs::Permissions::from_mode(mode)).expect("a mode");
-        with(&|command| drop(command.arg("--environment-key-file").arg(&key)))
+        with(&|command| {
+            command.arg("--environment-key-file").arg(&key);
+        })
     };
     #[rustfmt::skip]
     let cases = [
@@ -104,12 +108,12 @@ fn what_must_not_be_is_refused_with_one_sentence_and_a_hint() {
         (file("", 0o600),                3, "it is empty"),
         (file("sk-ant-api03-x", 0o600),  9, "API key of an organization"),
         (with(&|_| ()),                  2, "no environment key given"),
-        (with(&|c| drop(c.env("ANTHROPIC_API_KEY", SECRET))),       9, "ANTHROPIC_API_KEY is set"),
-        (with(&|c| drop(c.env("ANTHROPIC_AUTH_TOKEN", SECRET))),    9, "ANTHROPIC_AUTH_TOKEN is set"),
-        (with(&|c| drop(c.env("ANTHROPIC_ENVIRONMENT_KEY", ""))),   3, "it is empty"),
-        (with(&|c| drop(c.env("ANTHROPIC_ENVIRONMENT_KEY", "a b"))), 3, "not a printable"),
-        (with(&|c| drop(c.arg(format!("--environment-key={SECRET}")))), 2, "from the command line"),
-        (with(&|c| drop(c.arg("--environment-key-file=/nonexistent"))), 3, "No such file"),
+        (with(&|c| { c.env("ANTHROPIC_API_KEY", SECRET); }),       9, "ANTHROPIC_API_KEY is set"),
+        (with(&|c| { c.env("ANTHROPIC_AUTH_TOKEN", SECRET); }),    9, "ANTHROPIC_AUTH_TOKEN is set"),
+        (with(&|c| { c.env("ANTHROPIC_ENVIRONMENT_KEY", ""); }),   3, "it is empty"),
+        (with(&|c| { c.env("ANTHROPIC_ENVIRONMENT_KEY", "a b"); }), 3, "not a printable"),
+        (with(&|c| { c.arg(format!("--environment-key={SECRET}")); }), 2, "from the command line"),
+        (with(&|c| { c.arg("--environment-key-file=/nonexistent"); }), 3, "No such file"),
     ];
     for ((code, text), want, sentence) in cases {
         assert_eq!(code, Some(want), "{sentence}: {text}");
@@ -128,7 +132,7 @@ fn no_process_keeps_the_key_in_its_environment() {
     while rustix::io::write(write.as_fd(), &[b'x'; 4096]).is_ok() {}
     rustix::fs::fcntl_setfl(&write, flags).expect("set");
     let mut worker = place.check();
-    worker.env("ANTHROPIC_ENVIRONMENT_KEY", SECRET).env("CONTROL", "seen").stdout(write);
+    worker.env("ANTHROPIC_ENVIRONMENT_KEY", ENVIRON_SECRET).env("CONTROL", "seen").stdout(write);
     let mut child = worker.spawn().expect("started");
     drop(worker);
     let environ = format!("/proc/{}/environ", child.id());
@@ -142,14 +146,19 @@ fn no_process_keeps_the_key_in_its_environment() {
         sleep(Duration::from_millis(20));
     }
     let own = fs::read(&environ).unwrap_or_default();
+    // Control: a process that was started with the key and keeps it.
+    let mut keeper = Command::new("sleep");
+    let mut keeper = keeper.arg("60").env("KEPT", ENVIRON_SECRET).spawn().expect("started");
     let mut holders = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
         let found = ["environ", "cmdline"].map(|file| fs::read(entry.path().join(file)));
-        let holds = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).contains(SECRET);
+        let holds = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).contains(ENVIRON_SECRET);
         if found.into_iter().flatten().any(holds) {
             holders.push(entry.path());
         }
     }
+    keeper.kill().expect("killed");
+    keeper.wait().expect("ended");
     let mut rest = Vec::new();
     let reader = std::thread::spawn(move || read.read_to_end(&mut rest).map(|_| rest));
     let status = child.wait().expect("ended");
@@ -159,7 +168,8 @@ fn no_process_keeps_the_key_in_its_environment() {
         let own = String::from_utf8_lossy(&own);
         assert!(own.contains("CONTROL=seen"), "control: it was looked at in time: {own}");
     }
-    assert!(holders.is_empty(), "INV-1: {holders:?}");
+    let only = PathBuf::from(format!("/proc/{}", keeper.id()));
+    assert_eq!(holders, [only], "INV-1: only the control holds it");
 }
 
 /// A key reader, spoken to as the worker does.
