@@ -5,6 +5,7 @@
 //! `spec` are pure. The only `unsafe` is in [`sys`].
 #![warn(missing_docs)]
 
+pub mod audit;
 pub mod host;
 pub mod jail;
 pub mod policy;

@@ -11,10 +11,14 @@ pub enum Exit {
     Unexpected,
     /// The command line asks for something impossible.
     Usage,
-    /// A policy is not valid.
+    /// A policy or other configuration is not valid.
     Policy,
     /// This host cannot provide the isolation that is required.
     Isolation,
+    /// An audit log is broken, does not verify, or cannot be written.
+    Evidence,
+    /// A credential that must not be on this host, or one that others could have read.
+    Refused,
     /// A forbidden act succeeded.
     Conformance,
     /// What a jail's command returned.
@@ -30,6 +34,8 @@ impl Exit {
             Exit::Usage => 2,
             Exit::Policy => 3,
             Exit::Isolation => 5,
+            Exit::Evidence => 8,
+            Exit::Refused => 9,
             Exit::Conformance => 10,
             Exit::Payload(code) => code,
         })

@@ -9,16 +9,20 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod cli;
+mod credential;
 mod doctor;
 mod exec;
 mod exit;
 mod explain;
+mod progress;
 mod relay;
+mod settings;
 mod sweep;
 
 fn main() -> ExitCode {
     // Before anything else: a process started as the launcher must not read arguments, files or
-    // the environment.
+    // the environment, and one started as the key reader only what it was started for.
     stockade_runtime::session::become_launcher_if_asked();
+    credential::reader::become_key_reader_if_asked();
     cli::run(cli::Cli::parse())
 }

@@ -117,6 +117,26 @@ impl Domain {
         Ok(Domain { ruleset, ..self })
     }
 
+    /// A domain that may read files below `directory` and open nothing else, without TCP where the
+    /// kernel can refuse that.
+    pub fn reading(directory: BorrowedFd<'_>) -> io::Result<Self> {
+        let abi_number = kernel_abi().min(ABI_KNOWN);
+        let abi = ABI::from(i32::from(abi_number));
+        let mut ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessFs::from_all(abi))
+            .map_err(system)?;
+        if abi_number >= 4 {
+            ruleset = ruleset.handle_access(AccessNet::from_all(abi)).map_err(system)?;
+        }
+        if abi_number >= 6 {
+            ruleset = ruleset.scope(Scope::from_all(abi)).map_err(system)?;
+        }
+        let rule = PathBeneath::new(directory, AccessFs::ReadFile | AccessFs::ReadDir);
+        let created = ruleset.create().and_then(|made| made.add_rule(rule)).map_err(system)?;
+        Ok(Domain { ruleset: created, description: String::new() })
+    }
+
     /// Enters the domain for good. Needs `no_new_privs`.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! Synchronous; the only part of the product with effects on the host.
 //!
 //! Files by the process that runs them: `client` (control side), `launcher`, `init`, `payload`,
-//! `exporter`. By mechanism: `claim` (ids and run directory), `cgroup`, `idmap`, `disk`, `tree`
+//! `exporter`; `key_reader` confines a process of the worker's. By mechanism: `claim` (ids and run directory), `cgroup`, `idmap`, `disk`, `tree`
 //! and `workspace` and `verify` (mounts), `network`, `clock`, `terminal`, `caps`, `rlimits`,
 //! `landlock`, `seccomp`, `canary`, `export`, `sweep`. Between processes: `wire`, `message`, `step`,
 //! `report`.
@@ -22,6 +22,7 @@ mod export;
 mod exporter;
 mod idmap;
 mod init;
+mod key_reader;
 mod landlock;
 mod launcher;
 mod lifecycle;
@@ -46,6 +47,7 @@ pub use client::{
     Event, Launcher, become_launcher_if_asked, drop_to_control_side, rootless_run_directory,
 };
 pub use export::ExportReport;
+pub use key_reader::{ConfineError, ReaderDomain, confine_key_reader};
 pub use message::{End, Failure, LimitHit, PayloadStatus};
 pub use programs::{Confinement, ExecutorEnds, KeeperSide, Programs};
 pub use report::{CanaryResult, EnforcementReport, Got, LayerResult, Timings};

@@ -63,3 +63,28 @@ pub fn adopt_socket(number: i32) -> io::Result<OwnedFd> {
     rustix::net::sockopt::socket_type(&socket)?;
     Ok(socket)
 }
+
+/// Takes over the sealed memory file that this process, before its last exec, left at `number`.
+///
+/// # Errors
+/// `EBADF` if nothing is open there; `EINVAL` if it is not a memory file whose content and length
+/// are sealed, such as a descriptor of anybody else's.
+pub fn adopt_sealed(number: i32) -> io::Result<OwnedFd> {
+    let sealed = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+    // SAFETY: F_GET_SEALS takes no argument and only fails on what is no memory file.
+    let seals = unsafe { libc::fcntl(number, libc::F_GET_SEALS) };
+    if seals < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if seals & sealed != sealed {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: F_SETFD takes an integer; the number is open (checked above).
+    let rc = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number is open, and nothing in this process owns it: this program makes sealed
+    // memory files only to carry them across its own exec, and the one caller takes it once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

@@ -12,7 +12,7 @@ mod mount;
 mod process;
 
 pub use clone::{CloneArgs, Cloned, clone3};
-pub use descriptors::{adopt_socket, close_all_but, close_on_exec_from, install_at};
+pub use descriptors::{adopt_sealed, adopt_socket, close_all_but, close_on_exec_from, install_at};
 pub use disk::{LoopStatus, loop_configure, loop_free_index, project_id, project_limits};
 pub use fork::{Forked, fork, listen_for_children, send_signal};
 pub use interface::interface_up;

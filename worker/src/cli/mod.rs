@@ -6,9 +6,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+pub mod audit;
 pub mod policy;
+pub mod poll;
 
 use crate::exit::Exit;
+use crate::progress::Progress;
 use crate::{doctor, exec, sweep};
 
 /// Run commands, each in a jail of its own on this host
@@ -49,14 +52,17 @@ pub struct Cli {
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 success, 1 unexpected error, 2 usage, 3 policy invalid, 5 the host cannot provide the \
-required isolation, 10 an escape attempt succeeded. `exec` returns the command's own status: 124 \
+required isolation, 8 an audit log does not verify or cannot be written, 9 a credential is refused, \
+10 an escape attempt succeeded. `exec` returns the command's own status: 124 \
 wall clock, 126 or 127 not runnable, 128+n signal n.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Poll(Box<poll::PollArgs>),
     Exec(exec::ExecArgs),
     Doctor(doctor::DoctorArgs),
     Policy(policy::PolicyArgs),
+    Audit(audit::AuditArgs),
     Sweep(sweep::SweepArgs),
     /// Print the version
     Version {
@@ -96,7 +102,7 @@ fn start_log(level: tracing::Level, format: LogFormat) {
         .with_ansi(colour)
         .with_writer(io::stderr);
     match format {
-        LogFormat::Text => log.init(),
+        LogFormat::Text => log.event_format(Progress::default()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }
@@ -105,9 +111,11 @@ fn start_log(level: tracing::Level, format: LogFormat) {
 pub fn run(cli: Cli) -> ExitCode {
     start_log(cli.log_level, cli.log_format);
     let outcome = match cli.command {
+        Command::Poll(args) => poll::run(&args),
         Command::Exec(args) => exec::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Policy(args) => show_policy(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Version { json } => version(json),
         Command::Completions { shell } => completions(shell),

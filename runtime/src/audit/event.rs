@@ -1,0 +1,310 @@
+//! What is recorded: one variant per event, with a stable name and typed fields.
+//!
+//! A field is a number, a flag, one of a few words, a bounded [`Name`] or [`Text`] of this program's
+//! making, or a [`Fingerprint`]. There is no variant that could hold tool input, tool output, file
+//! data, a header or a value of an environment variable (INV-12).
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::value::{Digest, Fingerprint, List, Name, Text};
+
+/// What a record is about. Each is an opaque id of the control plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    /// The environment that work comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Name>,
+    /// The work item.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<Name>,
+    /// The session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<Name>,
+    /// The tool call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call: Option<Name>,
+}
+
+impl Ids {
+    /// The same, about one tool call.
+    pub fn with_tool_call(&self, id: impl AsRef<str>) -> Ids {
+        Ids { tool_call: Some(Name::from(id)), ..self.clone() }
+    }
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event")]
+#[non_exhaustive]
+pub enum Event {
+    /// A worker begins to ask for work.
+    #[serde(rename = "worker.started")]
+    WorkerStarted {
+        /// Of the worker.
+        version: Name,
+        /// The policy that sessions get.
+        policy: Name,
+        /// Of the resolved policy.
+        policy_sha256: Digest,
+        /// Host (and port) of the control plane; nothing else of the address.
+        base_url_host: Name,
+        /// Level of enforcement: `root` or `rootless`.
+        level: Name,
+    },
+    /// It has stopped.
+    #[serde(rename = "worker.stopped")]
+    WorkerStopped {
+        /// Why.
+        reason: StopReason,
+    },
+    /// A work item was received.
+    #[serde(rename = "item.claimed")]
+    ItemClaimed {
+        /// `session` and the like.
+        kind: Name,
+    },
+    /// The claim is about to be confirmed.
+    #[serde(rename = "item.acked")]
+    ItemAcked {},
+    /// The launch record: a jail was made and proven; no tool has run in it.
+    #[serde(rename = "jail.launched")]
+    JailLaunched {
+        /// Its name on this host.
+        jail: Name,
+        /// The policy it was made from.
+        policy: Name,
+        /// Of the resolved policy.
+        policy_sha256: Digest,
+        /// Of the jail spec.
+        spec_sha256: Digest,
+        /// The enforcement report: layers with what was wanted, got and why, the forbidden acts,
+        /// digests of mounts and filter, limits.
+        report: Box<Value>,
+    },
+    /// No jail came about.
+    #[serde(rename = "jail.failed")]
+    JailFailed {
+        /// The step that failed, or `canary`.
+        step: Name,
+        /// What was refused.
+        reason: Text,
+    },
+    /// A tool call is about to run.
+    #[serde(rename = "call.started")]
+    CallStarted {
+        /// `bash`, `read` and so on.
+        tool: Name,
+        /// Of the call's input.
+        input: Fingerprint,
+    },
+    /// It has ended, or its outcome will never be known.
+    #[serde(rename = "call.ended")]
+    CallEnded {
+        /// How.
+        status: CallStatus,
+        /// Of the result as it is about to be posted.
+        output: Fingerprint,
+        /// From hand-over to the result, microseconds.
+        duration_us: u64,
+        /// Whether output was dropped.
+        truncated: bool,
+        /// Whether a time limit ended it.
+        timed_out: bool,
+    },
+    /// The control plane has accepted the result.
+    #[serde(rename = "call.posted")]
+    CallPosted {},
+    /// The result will not be posted.
+    #[serde(rename = "call.not_posted")]
+    CallNotPosted {
+        /// Why.
+        reason: NotPosted,
+    },
+    /// A limit of the policy took effect.
+    #[serde(rename = "limit.hit")]
+    LimitHit {
+        /// The policy's key, such as `process.memory`.
+        limit: Name,
+        /// The limit, in the key's unit.
+        value: u64,
+        /// How often, where that is counted.
+        count: u64,
+    },
+    /// The work item belongs to this worker no more.
+    #[serde(rename = "lease.lost")]
+    LeaseLost {
+        /// How that is known.
+        cause: LeaseLoss,
+    },
+    /// Nothing more is done for the work item.
+    #[serde(rename = "item.ended")]
+    ItemEnded {
+        /// Why.
+        reason: ItemEnd,
+    },
+    /// The receipt of a session's disposal.
+    #[serde(rename = "session.disposed")]
+    SessionDisposed {
+        /// What is gone: processes, cgroup, mounts, workspace, ids.
+        removed: List,
+        /// What stays, and where, because the operator asked for it.
+        kept: Vec<Kept>,
+        /// Files that were in the workspace, if counted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        files: Option<u64>,
+        /// Their bytes, if counted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
+        /// What could not be removed.
+        left: List,
+    },
+    /// What an earlier worker left was removed at a start.
+    #[serde(rename = "recovery")]
+    Recovery {
+        /// What is gone.
+        removed: List,
+        /// What could not be removed.
+        left: List,
+    },
+    /// Part of the configuration was read again.
+    #[serde(rename = "config.reloaded")]
+    ConfigReloaded {
+        /// `environment-key`, `policy` and the like.
+        what: Name,
+        /// Of the new one, where it is not a secret.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sha256: Option<Digest>,
+    },
+    /// Half a line stands before this one: a write was cut off. Written by the log itself.
+    #[serde(rename = "log.repaired")]
+    LogRepaired {
+        /// The bytes between the last whole record and the line break before this one.
+        torn: Fingerprint,
+    },
+}
+
+/// Why a worker stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StopReason {
+    /// A signal asked for it, and every session was finished.
+    Signal,
+    /// The queue was empty and it was started for that long.
+    Drained,
+    /// It was started for one work item.
+    Once,
+    /// The deadline for running sessions passed.
+    DrainTimeout,
+    /// The environment key was refused.
+    KeyRejected,
+    /// An error that cannot be waited out.
+    Error,
+}
+
+/// How a tool call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallStatus {
+    /// The tool succeeded.
+    Ok,
+    /// The tool failed.
+    Error,
+    /// It began, and what it did is not known (INV-9).
+    Unknown,
+    /// It was ended from outside.
+    Cancelled,
+}
+
+/// Why a result is not posted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NotPosted {
+    /// The item belongs to somebody else now.
+    LeaseLost,
+    /// The control plane refused it for good.
+    Rejected,
+    /// Every try failed.
+    GaveUp,
+    /// The session is over.
+    SessionEnded,
+    /// The worker stops.
+    Shutdown,
+}
+
+/// How a lost lease became known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LeaseLoss {
+    /// The control plane said so.
+    Server,
+    /// No heartbeat got through for as long as a lease lasts.
+    Assumed,
+}
+
+/// Why a work item ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ItemEnd {
+    /// The session had nothing to do for the longest time allowed.
+    Idle,
+    /// The session is over.
+    SessionTerminated,
+    /// The control plane asked for it.
+    StopRequested,
+    /// The lease was lost.
+    LeaseLost,
+    /// The worker stops.
+    Shutdown,
+    /// The item is of a kind this worker does not run.
+    Skipped,
+    /// The jail could not be made.
+    JailFailed,
+    /// The audit log could not be written.
+    AuditFailed,
+    /// Anything else.
+    Failed,
+}
+
+/// Something that outlives a session by the operator's wish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// `outputs`, `workdir` and the like.
+    pub what: Name,
+    /// Where.
+    pub path: Text,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_have_stable_names_and_flat_fields() {
+        let input = Fingerprint::of(b"{}");
+        let json = |event: &Event| serde_json::to_value(event).expect("JSON");
+        let call = json(&Event::CallStarted { tool: "bash".into(), input });
+        assert_eq!(call["event"], "call.started");
+        assert_eq!(call["tool"], "bash");
+        assert_eq!(call["input"]["bytes"], 2);
+        let ended = json(&Event::ItemEnded { reason: ItemEnd::SessionTerminated });
+        assert_eq!(
+            ended,
+            serde_json::json!({ "event": "item.ended", "reason": "session_terminated" })
+        );
+        let posted = json(&Event::CallPosted {});
+        assert_eq!(posted, serde_json::json!({ "event": "call.posted" }));
+    }
+
+    #[test]
+    fn ids_that_are_not_known_are_left_out() {
+        let ids = Ids { session: Some("sesn_1".into()), ..Ids::default() };
+        let call = ids.with_tool_call("sevt_9");
+        let json = serde_json::to_value(&call).expect("JSON");
+        assert_eq!(json, serde_json::json!({ "session": "sesn_1", "tool_call": "sevt_9" }));
+    }
+}
