@@ -13,6 +13,8 @@ mod doctor;
 mod exec;
 mod exit;
 mod explain;
+#[allow(dead_code, reason = "the daemon is added above it")]
+mod queue;
 mod relay;
 mod sweep;
 
