@@ -13,7 +13,7 @@ mod doctor;
 mod exec;
 mod exit;
 mod explain;
-#[allow(dead_code, reason = "the daemon is added above it")]
+#[allow(dead_code, unused_imports, reason = "the daemon is added above it")]
 mod queue;
 mod relay;
 mod sweep;

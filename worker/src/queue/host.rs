@@ -7,7 +7,8 @@ use std::future::Future;
 use super::api::ItemApi;
 use super::events::{Ids, Progress};
 use super::lease::LeaseEnd;
-use super::wire::event::{Call, CallKind};
+use super::gate::Owner;
+use super::wire::event::Call;
 use super::wire::outcome::CallOutcome;
 use super::wire::session::Session;
 use super::wire::work::WorkItem;
@@ -16,8 +17,8 @@ pub use tokio_util::sync::CancellationToken as CancelToken;
 
 /// The tools of one session.
 pub trait SessionTools: Send + 'static {
-    /// Whether calls of this name are ours (RUN-15, RUN-16). Must not change during a session.
-    fn owns(&self, name: &str, kind: CallKind) -> bool;
+    /// Which calls are ours (RUN-15, RUN-16); asked once per session, so it must not change.
+    fn owner(&self) -> Owner;
 
     /// Runs one call. When `stop` fires it must end at once; what it returns then may be discarded.
     /// It is dropped if it has not returned a few seconds after that.

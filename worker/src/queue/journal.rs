@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -47,11 +48,33 @@ pub trait Journal: Send {
     fn settled(&mut self, call: &str) -> io::Result<()>;
     /// Writes of an earlier boot may be lost, so that any unanswered call may have run.
     fn may_have_lost_writes(&self) -> bool;
+    /// After such a loss: these calls, all that are unanswered, count as started. Then nothing is
+    /// missing any more.
+    ///
+    /// # Errors
+    /// Then none of them must run.
+    fn presume_started(&mut self, calls: &[(&str, &str)]) -> io::Result<()>;
     /// The item ends. What is settled leaves nothing behind.
     ///
     /// # Errors
     /// Files that could not be removed or written.
-    fn close(self: Box<Self>) -> io::Result<()>;
+    fn close(&mut self) -> io::Result<()>;
+}
+
+/// A journal held by the runner and by the call under way; never across an await.
+#[derive(Clone)]
+pub struct SharedJournal(Arc<Mutex<Box<dyn Journal>>>);
+
+impl SharedJournal {
+    /// Shares a journal.
+    pub fn new(journal: Box<dyn Journal>) -> SharedJournal {
+        SharedJournal(Arc::new(Mutex::new(journal)))
+    }
+
+    /// For one step.
+    pub fn lock(&self) -> MutexGuard<'_, Box<dyn Journal>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A journal that cannot be had.
@@ -121,7 +144,11 @@ impl Journal for MemoryJournal {
         false
     }
 
-    fn close(self: Box<Self>) -> io::Result<()> {
+    fn presume_started(&mut self, _calls: &[(&str, &str)]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn close(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

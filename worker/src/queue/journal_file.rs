@@ -38,6 +38,8 @@ enum Line {
     Intent { call: String, tool: String, input_sha256: String },
     Result { call: String, body_sha256: String, bytes: usize },
     Settled { call: String },
+    /// Whatever may have been lost counts as started.
+    Complete,
     Closed,
 }
 
@@ -123,6 +125,8 @@ struct FileJournal {
     results: PathBuf,
     calls: HashMap<String, State>,
     lost_writes: bool,
+    /// The last write failed and may have left a part of a line.
+    torn: bool,
 }
 
 impl FileJournal {
@@ -141,10 +145,8 @@ impl FileJournal {
         }
         let (calls, lost_writes) = replay(&text, boot_id);
         DirBuilder::new().recursive(true).mode(0o700).create(&results)?;
-        let mut journal = FileJournal { file, path, results, calls, lost_writes };
-        if text.last().is_some_and(|last| *last != b'\n') {
-            journal.file.write_all(b"\n")?;
-        }
+        let torn = text.last().is_some_and(|last| *last != b'\n');
+        let mut journal = FileJournal { file, path, results, calls, lost_writes, torn };
         journal.append(&Line::Open { boot: boot_id.to_owned(), session: session.to_owned() })?;
         journal.file.sync_all()?;
         if let Some(directory) = journal.path.parent() {
@@ -154,10 +156,13 @@ impl FileJournal {
     }
 
     fn append(&mut self, line: &Line) -> io::Result<()> {
-        let mut text = serde_json::to_vec(line).map_err(io::Error::other)?;
+        let mut text = if self.torn { vec![b'\n'] } else { Vec::new() };
+        serde_json::to_writer(&mut text, line).map_err(io::Error::other)?;
         text.push(b'\n');
         // One write: a line is there as a whole or, if the disk is full, recognisably torn.
-        self.file.write_all(&text)
+        let written = self.file.write_all(&text);
+        self.torn = written.is_err();
+        written
     }
 
     fn result_path(&self, call: &str) -> PathBuf {
@@ -168,23 +173,18 @@ impl FileJournal {
 /// States of all calls, and whether lines may be missing.
 fn replay(text: &[u8], boot_id: &str) -> (HashMap<String, State>, bool) {
     let mut calls = HashMap::new();
-    let (mut lost, mut closed) = (false, true);
+    let mut lost = false;
+    let mut open: Option<String> = None;
     for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let Ok(line) = serde_json::from_slice::<Line>(line) else {
-            // A torn line: the call it was about did not start or is counted as unknown.
+            // Torn: whatever it was about counts as started.
             lost = true;
             continue;
         };
         match line {
             Line::Open { boot, .. } => {
-                lost |= !closed && boot != boot_id;
-                closed = false;
-                if boot != boot_id {
-                    // Decided when the next line shows whether this holder closed it.
-                    calls.insert(String::new(), State::Settled);
-                } else {
-                    calls.remove("");
-                }
+                lost |= open.is_some_and(|before| before != boot);
+                open = Some(boot);
             }
             Line::Intent { call, .. } => {
                 calls.insert(call, State::Intent);
@@ -195,11 +195,11 @@ fn replay(text: &[u8], boot_id: &str) -> (HashMap<String, State>, bool) {
             Line::Settled { call } => {
                 calls.insert(call, State::Settled);
             }
-            Line::Closed => closed = true,
+            Line::Complete => lost = false,
+            Line::Closed => open = None,
         }
     }
-    let earlier_boot = calls.remove("").is_some();
-    (calls, lost || (earlier_boot && !closed))
+    (calls, lost || open.is_some_and(|before| before != boot_id))
 }
 
 impl Journal for FileJournal {
@@ -252,7 +252,18 @@ impl Journal for FileJournal {
         self.lost_writes
     }
 
-    fn close(mut self: Box<Self>) -> io::Result<()> {
+    fn presume_started(&mut self, calls: &[(&str, &str)]) -> io::Result<()> {
+        for (call, tool) in calls {
+            if !self.calls.contains_key(*call) {
+                self.intent(call, tool, "")?;
+            }
+        }
+        self.append(&Line::Complete)?;
+        self.lost_writes = false;
+        Ok(())
+    }
+
+    fn close(&mut self) -> io::Result<()> {
         if self.calls.values().all(|state| *state == State::Settled) {
             // The file goes while it is still locked.
             fs::remove_dir_all(&self.results)?;

@@ -6,6 +6,7 @@
 //! `stopping` does not end the beats: the call in flight may still finish (LEASE-14), and a lease
 //! that is lost meanwhile must be noticed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -208,7 +209,7 @@ pub fn first_view(now: Duration) -> LeaseView {
 }
 
 /// Beats until the lease or the item ends. First beat at once (LEASE-1).
-pub async fn keep(mut keeper: Keeper, view: watch::Sender<LeaseView>) {
+pub async fn keep(mut keeper: Keeper, view: Arc<watch::Sender<LeaseView>>) {
     let mut state = LeaseState::new(keeper.uptime.now());
     loop {
         let limit = state.interval();
