@@ -299,6 +299,8 @@ fn listen(launcher: &mut Launcher) -> Result<EnforcementReport, Reason> {
     loop {
         match launcher.event() {
             Ok(Event::Running(running, _)) => report = Some(*running),
+            // Not asked here.
+            Ok(Event::Usage(_)) => {}
             Ok(Event::Ended(_)) => {
                 return report.ok_or_else(|| Reason {
                     what: "the jail ended without a report".to_owned(),

@@ -272,7 +272,7 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
     Ok(match event {
         Some(Event::Ended(end)) => Outcome::Ended { report, end },
         Some(Event::Failed(failure)) => Outcome::Failed(failure),
-        Some(Event::Running(..)) | None => Outcome::LauncherDied,
+        Some(Event::Running(..) | Event::Usage(_)) | None => Outcome::LauncherDied,
     })
 }
 

@@ -13,8 +13,12 @@ pub enum Exit {
     Usage,
     /// A policy or other configuration is not valid.
     Policy,
+    /// The control plane refuses the environment key.
+    KeyRejected,
     /// This host cannot provide the isolation that is required.
     Isolation,
+    /// The drain timeout passed and sessions were ended.
+    DrainTimeout,
     /// An audit log is broken, does not verify, or cannot be written.
     Evidence,
     /// A credential that must not be on this host, or one that others could have read.
@@ -33,7 +37,9 @@ impl Exit {
             Exit::Unexpected => 1,
             Exit::Usage => 2,
             Exit::Policy => 3,
+            Exit::KeyRejected => 4,
             Exit::Isolation => 5,
+            Exit::DrainTimeout => 7,
             Exit::Evidence => 8,
             Exit::Refused => 9,
             Exit::Conformance => 10,

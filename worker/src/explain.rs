@@ -94,7 +94,7 @@ fn export(report: &ExportReport) {
 }
 
 /// One sentence about a limit, with the key that sets it.
-fn limit(hit: &LimitHit) -> String {
+pub fn limit(hit: &LimitHit) -> String {
     match hit {
         LimitHit::WallTime { milliseconds } => format!(
             "the wall clock limit of {} s was reached and everything was stopped (process.wall_time)",

@@ -10,11 +10,13 @@ use clap::Parser as _;
 
 mod cli;
 mod credential;
+mod daemon;
 mod doctor;
 mod exec;
 mod exit;
 mod explain;
 mod progress;
+mod queue;
 mod relay;
 mod settings;
 mod sweep;

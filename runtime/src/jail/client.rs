@@ -8,13 +8,14 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, open};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::DumpableBehavior;
 
@@ -262,6 +263,38 @@ pub fn drop_to_control_side(level: Level) -> Result<(), StepFailure> {
     rustix::thread::set_no_new_privs(true).at(step, "set no_new_privs")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .at(step, "become undumpable")
+}
+
+/// Makes a directory that the control side alone can use; to be called before
+/// [`drop_to_control_side`]. Parents are made as well and stay the caller's.
+///
+/// # Errors
+/// `EACCES` if it exists and is a link, or others can write to it.
+pub fn control_side_directory(path: &Path, level: Level) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let made = std::fs::DirBuilder::new().mode(0o700).create(path);
+    if let Err(error) = made
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = open(path, flags, Mode::empty())?;
+    let found = rustix::fs::fstat(&directory)?;
+    let own = match level {
+        Level::Root => [0, CONTROL_ID].contains(&found.st_uid),
+        Level::Rootless => found.st_uid == rustix::process::geteuid().as_raw(),
+    };
+    if !own || found.st_mode & 0o077 != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
+    }
+    if level == Level::Root {
+        let (uid, gid) = (Uid::from_raw(CONTROL_ID), Gid::from_raw(CONTROL_ID));
+        rustix::fs::fchown(&directory, Some(uid), Some(gid))?;
+    }
+    Ok(())
 }
 
 /// Where a caller without root keeps run-time files: `runtime` (its `XDG_RUNTIME_DIR`) if it has

@@ -44,7 +44,8 @@ mod workspace;
 pub use bound::{BoundError, inspect};
 pub use cgroup::CgroupEvents;
 pub use client::{
-    Event, Launcher, become_launcher_if_asked, drop_to_control_side, rootless_run_directory,
+    Event, Launcher, become_launcher_if_asked, control_side_directory, drop_to_control_side,
+    rootless_run_directory,
 };
 pub use export::ExportReport;
 pub use key_reader::{ConfineError, ReaderDomain, confine_key_reader};

@@ -14,12 +14,13 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use stockade_runtime::audit::{AuditError, AuditLog, Digest};
 use stockade_runtime::host::{HostFacts, Level};
-use stockade_runtime::jail;
+use stockade_runtime::jail::{self, Launcher};
 use stockade_runtime::policy::{ByteSize, Policy, Resolver, UnitError, parse_duration};
 
 use super::policy::{self, ReportFormat};
 use super::syscall_groups;
 use crate::credential::{self, KeyError, KeySource};
+use crate::daemon;
 use crate::exit::Exit;
 use crate::explain;
 use crate::settings::{Refusal, Settings, Surroundings};
@@ -317,10 +318,29 @@ pub fn run(args: &PollArgs) -> anyhow::Result<Exit> {
         Ok(checked) => checked,
         Err(exit) => return Ok(exit),
     };
-    if !settings.check {
-        anyhow::bail!("this version can only check: add --check");
+    if settings.check {
+        return check(&settings, level);
     }
-    let ready = match after_launcher(&settings, level) {
+    // Split off before a policy, a credential or a thread exists in this process.
+    let launcher = match Launcher::start(level) {
+        Ok(launcher) => launcher,
+        Err(failure) => {
+            explain::complain(&failure, failure.hint());
+            return Ok(Exit::Isolation);
+        }
+    };
+    match after_launcher(&settings, level) {
+        Ok(ready) => daemon::run(&settings, level, launcher, ready),
+        Err(exit) => {
+            launcher.wait();
+            Ok(exit)
+        }
+    }
+}
+
+/// Says what would be used.
+fn check(settings: &Settings, level: Level) -> anyhow::Result<Exit> {
+    let ready = match after_launcher(settings, level) {
         Ok(ready) => ready,
         Err(exit) => return Ok(exit),
     };
@@ -338,7 +358,7 @@ pub fn run(args: &PollArgs) -> anyhow::Result<Exit> {
     {
         return Ok(complain_key(error));
     }
-    report(&settings, &ready, level, again.is_ok())?;
+    report(settings, &ready, level, again.is_ok())?;
     Ok(Exit::Success)
 }
 

@@ -1,0 +1,289 @@
+//! Makes and ends the jails of sessions, and keeps those that may come back.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
+use stockade_runtime::host::HostFacts;
+use stockade_runtime::jail::{End, EnforcementReport, Failure, Launcher};
+use stockade_runtime::policy::Policy;
+use stockade_runtime::session::{Session, StartError};
+use stockade_runtime::spec::{self, BoundRequest, Request};
+use tokio::time::Instant;
+
+use super::record::Record;
+
+/// The shell of every session (TOOL-BASH-1).
+const SHELL: [&str; 3] = ["/bin/bash", "--noprofile", "--norc"];
+
+/// Everything that does not change from session to session.
+#[derive(Debug)]
+pub struct Template {
+    pub policy: Policy,
+    pub facts: HostFacts,
+    pub run_directory: PathBuf,
+    /// The operator's directory for all sessions.
+    pub workdir: Option<BoundRequest>,
+    /// Where each session gets a directory of its own for outputs.
+    pub outputs: Option<BoundRequest>,
+    /// The policy's writable directories.
+    pub writable: Vec<BoundRequest>,
+    /// The worker's own environment, from which the policy may pass names on.
+    pub environment: std::collections::BTreeMap<String, String>,
+    /// How long a session's jail is kept for its next work item.
+    pub retain: Duration,
+}
+
+/// Why a session has no jail.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JailError {
+    #[error(transparent)]
+    Spec(#[from] spec::SpecError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("cannot reach the launcher")]
+    Launcher { source: std::io::Error },
+    #[error("cannot write the audit log")]
+    Audit,
+}
+
+impl JailError {
+    /// The phase, for the model and the audit log.
+    pub fn phase(&self) -> String {
+        match self {
+            JailError::Spec(_) => "policy".to_owned(),
+            JailError::Start(StartError::Jail { failure: Failure::Step { failure, .. } }) => {
+                failure.step.to_string()
+            }
+            JailError::Start(StartError::Jail { failure: Failure::Canary { .. } }) => {
+                "canary".to_owned()
+            }
+            JailError::Start(_) | JailError::Launcher { .. } => "handshake".to_owned(),
+            JailError::Audit => "audit".to_owned(),
+        }
+    }
+}
+
+/// The source of jails.
+#[derive(Debug)]
+pub struct Jails {
+    template: Template,
+    launcher: Mutex<Launcher>,
+    record: Arc<Record>,
+    kept: Mutex<HashMap<String, Idle>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    session: Session,
+    ids: AuditIds,
+    until: Instant,
+}
+
+impl Jails {
+    /// Makes jails from `template` by `launcher`.
+    pub fn new(template: Template, launcher: Launcher, record: Arc<Record>) -> Jails {
+        let (launcher, kept) = (Mutex::new(launcher), Mutex::default());
+        Jails { template, launcher, record, kept }
+    }
+
+    /// A jail for the session: the one that was kept for it, or a new one, proven and recorded.
+    ///
+    /// # Errors
+    /// [`JailError`]; nothing is left then that is not named in the log.
+    pub async fn open(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
+        let kept = self.kept().remove(session_id);
+        if let Some(Idle { session, .. }) = kept {
+            tracing::info!(event = "jail.resumed", session_id, "the session's jail was kept");
+            return self.record_launch(ids, session);
+        }
+        match self.make(session_id).await {
+            Ok(session) => self.record_launch(ids, session),
+            Err(error) => {
+                let reason = Text::of(&error);
+                let event = Event::JailFailed { step: error.phase().into(), reason };
+                self.record.write(ids, &event);
+                Err(error)
+            }
+        }
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<String, Idle>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn make(&self, session_id: &str) -> Result<Session, JailError> {
+        let template = &self.template;
+        let request = Request {
+            argv: SHELL.map(|part| part.as_bytes().to_vec()).to_vec(),
+            // Beside what the policy says: protocol rule TOOL-BASH-2.
+            environment: [("PS1", ""), ("PS2", ""), ("TERM", "dumb")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            caller_environment: template.environment.clone(),
+            workspace: template.workdir.clone(),
+            workspace_in_place: template.workdir.is_some(),
+            outputs: template.outputs.clone(),
+            outputs_child: template.outputs.as_ref().map(|_| directory_name(session_id)),
+            writable: template.writable.clone(),
+            tools: true,
+            ..Request::default()
+        };
+        let spec = spec::build(&template.policy, &template.facts, request)?;
+        let launcher = {
+            let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
+            launcher.another().map_err(|source| JailError::Launcher { source })?
+        };
+        Ok(Session::start(launcher, spec, template.run_directory.clone()).await?)
+    }
+
+    /// The launch record, before any tool runs.
+    fn record_launch(&self, ids: &AuditIds, session: Session) -> Result<Session, JailError> {
+        let report: &EnforcementReport = session.report();
+        tracing::info!(
+            event = "jail.running",
+            session_id = ids.session.as_ref().map(|id| id.as_str()),
+            jail = report.jail,
+            level = %report.level,
+            policy_digest = report.policy_digest,
+            spec_digest = report.spec_digest,
+            ready_us = report.timings.ready_us,
+            "jail running"
+        );
+        let digest = |hex: &str| hex.parse().unwrap_or(stockade_runtime::audit::Digest::NONE);
+        let event = Event::JailLaunched {
+            jail: report.jail.as_str().into(),
+            policy: report.policy.as_str().into(),
+            policy_sha256: digest(&report.policy_digest),
+            spec_sha256: digest(&report.spec_digest),
+            report: Box::new(serde_json::to_value(report).unwrap_or_default()),
+        };
+        // An unrecorded jail is dropped here, which ends it.
+        if !self.record.write(ids, &event) {
+            return Err(JailError::Audit);
+        }
+        self.record.sync_soon();
+        Ok(session)
+    }
+
+    /// Keeps the jail for the session's next work item if the operator wants that and no tool
+    /// process has to be let run; ends it otherwise.
+    pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
+        if keep && !self.template.retain.is_zero() && session.quiesce().await.is_ok() {
+            let until = Instant::now() + self.template.retain;
+            let idle = Idle { session, ids: ids.clone(), until };
+            let replaced = self.kept().insert(session_id.to_owned(), idle);
+            tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
+            if let Some(Idle { session, ids, .. }) = replaced {
+                self.dispose(&ids, session).await;
+            }
+            return;
+        }
+        self.dispose(ids, session).await;
+    }
+
+    /// Ends the jail and records the receipt.
+    pub async fn dispose(&self, ids: &AuditIds, session: Session) {
+        let jail = session.report().jail.clone();
+        match session.end().await {
+            Ok(end) => self.receipt(ids, &jail, &end),
+            Err(error) => {
+                tracing::error!(event = "jail.lost", jail, error = %error, "the launcher is gone");
+                let left = List::of([format!("{jail}: until the next sweep")]);
+                let event = Event::SessionDisposed {
+                    removed: List::of(Vec::<String>::new()),
+                    kept: Vec::new(),
+                    files: None,
+                    bytes: None,
+                    left,
+                };
+                self.record.write(ids, &event);
+            }
+        }
+    }
+
+    fn receipt(&self, ids: &AuditIds, jail: &str, end: &End) {
+        let template = &self.template;
+        let place = |what: &str, found: &Option<BoundRequest>| {
+            found.as_ref().map(|found| Kept {
+                what: what.into(),
+                path: Text::of(&found.source.display()),
+            })
+        };
+        let kept = [place("workdir", &template.workdir), place("outputs", &template.outputs)];
+        let lost: u64 = end.exports.iter().map(|export| export.failed).sum();
+        tracing::info!(
+            event = "jail.ended",
+            session_id = ids.session.as_ref().map(|id| id.as_str()),
+            jail,
+            memory_peak = end.memory_peak,
+            exported = end.exports.iter().map(|export| export.written).sum::<u64>(),
+            not_exported = lost,
+            teardown_us = end.teardown_us,
+            "jail ended"
+        );
+        for export in end.exports.iter().filter(|export| export.skipped > 0) {
+            tracing::warn!(
+                event = "jail.not_exported",
+                jail,
+                skipped = export.skipped,
+                "entries were not copied back"
+            );
+        }
+        let event = Event::SessionDisposed {
+            removed: List::of(["processes", "mounts", "cgroup", "ids", "workspace"]),
+            kept: kept.into_iter().flatten().collect(),
+            files: None,
+            bytes: None,
+            left: List::of(&end.left),
+        };
+        self.record.write(ids, &event);
+    }
+
+    /// Ends kept jails whose time is over; all of them if `all`.
+    pub async fn expire(&self, all: bool) {
+        let now = Instant::now();
+        let over: Vec<Idle> = {
+            let mut kept = self.kept();
+            let names: Vec<String> = kept
+                .iter()
+                .filter(|(_, idle)| all || idle.until <= now)
+                .map(|(name, _)| name.clone())
+                .collect();
+            names.iter().filter_map(|name| kept.remove(name)).collect()
+        };
+        for Idle { session, ids, .. } in over {
+            self.dispose(&ids, session).await;
+        }
+    }
+}
+
+/// A session's id as the name of a directory: what could mean another place becomes `_`.
+fn directory_name(session_id: &str) -> String {
+    const BYTES_MAX: usize = 128;
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "_-".contains(c) { c } else { '_' };
+    let name: String = session_id.chars().map(plain).take(BYTES_MAX).collect();
+    if name.is_empty() { "_".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_session_id_names_another_directory() {
+        for (id, name) in [
+            ("sesn_01A-b", "sesn_01A-b"),
+            ("../../etc", "______etc"),
+            (".", "_"),
+            ("", "_"),
+            ("a/b\0c", "a_b_c"),
+        ] {
+            assert_eq!(directory_name(id), name);
+        }
+        assert_eq!(directory_name(&"x".repeat(500)).len(), 128);
+    }
+}

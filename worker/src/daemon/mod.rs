@@ -1,0 +1,309 @@
+//! `worker poll`: serves the sessions of an environment, each in its own jail.
+//!
+//! A work item goes this way: `queue` polls, acks and keeps its lease; [`Daemon::open`] has `jails`
+//! make a jail and record it; calls go through `tools` to the jail's executor; [`Daemon::close`] ends
+//! the jail, or keeps it for a while. `admission` says when a further item may be claimed, `signals`
+//! when to stop, `record` writes the audit log before each effect.
+
+mod admission;
+mod footer;
+mod jails;
+mod prepare;
+mod record;
+mod signals;
+mod tools;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use stockade_runtime::audit::{Event, Ids as AuditIds, List, StopReason};
+use stockade_runtime::host::Level;
+use stockade_runtime::jail::{self, Launcher};
+
+use crate::cli::poll::Ready;
+use crate::exit::Exit;
+use crate::explain;
+use crate::queue::{
+    self, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Progress, Queue,
+    QueueEnd, QueueSettings, Shutdown,
+};
+use crate::settings::Settings;
+use crate::sweep::run_directory;
+
+use admission::{Admission, Slot};
+use jails::{Jails, Template};
+use record::{Record, audit_ids};
+use tools::Tools;
+
+/// Threads for sessions and requests; leases have one of their own, and what blocks another.
+const THREADS: usize = 2;
+/// How often kept jails are looked at.
+const EXPIRY: Duration = Duration::from_secs(1);
+
+/// The product around the queue.
+struct Daemon {
+    admission: Admission,
+    jails: Arc<Jails>,
+    record: Arc<Record>,
+}
+
+impl Host for Daemon {
+    type Tools = Tools;
+    type Permit = Slot;
+
+    async fn admit(&self) -> Slot {
+        self.admission.admit().await
+    }
+
+    async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
+        let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
+        let session = self.jails.open(&ids, &session_id).await.map_err(|error| {
+            let phase = error.phase();
+            let mut for_log = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                for_log.push_str(&format!(": {cause}"));
+                source = cause.source();
+            }
+            let for_model = format!(
+                "[jail] This session has no jail on its host, so no tool was run: `{phase}` failed. \
+                 The operator finds the reason in the worker's log. A user interrupt or message \
+                 tries again."
+            );
+            OpenError { for_model, for_log }
+        })?;
+        let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
+        Ok(Tools { ids, session_id, jails, record, session: Some(session), replaced: false })
+    }
+
+    async fn close(&self, tools: Tools, how: ItemEnd) {
+        let Tools { ids, session_id, session, .. } = tools;
+        if let Some(session) = session {
+            let keep = how == ItemEnd::Idle;
+            self.jails.close(&ids, &session_id, session, keep).await;
+        }
+    }
+
+    fn observe(&self, ids: &Ids, progress: &Progress<'_>) {
+        if matches!(progress, Progress::Acked) {
+            self.admission.claimed();
+        }
+        self.record.observe(ids, progress);
+    }
+}
+
+/// Gives up the caller's rights and serves until shutdown, or until there is nothing more to do.
+///
+/// Must be called with one thread, after everything that needs these rights has been opened.
+///
+/// # Errors
+/// What nobody planned for.
+pub fn run(
+    settings: &Settings,
+    level: Level,
+    launcher: Launcher,
+    ready: Ready,
+) -> anyhow::Result<Exit> {
+    let Some(audit) = ready.audit else { anyhow::bail!("the audit log is not open") };
+    let places = match prepare::places(settings, level) {
+        Ok(places) => places,
+        Err(error) => {
+            explain::complain(&error, Some("no other user may have a right to it"));
+            return Ok(Exit::Usage);
+        }
+    };
+    let template = match template(settings, level, ready.policy)? {
+        Ok(template) => template,
+        Err(exit) => return Ok(exit),
+    };
+    let (shutdown, watch) = Shutdown::new();
+    let shutdown = Arc::new(shutdown);
+    let record = Arc::new(Record::new(audit, Arc::clone(&shutdown)));
+    recover(level, &record).context("cannot remove what an earlier worker left")?;
+    if let Err(failure) = jail::drop_to_control_side(level) {
+        explain::complain(&failure, failure.hint());
+        return Ok(Exit::Isolation);
+    }
+    let (key, setter) = EnvironmentKey::new(&ready.key)?;
+    drop(ready.key);
+    let started = started(settings, level, &template);
+    let admission = Admission::new(
+        settings.max_sessions,
+        settings.memory_reserve_bytes,
+        settings.once,
+        &shutdown,
+    );
+    let jails = Arc::new(Jails::new(template, launcher, Arc::clone(&record)));
+    let daemon = Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record) };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let exit = runtime.block_on(async {
+        let journals = FileJournals::new(&places.journal, &places.results)
+            .context("cannot open the journal of tool calls")?;
+        let queue = match Queue::new(
+            queue_settings(settings)?,
+            key,
+            Arc::new(daemon),
+            Arc::new(journals),
+        ) {
+            Ok(queue) => queue,
+            Err(error) => {
+                explain::complain(&error, None);
+                return Ok(Exit::Usage);
+            }
+        };
+        let nothing = AuditIds { environment: started.0, ..AuditIds::default() };
+        if !record.write(&nothing, &started.1) {
+            return Ok(Exit::Evidence);
+        }
+        let heard = signals::listen(
+            Arc::clone(&shutdown),
+            settings.drain_timeout,
+            signals::Reload { source: Arc::new(ready.source), setter, record: Arc::clone(&record) },
+        )
+        .context("cannot listen for signals")?;
+        let keeper = {
+            let jails = Arc::clone(&jails);
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(EXPIRY).await;
+                    jails.expire(false).await;
+                }
+            })
+        };
+        let end = queue.run(watch).await;
+        keeper.abort();
+        jails.expire(true).await;
+        let (exit, reason) = outcome(&end, heard.urgency(), &record, settings.once);
+        record.write(&nothing, &Event::WorkerStopped { reason });
+        tracing::info!(event = "worker.stopped", reason = ?reason, "worker stopped");
+        anyhow::Ok(exit)
+    })?;
+    // Threads that wait for a launcher which does not answer must not hold the exit up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(exit)
+}
+
+fn outcome(
+    end: &Result<QueueEnd, queue::PollRefused>,
+    urgency: signals::Urgency,
+    record: &Record,
+    once: bool,
+) -> (Exit, StopReason) {
+    if record.has_failed() {
+        return (Exit::Evidence, StopReason::Error);
+    }
+    match (end, urgency) {
+        (Err(error), _) => {
+            explain::complain(error, Some("check the environment id and its key in the console"));
+            (Exit::KeyRejected, StopReason::KeyRejected)
+        }
+        (Ok(QueueEnd::Empty), _) => (Exit::Success, StopReason::Drained),
+        (Ok(QueueEnd::Shutdown), signals::Urgency::None) if once => {
+            (Exit::Success, StopReason::Once)
+        }
+        (Ok(QueueEnd::Shutdown), signals::Urgency::Deadline) => {
+            (Exit::DrainTimeout, StopReason::DrainTimeout)
+        }
+        (Ok(QueueEnd::Shutdown), signals::Urgency::Signal(number)) => {
+            (Exit::Payload(128 + number), StopReason::DrainTimeout)
+        }
+        (Ok(QueueEnd::Shutdown), _) => (Exit::Success, StopReason::Signal),
+    }
+}
+
+/// The first record of a run.
+fn started(
+    settings: &Settings,
+    level: Level,
+    template: &Template,
+) -> (Option<stockade_runtime::audit::Name>, Event) {
+    let policy = &template.policy;
+    let event = Event::WorkerStarted {
+        version: env!("CARGO_PKG_VERSION").into(),
+        policy: policy.name.as_str().into(),
+        policy_sha256: policy.digest().into(),
+        base_url_host: settings.base_url.authority().map_or("", |host| host.as_str()).into(),
+        level: level.to_string().into(),
+    };
+    (Some(settings.environment_id.as_str().into()), event)
+}
+
+/// Looks at the host and at the directories that sessions may change.
+fn template(
+    settings: &Settings,
+    level: Level,
+    policy: stockade_runtime::policy::Policy,
+) -> anyhow::Result<Result<Template, Exit>> {
+    let facts = jail::probe_host(level).context("cannot look at this host")?;
+    let inspect = |path: &Path, what: &str| {
+        jail::inspect(path, what).map_err(|error| {
+            explain::complain(&error, Some(error.hint()));
+            Exit::Usage
+        })
+    };
+    let found = || -> Result<_, Exit> {
+        let workdir = settings.workdir.as_deref().map(|path| inspect(path, "the working directory"));
+        let outputs = settings.outputs_dir.as_deref().map(|path| inspect(path, "the outputs"));
+        let writable = policy.filesystem.writable.iter();
+        let writable = writable.map(|path| inspect(&path.value, "a writable path of the policy"));
+        Ok((workdir.transpose()?, outputs.transpose()?, writable.collect::<Result<_, _>>()?))
+    };
+    Ok(found().map(|(workdir, outputs, writable)| Template {
+        policy,
+        facts,
+        run_directory: run_directory(),
+        workdir,
+        outputs,
+        writable,
+        environment: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
+        retain: settings.retain,
+    }))
+}
+
+/// Finishes the disposal of what a killed worker left, before the first claim (INV-10).
+fn recover(level: Level, record: &Record) -> anyhow::Result<()> {
+    let done = jail::sweep(level, &run_directory())?;
+    if !done.removed.is_empty() || !done.left.is_empty() {
+        let (removed, left) = (List::of(&done.removed), List::of(&done.left));
+        record.write(&AuditIds::default(), &Event::Recovery { removed, left });
+        tracing::warn!(
+            event = "worker.recovered",
+            removed = done.removed.len(),
+            left = done.left.len(),
+            "removed what an earlier worker left"
+        );
+    }
+    Ok(())
+}
+
+fn queue_settings(settings: &Settings) -> anyhow::Result<QueueSettings> {
+    let base_url = settings.base_url.to_string().parse().context("cannot use the base URL")?;
+    let mut queue =
+        QueueSettings::new(base_url, &settings.environment_id, &settings.worker_id);
+    // Checked there with the same rule, and its exception.
+    queue.insecure_http = true;
+    queue.workspace_id = settings.workspace_id.clone();
+    queue.anthropic_version = settings.anthropic_version.to_str()?.to_owned();
+    for (name, value) in &settings.headers {
+        queue.custom_headers.append(name.clone(), value.clone());
+    }
+    queue.block_ms = settings.block_ms;
+    queue.reclaim_older_than_ms = settings.reclaim_older_than_ms;
+    queue.drain = settings.drain_on_empty;
+    queue.max_idle = settings.max_idle;
+    queue.drain_limit = settings.drain_timeout;
+    queue.ca_file = settings.ca_file.clone();
+    if let Some(limit) = settings.tool_timeout {
+        queue.tool_timeout = limit;
+        queue.tool_timeout_max = limit;
+    }
+    Ok(queue)
+}

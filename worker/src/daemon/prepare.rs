@@ -1,0 +1,49 @@
+//! Directories of the daemon, made while it still has the rights of whoever started it.
+
+use std::path::PathBuf;
+
+use stockade_runtime::host::Level;
+use stockade_runtime::jail;
+
+use crate::settings::Settings;
+
+/// Where the queue keeps what must outlive a killed worker.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Which calls were begun: ids and hashes, on disk.
+    pub journal: PathBuf,
+    /// Results that are not posted yet: content, so in memory where the host has such a place, and
+    /// gone when their work item has ended.
+    pub results: PathBuf,
+}
+
+/// A directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use {path} for the journal of tool calls")]
+pub struct PlaceError {
+    /// Which.
+    pub path: PathBuf,
+    /// Why.
+    pub source: std::io::Error,
+}
+
+/// Makes the directories and gives them to the control side, which will have no other right.
+///
+/// # Errors
+/// [`PlaceError`].
+pub fn places(settings: &Settings, level: Level) -> Result<Places, PlaceError> {
+    let results = match level {
+        Level::Root => PathBuf::from("/run/stockade-results"),
+        Level::Rootless => {
+            let memory = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+            let memory = memory.filter(|path| path.is_absolute());
+            memory.unwrap_or_else(|| settings.state_dir.clone()).join("stockade-results")
+        }
+    };
+    let places = Places { journal: settings.state_dir.join("journal"), results };
+    for path in [&places.journal, &places.results] {
+        jail::control_side_directory(path, level)
+            .map_err(|source| PlaceError { path: path.clone(), source })?;
+    }
+    Ok(places)
+}

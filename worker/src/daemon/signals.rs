@@ -1,0 +1,159 @@
+//! Signals of the daemon: SIGTERM and SIGINT drain, a second one or SIGQUIT cancels, SIGHUP reads the
+//! environment key again.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use stockade_runtime::audit::{Event, Ids as AuditIds};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::record::Record;
+use crate::credential::KeySource;
+use crate::queue::{EnvironmentKeySetter, Shutdown};
+
+const DEADLINE: u32 = 1 << 16;
+const DRAINING: u32 = 1 << 17;
+
+/// What made the worker stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// No signal.
+    None,
+    /// A signal, and everything was finished in time.
+    Drain,
+    /// The drain timeout passed.
+    Deadline,
+    /// A second signal, or SIGQUIT.
+    Signal(u8),
+}
+
+/// What has been heard so far.
+#[derive(Debug, Clone)]
+pub struct Heard(Arc<AtomicU32>);
+
+impl Heard {
+    /// The most urgent so far.
+    pub fn urgency(&self) -> Urgency {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Urgency::None,
+            DRAINING => Urgency::Drain,
+            DEADLINE => Urgency::Deadline,
+            number => Urgency::Signal(number as u8),
+        }
+    }
+}
+
+/// What SIGHUP works with.
+#[derive(Debug)]
+pub struct Reload {
+    pub source: Arc<KeySource>,
+    pub setter: EnvironmentKeySetter,
+    pub record: Arc<Record>,
+}
+
+struct Listener {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
+}
+
+/// Listens from now on; returns what is heard.
+///
+/// # Errors
+/// If the signals cannot be caught.
+pub fn listen(
+    shutdown: Arc<Shutdown>,
+    drain_timeout: Duration,
+    reload: Reload,
+) -> io::Result<Heard> {
+    let mut listener = Listener {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        quit: signal(SignalKind::quit())?,
+        hangup: signal(SignalKind::hangup())?,
+    };
+    let heard = Heard(Arc::new(AtomicU32::new(0)));
+    let said = Arc::clone(&heard.0);
+    tokio::spawn(async move {
+        let mut deadline = None;
+        loop {
+            let passed = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let number = tokio::select! {
+                _ = listener.terminate.recv() => libc_number(SignalKind::terminate()),
+                _ = listener.interrupt.recv() => libc_number(SignalKind::interrupt()),
+                _ = listener.quit.recv() => {
+                    cancel(&shutdown, &said, libc_number(SignalKind::quit()));
+                    continue;
+                }
+                _ = listener.hangup.recv() => {
+                    reread(&reload).await;
+                    continue;
+                }
+                () = passed => {
+                    tracing::warn!(
+                        event = "worker.drain_timeout",
+                        "the drain timeout passed, ending what still runs"
+                    );
+                    said.store(DEADLINE, Ordering::Relaxed);
+                    shutdown.cancel();
+                    deadline = None;
+                    continue;
+                }
+            };
+            if said.compare_exchange(0, DRAINING, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                tracing::info!(
+                    event = "worker.draining",
+                    signal = number,
+                    timeout_ms = drain_timeout.as_millis() as u64,
+                    "draining: nothing new is started; a second signal ends what runs"
+                );
+                shutdown.drain();
+                deadline = Some(tokio::time::Instant::now() + drain_timeout);
+            } else {
+                cancel(&shutdown, &said, number);
+            }
+        }
+    });
+    Ok(heard)
+}
+
+fn libc_number(kind: SignalKind) -> u32 {
+    kind.as_raw_value().unsigned_abs()
+}
+
+fn cancel(shutdown: &Shutdown, said: &AtomicU32, number: u32) {
+    tracing::warn!(event = "worker.cancelling", signal = number, "ending what runs");
+    said.store(number, Ordering::Relaxed);
+    shutdown.cancel();
+}
+
+/// The old key stays in use if the new one cannot be read.
+async fn reread(reload: &Reload) {
+    let source = Arc::clone(&reload.source);
+    let read = tokio::task::spawn_blocking(move || source.reread()).await;
+    let outcome = match read {
+        Ok(Ok(key)) => reload.setter.replace(&key).map_err(|error| error.to_string()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match outcome {
+        Ok(()) => {
+            let event = Event::ConfigReloaded { what: "environment-key".into(), sha256: None };
+            reload.record.write(&AuditIds::default(), &event);
+            tracing::info!(event = "key.reloaded", "the environment key was read again");
+        }
+        Err(error) => tracing::error!(
+            event = "key.not_reloaded",
+            error,
+            "the environment key was not read again; the old one stays in use"
+        ),
+    }
+}

@@ -1,0 +1,199 @@
+//! The tools of one session: its calls go to the executor of its jail.
+
+use std::sync::Arc;
+
+use stockade_runtime::audit::{CallStatus, Event, Fingerprint, Ids as AuditIds};
+use stockade_runtime::jail::LimitHit;
+use stockade_runtime::session::{CallError, Session};
+use stockade_runtime::tool::{Block, CallFacts, ToolResult};
+
+use super::footer;
+use super::jails::Jails;
+use super::record::Record;
+use crate::queue::{
+    Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools,
+};
+
+/// What a session worker of the toolset `agent_toolset_20260401` runs (protocol §6).
+const OWNED: [&str; 6] = ["bash", "read", "write", "edit", "glob", "grep"];
+
+/// See [`SessionTools`].
+pub struct Tools {
+    pub(super) ids: AuditIds,
+    pub(super) session_id: String,
+    pub(super) jails: Arc<Jails>,
+    pub(super) record: Arc<Record>,
+    /// None after the jail ended by itself, until the next call.
+    pub(super) session: Option<Session>,
+    pub(super) replaced: bool,
+}
+
+impl SessionTools for Tools {
+    fn owner(&self) -> Owner {
+        Box::new(|name, kind| kind == CallKind::Builtin && OWNED.contains(&name))
+    }
+
+    async fn run(&mut self, call: &Call, stop: CancelToken) -> CallOutcome {
+        let started = std::time::Instant::now();
+        let (ids, input) = (self.ids.with_tool_call(&call.id), call.input.get().as_bytes());
+        let event = Event::CallStarted {
+            tool: call.name.as_str().into(),
+            input: Fingerprint::of(input),
+        };
+        // Written before the effect: without the record there is no call.
+        if self.record.has_failed() || !self.record.write(&ids, &event) {
+            let name = &call.name;
+            return CallOutcome::error(format!(
+                "{name}: not run: the audit log of this host cannot be written"
+            ));
+        }
+        let (result, hits) = self.perform(call, stop).await;
+        for hit in &hits {
+            self.record.write(&ids, &limit_event(hit));
+        }
+        let event = Event::CallEnded {
+            status: status(&result),
+            output: fingerprint(&result),
+            duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            truncated: result.facts.truncated,
+            timed_out: result.facts.timed_out,
+        };
+        self.record.write(&ids, &event);
+        outcome(result)
+    }
+}
+
+impl Tools {
+    /// Runs the call, and makes sure that there is a jail to run it in.
+    async fn perform(&mut self, call: &Call, stop: CancelToken) -> (ToolResult, Vec<LimitHit>) {
+        let name = &call.name;
+        if self.session.is_none() {
+            match self.jails.open(&self.ids, &self.session_id).await {
+                Ok(session) => (self.session, self.replaced) = (Some(session), true),
+                Err(error) => {
+                    let phase = error.phase();
+                    let text = format!("{name}: no jail for this session: {phase} failed");
+                    return (ToolResult::error(text), Vec::new());
+                }
+            }
+        }
+        let Some(session) = self.session.as_mut() else {
+            return (ToolResult::error(format!("{name}: no jail")), Vec::new());
+        };
+        let input = call.input.get().as_bytes().to_vec();
+        match session.call(name, input, stop.cancelled_owned()).await {
+            Ok((mut result, hits)) => {
+                if std::mem::take(&mut self.replaced) {
+                    note(&mut result, REPLACED);
+                }
+                if let Some(text) = footer::of(&hits) {
+                    note(&mut result, &text);
+                }
+                (result, hits)
+            }
+            Err(CallError::TooLong { bytes }) => {
+                let text = format!("invalid {name} input: {bytes} bytes are too many");
+                (ToolResult::error(text), Vec::new())
+            }
+            Err(error) => (self.lost(name, error).await, Vec::new()),
+        }
+    }
+
+    /// The jail is gone, or does not answer: the call's outcome is not known (INV-9).
+    async fn lost(&mut self, name: &str, error: CallError) -> ToolResult {
+        tracing::error!(
+            event = "jail.lost",
+            session_id = self.session_id,
+            error = %error,
+            "the session's jail ended in the middle of a call"
+        );
+        if let Some(session) = self.session.take() {
+            self.jails.dispose(&self.ids, session).await;
+        }
+        ToolResult {
+            facts: CallFacts { cancelled: true, ..CallFacts::default() },
+            ..ToolResult::error(format!(
+                "{name}: the jail of this session ended while this call ran; its outcome is \
+                 unknown and it was not run again. The next call gets a fresh jail: files outside \
+                 directories of the host are lost"
+            ))
+        }
+    }
+}
+
+const REPLACED: &str = "[jail] The jail of this session was replaced by a fresh one before this \
+     call: files outside directories of the host, processes and shell state are lost.";
+
+/// Adds a paragraph of ours below what the tool said.
+fn note(result: &mut ToolResult, text: &str) {
+    match result.content.last_mut() {
+        Some(Block::Text(last)) if last.is_empty() => text.clone_into(last),
+        Some(Block::Text(last)) => {
+            last.push('\n');
+            last.push_str(text);
+        }
+        _ => result.content.push(Block::Text(text.to_owned())),
+    }
+}
+
+fn outcome(result: ToolResult) -> CallOutcome {
+    let block = |block| match block {
+        Block::Text(text) => ContentBlock::Text(text),
+        Block::Image { media_type, data } => ContentBlock::Image { media_type, data },
+        Block::Document { media_type, data } => ContentBlock::Document { media_type, data },
+    };
+    CallOutcome {
+        content: result.content.into_iter().map(block).collect(),
+        is_error: result.is_error,
+    }
+}
+
+fn status(result: &ToolResult) -> CallStatus {
+    match (result.facts.cancelled, result.is_error) {
+        (true, _) => CallStatus::Cancelled,
+        (false, true) => CallStatus::Error,
+        (false, false) => CallStatus::Ok,
+    }
+}
+
+/// Of all blocks of the result, one after the other.
+fn fingerprint(result: &ToolResult) -> Fingerprint {
+    let bytes = |block: &Block| -> Vec<u8> {
+        match block {
+            Block::Text(text) => text.as_bytes().to_vec(),
+            Block::Image { data, .. } | Block::Document { data, .. } => data.clone(),
+        }
+    };
+    match result.content.as_slice() {
+        [Block::Text(text)] => Fingerprint::of(text.as_bytes()),
+        blocks => Fingerprint::of(&blocks.iter().flat_map(bytes).collect::<Vec<u8>>()),
+    }
+}
+
+fn limit_event(hit: &LimitHit) -> Event {
+    let (limit, value, count) = match hit {
+        LimitHit::WallTime { milliseconds } => ("process.wall_time", *milliseconds, 1),
+        LimitHit::Memory { bytes, kills } => ("process.memory", *bytes, *kills),
+        LimitHit::Processes { max, refused } => ("process.pids", u64::from(*max), *refused),
+        LimitHit::Bytes { bytes, .. } => ("filesystem.workspace_size", *bytes, 1),
+        LimitHit::Inodes { inodes, .. } => ("filesystem.workspace_inodes", *inodes, 1),
+        LimitHit::Output { bytes } => ("process.output", *bytes, 1),
+        LimitHit::CpuTime { seconds } => ("process.cpu_time", *seconds, 1),
+    };
+    Event::LimitHit { limit: limit.into(), value, count }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_stands_below_the_output_and_in_place_of_none() {
+        let mut some = ToolResult::text("out");
+        note(&mut some, "[jail] x");
+        assert_eq!(some.content, [Block::Text("out\n[jail] x".to_owned())]);
+        let mut none = ToolResult::text("");
+        note(&mut none, "[jail] x");
+        assert_eq!(none.content, [Block::Text("[jail] x".to_owned())]);
+    }
+}

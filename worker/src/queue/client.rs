@@ -1,0 +1,314 @@
+//! The one way to the control plane: headers, limits, generic retries (HTTP-1, HTTP-2), redirects.
+//!
+//! Knows nothing of work items. A redirect to the same origin is followed as it is; one to another
+//! origin only for GET, over https, and with nothing of ours in it: neither the credential nor the
+//! workspace nor custom headers (HTTP-5).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::Method;
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use secrecy::ExposeSecret as _;
+use url::Url;
+
+use super::credential::Credential;
+use super::random::{Random, request_backoff};
+use super::request::{BadId, Request};
+use super::settings::QueueSettings;
+use super::transport::{Body, Incoming, Outgoing, Transport, TransportError};
+use super::wire::error::{ErrorBody, parse_error};
+
+/// A request that gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    #[error("the control plane answered {status}")]
+    Status { status: u16, body: Box<ErrorBody>, request_id: Option<String> },
+    #[error("cannot reach the control plane")]
+    Transport { source: TransportError },
+    #[error("the control plane did not answer within {after:?}")]
+    Timeout { after: Duration },
+    #[error("the answer of the control plane is larger than {bytes_max} bytes")]
+    TooLarge { bytes_max: usize },
+    #[error("cannot read the answer of the control plane as {what}")]
+    Unreadable { what: &'static str },
+    #[error(transparent)]
+    Id(#[from] BadId),
+}
+
+impl ApiError {
+    /// 4xx other than 408, 409 and 429 (protocol §0): asking again will not help.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            ApiError::Status { status, .. } => {
+                (400..500).contains(status) && !matches!(status, 408 | 409 | 429)
+            }
+            ApiError::Id(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The status, if there was an answer.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            ApiError::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// `details.error_code`.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            ApiError::Status { body, .. } => body.code.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Whether the request may have been carried out all the same.
+    pub fn is_ambiguous(&self) -> bool {
+        match self {
+            ApiError::Status { status, .. } => *status >= 500,
+            ApiError::Id(_) => false,
+            _ => true,
+        }
+    }
+
+    /// One word for logs, never content.
+    pub fn label(&self) -> String {
+        match self {
+            ApiError::Status { status, body, .. } => match &body.kind {
+                Some(kind) => format!("{status} {kind}"),
+                None => status.to_string(),
+            },
+            ApiError::Transport { .. } => "connection".to_owned(),
+            ApiError::Timeout { .. } => "timeout".to_owned(),
+            ApiError::TooLarge { .. } => "too large".to_owned(),
+            ApiError::Unreadable { .. } => "unreadable".to_owned(),
+            ApiError::Id(_) => "bad id".to_owned(),
+        }
+    }
+}
+
+/// A complete answer.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub body: Bytes,
+}
+
+/// Speaks to one control plane. Cheap to clone.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    transport: Arc<dyn Transport>,
+    base: String,
+    headers: HeaderMap,
+    worker_id: HeaderValue,
+    random: Random,
+}
+
+const REDIRECTS_MAX: usize = 5;
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
+const WORKER_ID: HeaderName = HeaderName::from_static("anthropic-worker-id");
+
+impl Client {
+    /// For settings that passed [`QueueSettings::check`].
+    pub fn new(settings: &QueueSettings, transport: Arc<dyn Transport>, random: Random) -> Client {
+        let value = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
+        let mut headers = settings.custom_headers.clone();
+        // AUTH-7: exactly one credential, whatever was given.
+        headers.remove(header::AUTHORIZATION);
+        headers.remove("x-api-key");
+        headers.insert("anthropic-version", value(&settings.anthropic_version));
+        if let Some(id) = &settings.workspace_id {
+            headers.insert("anthropic-workspace-id", value(id));
+        }
+        Client(Arc::new(Inner {
+            transport,
+            base: settings.base_url.as_str().trim_end_matches('/').to_owned(),
+            headers,
+            worker_id: value(&settings.worker_id),
+            random,
+        }))
+    }
+
+    /// Sends and reads the whole answer. Any 2xx is a success.
+    ///
+    /// # Errors
+    /// The error of the last attempt.
+    pub async fn send(&self, by: &Credential, request: &Request) -> Result<Reply, ApiError> {
+        let max = request.body_bytes_max;
+        let mut taken = 0;
+        loop {
+            let attempt = async {
+                let mut incoming = self.attempt(by, request).await?;
+                let body = read_body(incoming.body.as_mut(), max).await?;
+                Ok(Reply { status: incoming.status, body })
+            };
+            let (error, headers) = match tokio::time::timeout(request.timeout, attempt).await {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(failure)) => failure,
+                Err(_) => (ApiError::Timeout { after: request.timeout }, HeaderMap::new()),
+            };
+            if taken == request.retries || !retries(&error, request, &headers) {
+                return Err(error);
+            }
+            let pause = retry_after(&headers);
+            tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(taken, &self.0.random))).await;
+            taken += 1;
+        }
+    }
+
+    /// Sends once and hands over the body as it comes; the time limit ends with the headers.
+    ///
+    /// # Errors
+    /// No retries: whoever reads a stream reconnects anyway.
+    pub async fn open(&self, by: &Credential, request: &Request) -> Result<Box<dyn Body>, ApiError> {
+        match tokio::time::timeout(request.timeout, self.attempt(by, request)).await {
+            Ok(Ok(incoming)) => Ok(incoming.body),
+            Ok(Err((error, _))) => Err(error),
+            Err(_) => Err(ApiError::Timeout { after: request.timeout }),
+        }
+    }
+
+    /// One attempt, redirects included, up to the headers of a 2xx.
+    async fn attempt(&self, by: &Credential, request: &Request) -> Result<Incoming, Failure> {
+        let mut outgoing = self.outgoing(by, request)?;
+        for _ in 0..=REDIRECTS_MAX {
+            let sent = self.0.transport.send(outgoing.clone()).await;
+            let mut incoming = sent.map_err(|source| ApiError::Transport { source })?;
+            if (200..300).contains(&incoming.status) {
+                return Ok(incoming);
+            }
+            match redirected(&outgoing, &incoming) {
+                Some(next) => outgoing = next,
+                None => {
+                    // An error is an error also if its body breaks off.
+                    let body = read_body(incoming.body.as_mut(), ERROR_BODY_BYTES_MAX).await;
+                    return Err(failure(&incoming, &body.unwrap_or_default()));
+                }
+            }
+        }
+        Err(ApiError::Unreadable { what: "anything but redirects" }.into())
+    }
+
+    fn outgoing(&self, by: &Credential, request: &Request) -> Result<Outgoing, ApiError> {
+        let inner = &self.0;
+        let url = format!("{}{}{}", inner.base, request.path, request.query);
+        let url: Url = url.parse().map_err(|_| BadId)?;
+        let mut headers = inner.headers.clone();
+        let token = by.current();
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
+            .map_err(|_| ApiError::Unreadable { what: "a credential" })?;
+        bearer.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, bearer);
+        headers.insert(header::ACCEPT, HeaderValue::from_static(request.accept));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.remove("anthropic-beta");
+        if let Some(beta) = request.beta.value() {
+            headers.insert("anthropic-beta", HeaderValue::from_static(beta));
+        }
+        if request.worker_id {
+            headers.insert(WORKER_ID, inner.worker_id.clone());
+        }
+        if request.body.is_some() {
+            let json = HeaderValue::from_static("application/json");
+            headers.insert(header::CONTENT_TYPE, json);
+        } else if request.method == Method::POST {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        Ok(Outgoing { method: request.method.clone(), url, headers, body: request.body.clone() })
+    }
+}
+
+const USER_AGENT: &str = concat!("stockade-worker/", env!("CARGO_PKG_VERSION"));
+
+/// An error and the headers that came with it.
+type Failure = (ApiError, HeaderMap);
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Failure {
+        (error, HeaderMap::new())
+    }
+}
+
+fn failure(incoming: &Incoming, body: &[u8]) -> Failure {
+    let id = incoming.headers.get("request-id").and_then(|id| id.to_str().ok());
+    let error = ApiError::Status {
+        status: incoming.status,
+        body: Box::new(parse_error(body)),
+        request_id: id.map(str::to_owned),
+    };
+    (error, incoming.headers.clone())
+}
+
+async fn read_body(body: &mut dyn Body, max: usize) -> Result<Bytes, ApiError> {
+    let mut all = BytesMut::new();
+    while let Some(chunk) = body.chunk().await.map_err(|source| ApiError::Transport { source })? {
+        if all.len() + chunk.len() > max {
+            return Err(ApiError::TooLarge { bytes_max: max });
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all.freeze())
+}
+
+/// The request that follows a redirect; `None` if it is not followed.
+fn redirected(sent: &Outgoing, incoming: &Incoming) -> Option<Outgoing> {
+    let keeps_method = matches!(incoming.status, 307 | 308);
+    let is_get = sent.method == Method::GET;
+    if !(keeps_method || (is_get && matches!(incoming.status, 301..=303))) {
+        return None;
+    }
+    let location = incoming.headers.get(header::LOCATION)?.to_str().ok()?;
+    let url = sent.url.join(location).ok()?;
+    if url.origin() == sent.url.origin() {
+        return Some(Outgoing { url, ..sent.clone() });
+    }
+    if !is_get || url.scheme() != "https" {
+        return None;
+    }
+    let mut headers = HeaderMap::new();
+    for name in [header::ACCEPT, header::USER_AGENT] {
+        if let Some(value) = sent.headers.get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    Some(Outgoing { method: Method::GET, url, headers, body: None })
+}
+
+/// HTTP-1.
+fn retries(error: &ApiError, request: &Request, headers: &HeaderMap) -> bool {
+    if error.status() == Some(409) && !request.retries_conflict {
+        return false;
+    }
+    match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
+        Some(b"true") => true,
+        Some(b"false") => false,
+        _ => match error {
+            ApiError::Status { status, .. } => matches!(status, 408 | 409 | 429) || *status >= 500,
+            ApiError::Transport { .. } | ApiError::Timeout { .. } => true,
+            _ => false,
+        },
+    }
+}
+
+/// HTTP-2: what the server asked for, if it is above zero; never more than a minute.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let seconds = |text: &str| text.trim().parse::<f64>().ok();
+    let date = |text: &str| {
+        let until = httpdate::parse_http_date(text).ok()?;
+        Some(until.duration_since(std::time::SystemTime::now()).ok()?.as_secs_f64())
+    };
+    let wanted = text("retry-after-ms")
+        .and_then(seconds)
+        .map(|ms| ms / 1000.0)
+        .or_else(|| text("retry-after").and_then(|text| seconds(text).or_else(|| date(text))))?;
+    let wanted = wanted.min(RETRY_AFTER_MAX.as_secs_f64());
+    (wanted > 0.0).then(|| Duration::from_secs_f64(wanted))
+}

@@ -1,0 +1,349 @@
+//! One work item from its ack to its stop (protocol §4, the normative skeleton).
+//!
+//! Order: heartbeats start; the session is fetched; the journal is opened; the host opens the
+//! tools; the runner serves the session; the host closes the tools; heartbeats end; exactly one
+//! stop, unless the lease is lost (LEASE-12, LEASE-13). Nothing here is ever cut short from outside:
+//! shutdown arrives as a level, and the way out is the same for all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::api::ItemApi;
+use super::client::Client;
+use super::clock::SharedUptime;
+use super::credential::{Credential, EnvironmentKey, WorkSecret, item_credential};
+use super::events::{Ids, Progress, emit};
+use super::feed::Feed;
+use super::gate::{Gate, Owner};
+use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools as _};
+use super::journal::{JournalStore, SharedJournal};
+use super::lease::{Keeper, LeaseView, first_view, keep};
+use super::perform::{Bench, Performer};
+use super::post::Poster;
+use super::random::Random;
+use super::runner::{self, Session as Attached};
+use super::settings::QueueSettings;
+use super::shutdown::{Level, ShutdownWatch};
+use super::wire::event::CallKind;
+use super::wire::session::{Session, SessionStatus, parse_session};
+use super::wire::work::{WorkItem, WorkKind};
+
+/// What all items of a worker share.
+pub struct Shared<H: Host> {
+    pub host: Arc<H>,
+    pub settings: QueueSettings,
+    pub key: EnvironmentKey,
+    /// For everything but heartbeats.
+    pub client: Client,
+    /// For heartbeats: connections of its own, driven by `heartbeats`.
+    pub lease_client: Client,
+    /// Where heartbeats run (LEASE-17).
+    pub heartbeats: Handle,
+    pub journals: Arc<dyn JournalStore>,
+    pub uptime: SharedUptime,
+    pub random: Random,
+}
+
+/// LEASE-12; SHUT-4 after a second signal.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+const STOP_LIMIT_CANCELLED: Duration = Duration::from_secs(2);
+/// Names served by the local toolset; what a session without tools answers for.
+const TOOLSET: &[&str] = &["bash", "read", "write", "edit", "glob", "grep"];
+
+/// Serves an item that was acked; returns how it ended, after the stop.
+pub async fn serve<H: Host>(
+    shared: Arc<Shared<H>>,
+    item: WorkItem,
+    shutdown: ShutdownWatch,
+) -> ItemEnd {
+    let ids = ids_of(&shared.settings, &item);
+    let Some(credential) = item_credential(&item.secret, Some(&shared.key)) else {
+        return ItemEnd::NoCredential;
+    };
+    if matches!(item.secret, WorkSecret::Unusable) {
+        // AUTH-4: the work id only.
+        tracing::warn!(event = "work.secret_without_token", work_id = %item.id,
+            "the work secret gave no token, the environment key is used");
+    }
+    let api = ItemApi {
+        client: shared.client.clone(),
+        credential,
+        environment: ids.environment.as_str().into(),
+        work: ids.work.as_str().into(),
+    };
+    let how = match &item.kind {
+        WorkKind::Other(kind) => {
+            emit!(info, ids, "work.not_a_session", "skipping an item that is not a session",
+                kind = kind.as_deref().unwrap_or("none"));
+            ItemEnd::NotASession
+        }
+        WorkKind::Session(session) => {
+            let session = session.clone();
+            lead(&shared, &item, &session, &api, &ids, shutdown.clone()).await
+        }
+    };
+    shared.host.observe(&ids, &Progress::Ended { how });
+    if how.stops() {
+        stop(&shared, &api, &ids, shutdown).await;
+    } else {
+        emit!(warn, ids, "work.released", "lease lost, released without stopping");
+    }
+    how
+}
+
+/// The ids that every event about `item` carries.
+pub fn ids_of(settings: &QueueSettings, item: &WorkItem) -> Ids {
+    let session = match &item.kind {
+        WorkKind::Session(id) => id.clone(),
+        WorkKind::Other(_) => String::new(),
+    };
+    Ids { environment: settings.environment_id.clone(), work: item.id.clone(), session }
+}
+
+/// Hands an item back whose ack was refused (POLL-9), with the poller's credential.
+pub async fn discard<H: Host>(
+    shared: &Shared<H>,
+    item: &WorkItem,
+    ids: &Ids,
+    shutdown: ShutdownWatch,
+) {
+    let api = ItemApi {
+        client: shared.client.clone(),
+        credential: Credential::Environment(shared.key.clone()),
+        environment: ids.environment.as_str().into(),
+        work: item.id.as_str().into(),
+    };
+    stop(shared, &api, ids, shutdown).await;
+}
+
+/// LEASE-12: once, on a fresh time limit.
+async fn stop<H: Host>(shared: &Shared<H>, api: &ItemApi, ids: &Ids, mut shutdown: ShutdownWatch) {
+    let hurried = async {
+        shutdown.reached(Level::Cancel).await;
+        tokio::time::sleep(STOP_LIMIT_CANCELLED).await;
+    };
+    let done = tokio::select! {
+        biased;
+        answer = api.force_stop(STOP_LIMIT) => answer.map_err(|error| error.label()),
+        () = tokio::time::sleep(STOP_LIMIT) => Err("timeout".to_owned()),
+        () = hurried => Err("timeout".to_owned()),
+    };
+    if let Err(error) = &done {
+        emit!(warn, ids, "work.stop_failed", "force-stop failed", error = %error);
+    }
+    shared.host.observe(ids, &Progress::Stopped { done: done.is_ok() });
+}
+
+/// Heartbeats around everything else of a session.
+async fn lead<H: Host>(
+    shared: &Arc<Shared<H>>,
+    item: &WorkItem,
+    session: &str,
+    api: &ItemApi,
+    ids: &Ids,
+    shutdown: ShutdownWatch,
+) -> ItemEnd {
+    // Kept here, so that whoever reads the lease never sees its sender gone.
+    let view = Arc::new(watch::Sender::new(first_view(shared.uptime.now())));
+    let finished = CancelToken::new();
+    let keeper = Keeper {
+        api: ItemApi { client: shared.lease_client.clone(), ..api.clone() },
+        ids: ids.clone(),
+        uptime: Arc::clone(&shared.uptime),
+        finished: finished.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let beats = shared.heartbeats.spawn(keep(keeper, Arc::clone(&view)));
+    let lease = view.subscribe();
+    let work = Work { shared, item, api, ids, lease: lease.clone(), shutdown };
+    let how = work.session(session).await;
+    finished.cancel();
+    // A beat that is on its way may say something else: the first reason stands (RACE-14).
+    if beats.await.is_err() {
+        emit!(error, ids, "lease.failed", "the heartbeat task failed");
+    }
+    match how {
+        // A lease that ended during the teardown decides about the stop all the same.
+        how if how.stops() => match lease.borrow().end {
+            Some(end) if end.is_lost() => ItemEnd::Lease(end),
+            _ => how,
+        },
+        how => how,
+    }
+}
+
+/// One session item.
+struct Work<'a, H: Host> {
+    shared: &'a Arc<Shared<H>>,
+    item: &'a WorkItem,
+    api: &'a ItemApi,
+    ids: &'a Ids,
+    lease: watch::Receiver<LeaseView>,
+    shutdown: ShutdownWatch,
+}
+
+impl<H: Host> Work<'_, H> {
+    async fn session(&self, session: &str) -> ItemEnd {
+        let fetched = match self.unless_over(self.fetch(session)).await {
+            Ok(Some(fetched)) => fetched,
+            Ok(None) => return ItemEnd::Failed,
+            Err(how) => return how,
+        };
+        if fetched.status == SessionStatus::Terminated {
+            // LEASE-18.
+            emit!(info, self.ids, "session.terminated", "skipping a terminated session");
+            return ItemEnd::SessionEnded;
+        }
+        let journal = match self.shared.journals.open(session) {
+            Ok(journal) => SharedJournal::new(journal),
+            Err(error) => {
+                emit!(error, self.ids, "journal.refused", "the session cannot be served",
+                    error = %chain(&error));
+                return ItemEnd::Failed;
+            }
+        };
+        let how = self.with_journal(&fetched, &journal).await;
+        if let Err(error) = journal.lock().close() {
+            emit!(warn, self.ids, "journal.not_closed", "the journal stays behind", error = %error);
+        }
+        how
+    }
+
+    /// LEASE-19.
+    async fn fetch(&self, session: &str) -> Option<Session> {
+        let read = match self.api.session(session).await {
+            Ok(reply) => parse_session(session, &reply.body).ok_or("unreadable".to_owned()),
+            Err(error) => Err(error.label()),
+        };
+        read.inspect_err(|error| {
+            emit!(error, self.ids, "session.not_fetched", "work item failed", error = %error);
+        })
+        .ok()
+    }
+
+    async fn with_journal(&self, session: &Session, journal: &SharedJournal) -> ItemEnd {
+        let host = &self.shared.host;
+        host.observe(self.ids, &Progress::Opening);
+        let opening = Opening { ids: self.ids, item: self.item, session, api: self.api };
+        let opened = match self.unless_over(host.open(opening)).await {
+            Ok(opened) => opened,
+            Err(how) => return how,
+        };
+        let (how, bench) = match opened {
+            Ok(tools) => self.serve(session, Bench::Tools(tools), journal).await,
+            Err(OpenError { for_model, for_log }) => {
+                // Fail closed, and visibly so for the session.
+                emit!(error, self.ids, "session.not_opened", "work item failed", error = %for_log);
+                host.observe(self.ids, &Progress::OpenFailed);
+                self.serve(session, Bench::Refusing { for_model }, journal).await
+            }
+        };
+        match bench {
+            Bench::Tools(tools) => {
+                host.close(tools, how).await;
+                how
+            }
+            Bench::Refusing { .. } => match how {
+                ItemEnd::Idle | ItemEnd::SessionEnded => ItemEnd::OpenFailed,
+                how => how,
+            },
+        }
+    }
+
+    async fn serve(
+        &self,
+        session: &Session,
+        bench: Bench<H::Tools>,
+        journal: &SharedJournal,
+    ) -> (ItemEnd, Bench<H::Tools>) {
+        let (shared, settings) = (self.shared, &self.shared.settings);
+        let served = Served::of(&bench, settings);
+        let random = shared.random.clone();
+        let attached = Attached {
+            host: Arc::clone(&shared.host),
+            ids: self.ids.clone(),
+            gate: Gate::new(served.owner, served.max_idle, Instant::now()),
+            feed: Feed::new(
+                self.api.clone(),
+                self.ids.clone(),
+                &session.id,
+                random.clone(),
+                settings.stream_silence,
+            ),
+            performer: Performer {
+                host: Arc::clone(&shared.host),
+                ids: self.ids.clone(),
+                bench,
+                journal: journal.clone(),
+                poster: Poster {
+                    api: self.api.clone(),
+                    ids: self.ids.clone(),
+                    session: session.id.clone(),
+                    random,
+                    lease: self.lease.clone(),
+                },
+                limits: settings.into(),
+            },
+            lease: self.lease.clone(),
+            uptime: Arc::clone(&shared.uptime),
+            shutdown: self.shutdown.clone(),
+            drain_limit: settings.drain_limit,
+            at_most: served.at_most,
+        };
+        let (how, performer) = runner::run(attached).await;
+        (how, performer.bench)
+    }
+
+    /// `work`, unless the item is over first. Nothing runs yet, so any request to end is obeyed at
+    /// once (SHUT-3).
+    async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Result<T, ItemEnd> {
+        let (mut lease, mut shutdown) = (self.lease.clone(), self.shutdown.clone());
+        let over = lease.wait_for(|view| view.stopping || view.end.is_some());
+        tokio::select! {
+            biased;
+            () = shutdown.reached(Level::Drain) => Err(match self.shutdown.level() {
+                Level::Cancel => ItemEnd::Cancelled,
+                _ => ItemEnd::Drained,
+            }),
+            Ok(view) = over => Err(view.end.map_or(ItemEnd::StopRequested, ItemEnd::Lease)),
+            done = work => Ok(done),
+        }
+    }
+}
+
+/// What a session is served with.
+struct Served {
+    owner: Owner,
+    max_idle: Option<Duration>,
+    at_most: Option<Duration>,
+}
+
+impl Served {
+    fn of<T: super::host::SessionTools>(bench: &Bench<T>, settings: &QueueSettings) -> Served {
+        match bench {
+            Bench::Tools(tools) => {
+                Served { owner: tools.owner(), max_idle: settings.max_idle, at_most: None }
+            }
+            Bench::Refusing { .. } => Served {
+                owner: Box::new(|name, kind| kind == CallKind::Builtin && TOOLSET.contains(&name)),
+                // The turn is over when the model has heard of it.
+                max_idle: Some(Duration::from_secs(1)),
+                at_most: Some(settings.refusal_limit),
+            },
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}

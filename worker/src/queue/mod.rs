@@ -1,0 +1,133 @@
+//! The worker's side of the wire: polls the queue, keeps leases, attaches to sessions, has their
+//! calls run and posts the results.
+//!
+//! Knows nothing of jails. The daemon implements [`Host`] and [`SessionTools`]; the queue calls
+//! them. Rules are pure state machines ([`gate`], [`idle`], [`lease`]'s state), around them thin
+//! tasks; requests leave through a trait, so all of it is tested on the test clock.
+//!
+//! Tasks: one poll loop; one task per work item, in which its session is served; one task that
+//! reads its events; and on a thread of its own one task per lease, which nothing else can delay.
+
+mod api;
+mod client;
+mod clock;
+mod credential;
+mod events;
+mod feed;
+mod gate;
+mod heartbeat;
+mod host;
+mod idle;
+mod item;
+mod journal;
+mod journal_file;
+mod lease;
+mod perform;
+mod poll;
+mod post;
+mod random;
+mod request;
+mod runner;
+mod settings;
+mod shutdown;
+mod sse;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod wire;
+
+use std::sync::Arc;
+
+pub use api::ItemApi;
+pub use client::{ApiError, Client, Reply};
+pub use clock::{BootTime, SharedUptime, Uptime};
+pub use credential::{
+    Credential, CredentialError, EnvironmentKey, EnvironmentKeySetter, WorkSecret, decode_secret,
+};
+pub use events::{Ids, Progress};
+pub use gate::Owner;
+pub use heartbeat::HeartbeatThread;
+pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools};
+pub use item::Shared;
+pub use journal::{JournalError, JournalStore, MemoryJournals};
+pub use journal_file::FileJournals;
+pub use lease::LeaseEnd;
+pub use poll::{PollRefused, QueueEnd};
+pub use random::Random;
+pub use request::{BadId, Beta, Request};
+pub use settings::{
+    Cadence, DEFAULT_BASE_URL, QueueSettings, SettingsError, default_worker_id,
+    parse_custom_headers,
+};
+pub use shutdown::{Level, Shutdown, ShutdownWatch};
+pub use transport::{Body, HttpTransport};
+pub use wire::event::{Call, CallKind, Permission};
+pub use wire::outcome::{CallOutcome, ContentBlock};
+pub use wire::session::{MemoryStoreRef, Session, SessionStatus, SkillRef};
+pub use wire::work::{WorkItem, WorkKind};
+
+/// One environment's queue, ready to run.
+pub struct Queue<H: Host> {
+    shared: Arc<Shared<H>>,
+    // Ends with the queue.
+    _heartbeats: HeartbeatThread,
+}
+
+/// A queue that cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueueError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error("cannot start the heartbeat thread")]
+    Thread { source: std::io::Error },
+}
+
+impl<H: Host> Queue<H> {
+    /// Checks the settings and makes the connections' pools; no request is sent yet.
+    ///
+    /// # Errors
+    /// Settings that cannot work; no thread to be had.
+    pub fn new(
+        settings: QueueSettings,
+        key: EnvironmentKey,
+        host: Arc<H>,
+        journals: Arc<dyn JournalStore>,
+    ) -> Result<Queue<H>, QueueError> {
+        settings.check()?;
+        let heartbeats =
+            HeartbeatThread::start().map_err(|source| QueueError::Thread { source })?;
+        let random = Random::system();
+        let client = || -> Result<Client, SettingsError> {
+            let transport = HttpTransport::new(settings.ca_file.as_deref())?;
+            Ok(Client::new(&settings, Arc::new(transport), random.clone()))
+        };
+        let (client, lease_client) = (client()?, client()?);
+        let shared = Shared {
+            host,
+            key,
+            client,
+            lease_client,
+            heartbeats: heartbeats.handle(),
+            journals,
+            uptime: Arc::new(BootTime),
+            random,
+            settings,
+        };
+        Ok(Queue { shared: Arc::new(shared), _heartbeats: heartbeats })
+    }
+
+    /// Polls until shutdown, or until the queue is empty if the settings say `drain`. Every item
+    /// that was claimed has ended when this returns.
+    ///
+    /// # Errors
+    /// The control plane refuses the poll for good (POLL-5).
+    pub async fn run(&self, shutdown: ShutdownWatch) -> Result<QueueEnd, PollRefused> {
+        poll::run(Arc::clone(&self.shared), shutdown).await
+    }
+
+    /// Serves one item that was claimed and acked elsewhere; the stop is posted here.
+    pub async fn serve(&self, item: WorkItem, shutdown: ShutdownWatch) -> ItemEnd {
+        item::serve(Arc::clone(&self.shared), item, shutdown).await
+    }
+}

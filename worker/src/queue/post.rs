@@ -1,0 +1,91 @@
+//! Posts one result until it is on the server or the window is over (RUN-24..28).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::api::ItemApi;
+use super::client::ApiError;
+use super::events::{Ids, emit};
+use super::lease::LeaseView;
+use super::random::{Random, post_backoff};
+
+/// How posting ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Posted {
+    /// It is on the server.
+    Done { attempts: u32 },
+    /// Refused for good; posting again is of no use (RUN-25).
+    Refused { attempts: u32 },
+    /// The window is over; the next history decides (RUN-4).
+    GaveUpForNow { attempts: u32 },
+}
+
+/// What posting needs beside the body.
+pub struct Poster {
+    pub api: ItemApi,
+    pub ids: Ids,
+    pub session: String,
+    pub random: Random,
+    pub lease: watch::Receiver<LeaseView>,
+}
+
+impl Poster {
+    /// Posts `body`, the result of `call`. The window is the TTL of the lease, read before every
+    /// attempt (LEASE-15), and never longer than `until`. Dropped when the result is not wanted any
+    /// more (RACE-7, RUN-27).
+    pub async fn post(
+        &self,
+        call: &str,
+        body: &Bytes,
+        until: &watch::Receiver<Option<Instant>>,
+    ) -> Posted {
+        let start = Instant::now();
+        let mut attempts = 0;
+        let mut last_chance = false;
+        loop {
+            attempts += 1;
+            let Err(error) = self.api.post(&self.session, body.clone()).await else {
+                return Posted::Done { attempts };
+            };
+            if says_already_answered(&error) {
+                return Posted::Done { attempts };
+            }
+            if error.is_fatal() {
+                emit!(error, self.ids, "post.refused", "result refused for good",
+                    tool_use_id = call, attempt = attempts, error = %error.label());
+                return Posted::Refused { attempts };
+            }
+            let left = self.left(start, until);
+            if last_chance || left.is_zero() {
+                emit!(error, self.ids, "post.failed", "result could not be posted",
+                    tool_use_id = call, attempt = attempts, error = %error.label());
+                return Posted::GaveUpForNow { attempts };
+            }
+            let pause = post_backoff(attempts, &self.random);
+            // The last attempt is at the end of the window.
+            last_chance = pause >= left;
+            let pause = pause.min(left);
+            emit!(warn, self.ids, "post.retry", "posting a result failed, trying again",
+                tool_use_id = call, attempt = attempts, error = %error.label(),
+                pause_ms = pause.as_millis() as u64);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn left(&self, start: Instant, until: &watch::Receiver<Option<Instant>>) -> Duration {
+        let window = start + self.lease.borrow().ttl;
+        let end = until.borrow().map_or(window, |until| until.min(window));
+        end.saturating_duration_since(Instant::now())
+    }
+}
+
+/// RUN-28. The vocabulary of codes is not published; a code that speaks of "already" or
+/// "duplicate" can mean nothing else here. The message is never looked at.
+fn says_already_answered(error: &ApiError) -> bool {
+    let of_interest = matches!(error.status(), Some(400 | 409));
+    let code = error.code().unwrap_or_default();
+    of_interest && (code.contains("already") || code.contains("duplicate"))
+}
