@@ -30,7 +30,11 @@ pub struct QueueApi {
 
 impl QueueApi {
     /// E-POLL. Not retried: the loop does that (HTTP-4).
-    pub async fn poll(&self, block_ms: Option<u16>, reclaim: Option<u64>) -> Result<Reply, ApiError> {
+    pub async fn poll(
+        &self,
+        block_ms: Option<u16>,
+        reclaim: Option<u64>,
+    ) -> Result<Reply, ApiError> {
         let mut request = Request::get(&["environments", &self.environment, "work", "poll"])?
             .with_worker_id()
             .retries(0)

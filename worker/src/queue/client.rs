@@ -118,7 +118,8 @@ const WORKER_ID: HeaderName = HeaderName::from_static("anthropic-worker-id");
 impl Client {
     /// For settings that passed [`QueueSettings::check`].
     pub fn new(settings: &QueueSettings, transport: Arc<dyn Transport>, random: Random) -> Client {
-        let value = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
+        let value =
+            |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
         let mut headers = settings.custom_headers.clone();
         // AUTH-7: exactly one credential, whatever was given.
         headers.remove(header::AUTHORIZATION);
@@ -158,7 +159,8 @@ impl Client {
                 return Err(error);
             }
             let pause = retry_after(&headers);
-            tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(taken, &self.0.random))).await;
+            tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(taken, &self.0.random)))
+                .await;
             taken += 1;
         }
     }
@@ -167,7 +169,11 @@ impl Client {
     ///
     /// # Errors
     /// No retries: whoever reads a stream reconnects anyway.
-    pub async fn open(&self, by: &Credential, request: &Request) -> Result<Box<dyn Body>, ApiError> {
+    pub async fn open(
+        &self,
+        by: &Credential,
+        request: &Request,
+    ) -> Result<Box<dyn Body>, ApiError> {
         match tokio::time::timeout(request.timeout, self.attempt(by, request)).await {
             Ok(Ok(incoming)) => Ok(incoming.body),
             Ok(Err((error, _))) => Err(error),

@@ -44,7 +44,9 @@ impl EnvironmentKey {
     ///
     /// # Errors
     /// An empty key (AUTH-11), or one that no header could carry.
-    pub fn new(key: &SecretString) -> Result<(EnvironmentKey, EnvironmentKeySetter), CredentialError> {
+    pub fn new(
+        key: &SecretString,
+    ) -> Result<(EnvironmentKey, EnvironmentKeySetter), CredentialError> {
         let (sender, receiver) = watch::channel(checked(key.expose_secret())?);
         Ok((EnvironmentKey(receiver), EnvironmentKeySetter(sender)))
     }

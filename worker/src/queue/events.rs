@@ -36,23 +36,39 @@ pub(super) use emit;
 #[non_exhaustive]
 pub enum Progress<'a> {
     /// A poll was answered; whether with work.
-    Polled { work: bool },
+    Polled {
+        work: bool,
+    },
     /// A poll failed.
-    PollFailed { failures: u32 },
+    PollFailed {
+        failures: u32,
+    },
     /// Before the ack.
     Claimed,
-    AckFailed { fatal: bool },
+    AckFailed {
+        fatal: bool,
+    },
     /// The item is ours.
     Acked,
     /// Before the tools are opened.
     Opening,
     /// The tools could not be opened; calls are answered with an error.
     OpenFailed,
-    Attached { reconnects: u32 },
+    Attached {
+        reconnects: u32,
+    },
     Disconnected,
-    Held { call: &'a str, tool: &'a str },
-    Denied { call: &'a str },
-    NotOwned { call: &'a str, tool: &'a str },
+    Held {
+        call: &'a str,
+        tool: &'a str,
+    },
+    Denied {
+        call: &'a str,
+    },
+    NotOwned {
+        call: &'a str,
+        tool: &'a str,
+    },
     /// Before the call runs.
     CallStarting {
         call: &'a str,
@@ -62,15 +78,39 @@ pub enum Progress<'a> {
         input_bytes: usize,
         input_sha256: &'a str,
     },
-    CallEnded { call: &'a str, tool: &'a str, is_error: bool, timed_out: bool, took: Duration },
+    CallEnded {
+        call: &'a str,
+        tool: &'a str,
+        is_error: bool,
+        timed_out: bool,
+        took: Duration,
+    },
     /// An earlier worker was interrupted in this call; it is not run.
-    CallUnknown { call: &'a str, tool: &'a str },
+    CallUnknown {
+        call: &'a str,
+        tool: &'a str,
+    },
     /// Before a result is posted.
-    Posting { call: &'a str, body_bytes: usize, body_sha256: &'a str },
-    Posted { call: &'a str, attempts: u32 },
-    PostFailed { call: &'a str, attempts: u32, for_good: bool },
+    Posting {
+        call: &'a str,
+        body_bytes: usize,
+        body_sha256: &'a str,
+    },
+    Posted {
+        call: &'a str,
+        attempts: u32,
+    },
+    PostFailed {
+        call: &'a str,
+        attempts: u32,
+        for_good: bool,
+    },
     /// After teardown, before the stop.
-    Ended { how: ItemEnd },
+    Ended {
+        how: ItemEnd,
+    },
     /// The item was handed back, or that failed.
-    Stopped { done: bool },
+    Stopped {
+        done: bool,
+    },
 }

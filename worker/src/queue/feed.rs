@@ -86,8 +86,14 @@ impl Feed {
                 Broken::Again(why) => why,
             };
             let pause = self.random.between(backoff / 2, backoff);
-            emit!(info, self.ids, "stream.disconnected", "event stream ended, connecting again",
-                reason = why, pause_ms = pause.as_millis() as u64);
+            emit!(
+                info,
+                self.ids,
+                "stream.disconnected",
+                "event stream ended, connecting again",
+                reason = why,
+                pause_ms = pause.as_millis() as u64
+            );
             if out.send(News::Disconnected).await.is_err() {
                 return;
             }

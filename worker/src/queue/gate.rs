@@ -120,6 +120,11 @@ impl Gate {
         self.seen.len() + self.answered.len() + self.verdicts.len() + self.dead_threads.len()
     }
 
+    #[cfg(test)]
+    pub fn collected(&self) -> usize {
+        self.history.calls.len()
+    }
+
     /// A history read begins.
     pub fn history_started(&mut self) {
         self.history = History::default();
@@ -183,12 +188,13 @@ impl Gate {
             self.route(call, now, &mut actions);
         }
         // Confirmed while we were away, and not in this listing.
-        let confirmed: Vec<String> =
-            self.held.keys().filter(|id| !listed.contains(*id)).cloned().collect();
-        for id in confirmed.iter().filter(|id| self.verdicts.contains_key(*id)) {
-            self.settle_held(id, now, &mut actions);
+        let confirmed = |id: &&String| !listed.contains(*id) && self.verdicts.contains_key(*id);
+        let confirmed: Vec<String> = self.held.keys().filter(confirmed).cloned().collect();
+        for id in confirmed {
+            self.settle_held(&id, now, &mut actions);
         }
-        let outstanding = about.iter().any(|(id, thread)| self.is_outstanding(id, thread.as_deref()));
+        let outstanding =
+            about.iter().any(|(id, thread)| self.is_outstanding(id, thread.as_deref()));
         if history.last_ends_turn && !outstanding {
             self.idle.arm(now);
         }

@@ -6,8 +6,8 @@ use std::future::Future;
 
 use super::api::ItemApi;
 use super::events::{Ids, Progress};
-use super::lease::LeaseEnd;
 use super::gate::Owner;
+use super::lease::LeaseEnd;
 use super::wire::event::Call;
 use super::wire::outcome::CallOutcome;
 use super::wire::session::Session;

@@ -23,7 +23,9 @@ pub struct IdleClock {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Disarmed,
-    Armed { since: Instant },
+    Armed {
+        since: Instant,
+    },
     /// Will be armed when the last hold is released (IDLE-3).
     Deferred,
 }

@@ -77,8 +77,13 @@ pub async fn serve<H: Host>(
     };
     let how = match &item.kind {
         WorkKind::Other(kind) => {
-            emit!(info, ids, "work.not_a_session", "skipping an item that is not a session",
-                kind = kind.as_deref().unwrap_or("none"));
+            emit!(
+                info,
+                ids,
+                "work.not_a_session",
+                "skipping an item that is not a session",
+                kind = kind.as_deref().unwrap_or("none")
+            );
             ItemEnd::NotASession
         }
         WorkKind::Session(session) => {

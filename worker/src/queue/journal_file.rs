@@ -34,10 +34,23 @@ const RESULT_BYTES_MAX: u64 = 64 << 20;
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 enum Line {
-    Open { boot: String, session: String },
-    Intent { call: String, tool: String, input_sha256: String },
-    Result { call: String, body_sha256: String, bytes: usize },
-    Settled { call: String },
+    Open {
+        boot: String,
+        session: String,
+    },
+    Intent {
+        call: String,
+        tool: String,
+        input_sha256: String,
+    },
+    Result {
+        call: String,
+        body_sha256: String,
+        bytes: usize,
+    },
+    Settled {
+        call: String,
+    },
     /// Whatever may have been lost counts as started.
     Complete,
     Closed,

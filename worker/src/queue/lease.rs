@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::api::ItemApi;
+use super::client::ApiError;
 use super::clock::SharedUptime;
 use super::events::{Ids, emit};
 use super::shutdown::{Level, ShutdownWatch};
-use super::client::ApiError;
 use super::wire::work::{HeartbeatReply, parse_heartbeat};
 
 /// Why a lease ended.
@@ -173,7 +173,8 @@ impl LeaseState {
             && self.confirmed
             && since < self.ttl
             && server.state.as_deref() == Some("active");
-        plausible.then(|| Some((server.last_heartbeat.clone()?, server.ttl_seconds.unwrap_or(0.0))))?
+        plausible
+            .then(|| Some((server.last_heartbeat.clone()?, server.ttl_seconds.unwrap_or(0.0))))?
     }
 
     /// The item ended while the host was suspended (RACE-20).
@@ -267,9 +268,15 @@ fn log_failure(ids: &Ids, error: &ApiError, next: Next) {
                 ApiError::Status { body, .. } => body.lease.clone().unwrap_or_default(),
                 _ => Default::default(),
             };
-            emit!(error, ids, "lease.lost", "another worker has the lease",
-                state = body.state, ttl_seconds = body.ttl_seconds,
-                last_heartbeat = body.last_heartbeat);
+            emit!(
+                error,
+                ids,
+                "lease.lost",
+                "another worker has the lease",
+                state = body.state,
+                ttl_seconds = body.ttl_seconds,
+                last_heartbeat = body.last_heartbeat
+            );
         }
         Next::End(LeaseEnd::AssumedLost) => {
             emit!(error, ids, "lease.assumed_lost", "no heartbeat succeeded within the TTL",

@@ -22,7 +22,9 @@ use super::wire::outcome::{CallOutcome, result_body};
 pub enum Bench<T> {
     Tools(T),
     /// Every call is answered with this (product: failures are visible to the session).
-    Refusing { for_model: String },
+    Refusing {
+        for_model: String,
+    },
 }
 
 /// Signals to a call under way.
@@ -96,8 +98,14 @@ impl<H: Host> Performer<H> {
             Ok(Known::Result(body)) => body,
             Ok(Known::Intent) => {
                 let (id, tool) = (call.id.as_str(), call.name.as_str());
-                emit!(warn, self.ids, "call.unknown", "an earlier worker was interrupted in this call",
-                    tool_use_id = id, tool = tool);
+                emit!(
+                    warn,
+                    self.ids,
+                    "call.unknown",
+                    "an earlier worker was interrupted in this call",
+                    tool_use_id = id,
+                    tool = tool
+                );
                 self.host.observe(&self.ids, &Progress::CallUnknown { call: id, tool });
                 self.keep(call, &CallOutcome::error(unknown_outcome(tool)))
             }
@@ -154,8 +162,17 @@ impl<H: Host> Performer<H> {
         let (id, tool, took) = (call.id.as_str(), call.name.as_str(), start.elapsed());
         let ended = Progress::CallEnded { call: id, tool, is_error, timed_out, took };
         self.host.observe(&self.ids, &ended);
-        emit!(info, self.ids, "call.ended", "tool call ended", tool_use_id = id, tool = tool,
-            is_error, timed_out, took_ms = took.as_millis() as u64);
+        emit!(
+            info,
+            self.ids,
+            "call.ended",
+            "tool call ended",
+            tool_use_id = id,
+            tool = tool,
+            is_error,
+            timed_out,
+            took_ms = took.as_millis() as u64
+        );
         outcome
     }
 

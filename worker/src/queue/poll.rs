@@ -106,7 +106,11 @@ impl<H: Host> Poller<H> {
             };
             let answer = answer.and_then(|reply| {
                 let empty = || ApiError::Unreadable { what: "a work item" };
-                if reply.status == 204 { Ok(None) } else { parse_poll(&reply.body).map_err(|_| empty()) }
+                if reply.status == 204 {
+                    Ok(None)
+                } else {
+                    parse_poll(&reply.body).map_err(|_| empty())
+                }
             });
             let pause = match answer {
                 Ok(Some(item)) => self.claimed(item, permit).await,

@@ -15,8 +15,8 @@ use super::events::{Ids, Progress, emit};
 use super::feed::{Feed, News, WAITING_MAX};
 use super::gate::{Action, Finish, Gate};
 use super::host::{CancelToken, Host, ItemEnd};
-use super::lease::{LeaseEnd, LeaseView};
 use super::journal::SharedJournal;
+use super::lease::{LeaseEnd, LeaseView};
 use super::perform::{Controls, Performer};
 use super::shutdown::{Level, ShutdownWatch};
 use super::transport::BoxFuture;
@@ -43,7 +43,7 @@ pub struct Session<H: Host> {
     pub at_most: Option<Duration>,
 }
 
-type Performance<H> = BoxFuture<'static, (Performer<H>, Call, Finish)>;
+type Performance<H> = BoxFuture<'static, (Box<Performer<H>>, Call, Finish)>;
 
 struct Runner<H: Host> {
     host: Arc<H>,
@@ -51,7 +51,7 @@ struct Runner<H: Host> {
     gate: Gate,
     queue: VecDeque<Call>,
     /// Here, or in `running`.
-    performer: Option<Performer<H>>,
+    performer: Option<Box<Performer<H>>>,
     running: Option<(Performance<H>, Controls, Call)>,
     limit: watch::Sender<Option<Instant>>,
     lease: watch::Receiver<LeaseView>,
@@ -79,7 +79,7 @@ pub async fn run<H: Host>(session: Session<H>) -> (ItemEnd, Performer<H>) {
         gate: session.gate,
         queue: VecDeque::new(),
         journal: session.performer.journal.clone(),
-        performer: Some(session.performer),
+        performer: Some(Box::new(session.performer)),
         running: None,
         limit: watch::Sender::new(None),
         lease: session.lease,
@@ -109,7 +109,7 @@ impl Drop for AbortOnDrop {
 /// What woke the runner.
 enum Woken<H: Host> {
     News(Option<News>),
-    Performed(Performer<H>, Call, Finish),
+    Performed(Box<Performer<H>>, Call, Finish),
     Lease,
     Shutdown,
     Idle,
@@ -129,7 +129,8 @@ impl<H: Host> Runner<H> {
                 return how;
             }
             self.start_next();
-            if self.ending == Some(ItemEnd::Idle) && self.running.is_none() && self.queue.is_empty() {
+            if self.ending == Some(ItemEnd::Idle) && self.running.is_none() && self.queue.is_empty()
+            {
                 continue;
             }
             match self.wait(news).await {
@@ -225,7 +226,10 @@ impl<H: Host> Runner<H> {
             controls.kill.cancel();
         }
         // The first killing reason stands (LEASE-10).
-        if !matches!(self.ending, Some(ItemEnd::Lease(_) | ItemEnd::Cancelled | ItemEnd::SessionEnded)) {
+        if !matches!(
+            self.ending,
+            Some(ItemEnd::Lease(_) | ItemEnd::Cancelled | ItemEnd::SessionEnded)
+        ) {
             self.ending = Some(how);
         }
     }
@@ -312,7 +316,12 @@ impl<H: Host> Runner<H> {
             self.kill(ItemEnd::SessionEnded);
         }
         if self.gate.remembered() > REMEMBERED_MAX {
-            emit!(error, self.ids, "session.too_long", "the session has more than a million events");
+            emit!(
+                error,
+                self.ids,
+                "session.too_long",
+                "the session has more than a million events"
+            );
             self.end(ItemEnd::TooMuch);
         }
         actions.into_iter().for_each(|action| self.act(action));
@@ -392,7 +401,8 @@ impl<H: Host> Runner<H> {
         let answer = self.api.session(&session).await;
         let now = Instant::now();
         self.gate.idle.backstop_checked(now);
-        let status = answer.ok().and_then(|reply| Some(parse_session(&session, &reply.body)?.status));
+        let status =
+            answer.ok().and_then(|reply| Some(parse_session(&session, &reply.body)?.status));
         match status {
             Some(SessionStatus::Idle) => self.gate.idle.arm(now),
             Some(SessionStatus::Terminated) => self.kill(ItemEnd::SessionEnded),
@@ -403,10 +413,10 @@ impl<H: Host> Runner<H> {
     /// The performer, after the call under way, if any, has returned.
     async fn into_performer(mut self) -> Performer<H> {
         match (self.performer.take(), self.running.take()) {
-            (Some(performer), _) => performer,
+            (Some(performer), _) => *performer,
             (None, Some((performance, controls, _))) => {
                 controls.kill.cancel();
-                performance.await.0
+                *performance.await.0
             }
             (None, None) => unreachable!("the performer is either here or with a call"),
         }

@@ -162,7 +162,8 @@ fn is_loopback(url: &Url) -> bool {
 /// `<hostname>-<12 hex digits>` (POLL-14).
 pub fn default_worker_id() -> String {
     let uname = rustix::system::uname();
-    let host: String = uname.nodename().to_string_lossy().chars().filter(char::is_ascii_graphic).collect();
+    let host: String =
+        uname.nodename().to_string_lossy().chars().filter(char::is_ascii_graphic).collect();
     let host = if host.is_empty() { "worker".to_owned() } else { host };
     format!("{host}-{:012x}", fastrand::u64(..1 << 48))
 }

@@ -151,7 +151,10 @@ mod tests {
     #[test]
     fn frames_without_a_name_or_without_data_are_ignored() {
         // SSE-2.
-        assert_eq!(parse(&[b"data: x\n\nevent: a\n\nevent: b\ndata:\n\nevent: c\ndata: y\n\n"]), one("c", "y"));
+        assert_eq!(
+            parse(&[b"data: x\n\nevent: a\n\nevent: b\ndata:\n\nevent: c\ndata: y\n\n"]),
+            one("c", "y")
+        );
         assert_eq!(parse(&[b"\xef\xbb\xbfevent: a\ndata: x\n\n"]), one("a", "x"));
         assert_eq!(parse(&[b"event: a\ndata: cut off\n"]), []);
     }

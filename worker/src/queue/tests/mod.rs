@@ -1,1 +1,13 @@
-//! Tests of the queue as a whole, on the test clock and without a network.
+//! Tests of the queue as a whole: a scripted control plane instead of a network, the test clock
+//! instead of time. `http` is the exception: it speaks over loopback.
+
+mod client;
+mod gate;
+mod http;
+mod journal;
+mod lease;
+mod poll;
+mod runner;
+mod secrets;
+mod shutdown;
+mod world;

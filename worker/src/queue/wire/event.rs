@@ -199,7 +199,7 @@ fn call(members: Members, kind: CallKind) -> Option<Call> {
 }
 
 fn empty_object() -> Box<RawValue> {
-    RawValue::from_string("{}".to_owned()).unwrap_or_else(|_| Box::from(RawValue::NULL))
+    RawValue::from_string("{}".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 /// One page of history.

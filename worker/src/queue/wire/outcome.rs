@@ -21,8 +21,14 @@ pub const NO_OUTPUT: &str = "(no output)";
 #[derive(Clone, PartialEq)]
 pub enum ContentBlock {
     Text(String),
-    Image { media_type: String, data: Vec<u8> },
-    Document { media_type: String, data: Vec<u8> },
+    Image {
+        media_type: String,
+        data: Vec<u8>,
+    },
+    Document {
+        media_type: String,
+        data: Vec<u8>,
+    },
     /// A block in the form of the wire; anything but a known type is shown as its JSON.
     Json(Value),
 }
@@ -117,7 +123,9 @@ impl Left {
         let kept = &text[..text.floor_char_boundary(self.text)];
         self.text = 0;
         let lost = text.len() - kept.len();
-        text_block(&format!("{kept}\n[{lost} bytes were left out: a result holds {TEXT_BYTES_MAX}]"))
+        text_block(&format!(
+            "{kept}\n[{lost} bytes were left out: a result holds {TEXT_BYTES_MAX}]"
+        ))
     }
 
     fn media(&mut self, kind: &str, media_type: &str, data: &[u8]) -> Value {
@@ -158,7 +166,8 @@ mod tests {
     use super::*;
 
     fn call(kind: &str) -> Call {
-        let json = format!(r#"{{"type":"{kind}","id":"t1","name":"bash","session_thread_id":"x"}}"#);
+        let json =
+            format!(r#"{{"type":"{kind}","id":"t1","name":"bash","session_thread_id":"x"}}"#);
         match parse_event(json.as_bytes()) {
             Ok(Event::Call(call)) => call,
             other => panic!("{other:?}"),
@@ -226,7 +235,8 @@ mod tests {
         assert!(text.len() < TEXT_BYTES_MAX + 100, "{}", text.len());
         assert!(text.ends_with("[1048576 bytes were left out: a result holds 1048576]"));
         let data = vec![0; MEDIA_BYTES_MAX + 1];
-        let media = posted(vec![ContentBlock::Document { media_type: "application/pdf".into(), data }]);
+        let media =
+            posted(vec![ContentBlock::Document { media_type: "application/pdf".into(), data }]);
         assert_eq!(media[0]["type"], "text");
         let many = posted(vec![ContentBlock::Text("x".into()); BLOCKS_MAX + 2]);
         assert_eq!(many.as_array().map(Vec::len), Some(BLOCKS_MAX + 1));

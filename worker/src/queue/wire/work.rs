@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_heartbeat_answer_may_have_an_empty_value() {
-        let body = br#"{"last_heartbeat":"","lease_extended":true,"state":"active","ttl_seconds":300}"#;
+        let body =
+            br#"{"last_heartbeat":"","lease_extended":true,"state":"active","ttl_seconds":300}"#;
         let reply = parse_heartbeat(body).expect("an answer");
         assert_eq!((reply.last_heartbeat.as_str(), reply.ttl_seconds), ("", 300.0));
         assert_eq!(parse_heartbeat(b"{}"), None);
