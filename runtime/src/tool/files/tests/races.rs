@@ -1,0 +1,79 @@
+//! TOOL-PATH-3: a component that is swapped between the check and the use.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde_json::json;
+
+use super::{Fixture, fifo, text};
+
+const TRIES: u32 = 1_000;
+
+/// Exchanges two paths over and over while `act` runs.
+fn while_swapping(fixture: &Fixture, one: &str, other: &str, act: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    let (one, other) = (fixture.path(one), fixture.path(other));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).expect("an exchange");
+            }
+        });
+        act();
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_directory_swapped_for_a_link_never_leads_outside() {
+    // TOOL-PATH-3, RACE-17
+    let fixture = Fixture::new();
+    fixture.file("real/deep/file", "inside");
+    let outside = fixture.beside("o");
+    fs::create_dir(outside.join("deep")).expect("a directory");
+    fs::write(outside.join("deep/file"), "outside").expect("a file");
+    symlink(&outside, fixture.path("link")).expect("a link");
+    let (mut read, mut refused) = (0, 0);
+    while_swapping(&fixture, "real", "link", || {
+        for _ in 0..TRIES {
+            let input = json!({ "file_path": "real/deep/file", "content": "inside",
+                "old_string": "outside", "new_string": "x", "pattern": "outside" });
+            let result = fixture.call("read", &input);
+            if result.is_error {
+                refused += 1;
+            } else {
+                assert_eq!(text(&result), "inside");
+                read += 1;
+            }
+            fixture.call("write", &input);
+            assert!(fixture.call("edit", &input).is_error);
+            assert_eq!(fixture.good("grep", &input), "no matches");
+            let listed = fixture.good("glob", &json!({ "pattern": "*/*/*" }));
+            assert!(!listed.contains("/o/"), "{listed}");
+            let new = json!({ "file_path": "real/deep/new", "content": "x" });
+            fixture.call("write", &new);
+        }
+    });
+    assert_eq!(fs::read_to_string(outside.join("deep/file")).expect("a file"), "outside");
+    assert_eq!(fs::read_dir(outside.join("deep")).expect("a directory").count(), 1);
+    assert!(read > 0 && refused > 0, "no race: {read} read, {refused} refused");
+}
+
+#[test]
+fn a_file_swapped_for_a_fifo_never_blocks() {
+    // TOOL-READ-1
+    let fixture = Fixture::new();
+    fixture.file("file", "text");
+    fifo(&fixture.path("pipe"));
+    while_swapping(&fixture, "file", "pipe", || {
+        for _ in 0..TRIES {
+            let result = fixture.call("read", &json!({ "file_path": "file" }));
+            let want = if result.is_error { "read: file: not a regular file" } else { "text" };
+            assert_eq!(text(&result), want);
+            fixture.good("grep", &json!({ "pattern": "text" }));
+        }
+    });
+}
