@@ -246,6 +246,22 @@ fn a_search_ends_after_so_many_entries() {
 }
 
 #[test]
+fn a_deep_tree_needs_neither_stack_nor_descriptors() {
+    // INV-11
+    let fixture = Fixture::new();
+    let deep = format!("{}file", "d/".repeat(1_900));
+    let path = fixture.path("");
+    // Made from within, as its whole path would be close to the longest that the kernel takes.
+    fixture.good("write", &json!({ "file_path": deep, "content": "hit" }));
+    let found = fixture.good("glob", &json!({ "pattern": "**/file" }));
+    assert!(found.ends_with(&deep), "{found}");
+    assert!(fixture.good("grep", &json!({ "pattern": "hit" })).ends_with("/file:1:hit"));
+    // The standard library would need a descriptor for each level to remove it.
+    let status = std::process::Command::new("rm").arg("-rf").arg(path.join("d")).status();
+    assert!(status.expect("rm").success());
+}
+
+#[test]
 fn names_that_are_not_text_are_shown_as_well_as_they_can_be() {
     // RUN-22
     use std::os::unix::ffi::OsStrExt as _;

@@ -9,6 +9,7 @@ mod grep;
 mod paths;
 mod races;
 mod read;
+mod refused_by_kernel;
 mod write;
 
 use std::fs;

@@ -235,7 +235,8 @@ fn a_root_that_is_no_directory_is_an_error_of_the_start() {
     fs::write(&file, "").expect("a file");
     fifo(&pipe);
     for path in [file, pipe, place.path().join("none")] {
-        let error = Roots::open(place.path(), std::slice::from_ref(&path), &[]).expect_err("is no directory");
+        let error = Roots::open(place.path(), std::slice::from_ref(&path), &[])
+            .expect_err("is no directory");
         let want = format!("cannot open permitted directory {}", path.display());
         assert_eq!(error.to_string(), want);
     }

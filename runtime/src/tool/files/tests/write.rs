@@ -2,16 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Fixture, Roots, fifo, run, text};
-use crate::tool::files::FileLimits;
-
-/// Tells the child of a test where its full file system is.
-const FULL: &str = "STOCKADE_TEST_FULL_DIRECTORY";
+use super::{Fixture, fifo};
 
 fn write(path: &str, content: &str) -> Value {
     json!({ "file_path": path, "content": content })
@@ -97,90 +92,5 @@ fn what_is_no_regular_file_is_not_replaced() {
     for path in [name.clone(), format!("new/{name}")] {
         let want = format!("write: {path}: file name too long");
         assert_eq!(fixture.bad("write", &write(&path, "x")), want);
-    }
-}
-
-/// Runs a test of this file again in a mount namespace with a small tmpfs; true in the child, or if
-/// there is nothing to be done by the parent any more.
-fn in_small_file_system(test: &str, options: &str) -> Option<PathBuf> {
-    if let Some(directory) = std::env::var_os(FULL) {
-        return Some(PathBuf::from(directory));
-    }
-    let place = tempfile::tempdir().expect("a directory");
-    let script = format!("mount -t tmpfs -o {options} none \"${FULL}\" && exec \"$@\"");
-    let this = std::env::current_exe().expect("the test binary");
-    let output = Command::new("unshare")
-        .args(["--map-root-user", "--mount", "--", "sh", "-c", &script, "sh"])
-        .arg(this)
-        .args(["--exact", &format!("tool::files::tests::write::{test}")])
-        .env(FULL, place.path())
-        .output();
-    match output {
-        Ok(output) if output.status.success() => {
-            let shown = String::from_utf8_lossy(&output.stdout);
-            assert!(shown.contains("1 passed"), "{shown}");
-        }
-        Ok(output) if output.status.code() != Some(101) => {
-            println!("skipped: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(output) => panic!("{}", String::from_utf8_lossy(&output.stdout)),
-        Err(error) => println!("skipped: {error}"),
-    }
-    None
-}
-
-#[test]
-fn a_full_disk_leaves_the_old_file_and_nothing_else() {
-    // TOOL-WRITE-2, TOOL-WRITE-4
-    let test = "a_full_disk_leaves_the_old_file_and_nothing_else";
-    let Some(directory) = in_small_file_system(test, "size=64k") else { return };
-    let roots = Roots::open(&directory, &[], &[]).expect("the roots");
-    let call = |name: &str, input: &Value| {
-        text(&run(name, input.to_string().as_bytes(), &roots, &FileLimits::default()))
-    };
-    assert_eq!(call("write", &write("file", "old")), "wrote 3 bytes to file");
-    let big = "x".repeat(100_000);
-    let want = "no space left on device";
-    assert_eq!(call("write", &write("file", &big)), format!("write: file: {want}"));
-    assert_eq!(call("write", &write("new", &big)), format!("write: new: {want}"));
-    let edit = json!({ "file_path": "file", "old_string": "old", "new_string": big });
-    assert_eq!(call("edit", &edit), format!("edit: file: {want}"));
-    assert_eq!(call("read", &json!({ "file_path": "file" })), "old");
-    assert_eq!(names(&directory), ["file"]);
-}
-
-#[test]
-fn no_inode_left_is_an_error_too() {
-    // TOOL-WRITE-4
-    let Some(directory) = in_small_file_system("no_inode_left_is_an_error_too", "nr_inodes=2")
-    else {
-        return;
-    };
-    let roots = Roots::open(&directory, &[], &[]).expect("the roots");
-    let call = |input: &Value| {
-        text(&run("write", input.to_string().as_bytes(), &roots, &FileLimits::default()))
-    };
-    assert_eq!(call(&write("file", "old")), "wrote 3 bytes to file");
-    assert_eq!(call(&write("file", "new")), "write: file: no space left on device");
-    assert_eq!(call(&write("a/b", "new")), "write: a/b: no space left on device");
-    assert_eq!(names(&directory), ["file"]);
-}
-
-#[test]
-fn a_file_that_may_not_be_written_stays() {
-    // TOOL-WRITE-4: as it would to bash. Root may write everything, so a mount must refuse.
-    let Some(directory) = in_small_file_system("a_file_that_may_not_be_written_stays", "size=64k")
-    else {
-        return;
-    };
-    fs::write(directory.join("file"), "old").expect("a file");
-    let status =
-        Command::new("mount").args(["-o", "remount,ro"]).arg(&directory).status().expect("mount");
-    assert!(status.success());
-    let roots = Roots::open(&directory, &[], &[]).expect("the roots");
-    for path in ["file", "new", "a/b"] {
-        let input = write(path, "x").to_string();
-        let result = run("write", input.as_bytes(), &roots, &FileLimits::default());
-        assert_eq!(text(&result), format!("write: {path}: read-only file system"));
     }
 }
