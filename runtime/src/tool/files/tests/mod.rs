@@ -34,7 +34,7 @@ impl Fixture {
 
     /// With directories beside the workdir, by name.
     fn with_roots(allowed: &[&str], read_only: &[&str]) -> Self {
-        let place = tempfile::tempdir().expect("a directory");
+        let place = memory_directory();
         let beside = |names: &[&str]| -> Vec<PathBuf> {
             names.iter().map(|name| place.path().join(name)).collect()
         };
@@ -93,6 +93,11 @@ impl Fixture {
     fn bad_read(&self, path: &str) -> String {
         self.bad("read", &json!({ "file_path": path }))
     }
+}
+
+/// A directory in memory where there is one: these tests write a lot.
+fn memory_directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
 /// The only block, which must be text.

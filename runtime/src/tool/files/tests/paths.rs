@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 use serde_json::json;
 
 use super::super::beneath;
-use super::{Fixture, fifo};
+use super::{Fixture, fifo, memory_directory};
 use crate::tool::files::Roots;
 
 #[test]
@@ -301,7 +301,7 @@ proptest! {
     #[test]
     fn no_tree_and_no_path_lead_outside(tree in random_tree(), paths in prop::collection::vec(random_path(), 1..8)) {
         // TOOL-PATH-1, TOOL-PATH-2, TOOL-PATH-3
-        let place = tempfile::tempdir().expect("a directory");
+        let place = memory_directory();
         let place_path = place.path().canonicalize().expect("a path");
         let workdir = place_path.join("w");
         fs::create_dir_all(&workdir).expect("a directory");
