@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use grep_matcher::{LineTerminator, Matcher as _};
 use grep_regex::{ErrorKind, RegexMatcher, RegexMatcherBuilder};
@@ -33,10 +33,13 @@ const BINARY_WINDOW_BYTES: usize = 64 << 10;
 /// Longest complaint about a pattern, in bytes.
 const REASON_BYTES_MAX: usize = 1_024;
 
+/// More cannot be added to every clock.
+const WALL_TIME_MAX: Duration = Duration::from_secs(u32::MAX as u64);
+
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub fn run(input: &SearchInput, roots: &Roots, limits: &FileLimits) -> Result<ToolResult, Failure> {
-    let deadline = Instant::now() + limits.grep_wall_time;
+    let deadline = Instant::now() + limits.grep_wall_time.min(WALL_TIME_MAX);
     let matcher = matcher(required("pattern", &input.pattern)?)?;
     let path = input.path.as_deref().filter(|path| !path.is_empty()).unwrap_or(".");
     let place = roots.find(path)?;

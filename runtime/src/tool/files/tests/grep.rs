@@ -173,6 +173,8 @@ fn time_is_bounded_and_what_was_found_is_shown() {
     // TOOL-GREP-4
     let mut fixture = Fixture::new();
     fixture.file("a", "hit");
+    fixture.limits.grep_wall_time = Duration::MAX;
+    assert_eq!(search(&fixture, "hit"), "a:1:hit");
     fixture.limits.grep_wall_time = Duration::ZERO;
     let result = fixture.call("grep", &json!({ "pattern": "hit" }));
     assert_eq!((text(&result).as_str(), result.is_error), ("grep: timed out after 0s", true));

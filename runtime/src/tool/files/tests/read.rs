@@ -128,14 +128,20 @@ fn one_line_over_the_cap_is_told_apart() {
 #[test]
 fn a_vast_line_is_never_held() {
     // TOOL-READ-5, INV-11: a sparse file far larger than memory
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let file = File::create(fixture.file("vast", "")).expect("a file");
     file.set_len(1 << 42).expect("a size");
     file.write_all_at(b"a\n", 0).expect("a line");
     assert_eq!(fixture.good("read", &range("vast", &json!([1, 1]))), "a");
     let want = "read: line 2 of vast alone exceeds";
     assert!(fixture.bad("read", &range("vast", &json!([2, 2]))).starts_with(want));
-    assert!(fixture.bad_read("vast").starts_with("read: vast is 4398046511104 bytes, exceeds"));
+    let want = "read: vast is 4398046511104 bytes, exceeds";
+    assert!(fixture.bad_read("vast").starts_with(want));
+    // Even if no operator bounds it.
+    fixture.limits = FileLimits::with_file_bytes_max(None);
+    assert!(fixture.bad_read("vast").starts_with(&format!("{want} 268435456-byte limit.")));
+    fixture.limits = FileLimits::with_file_bytes_max(Some(u64::MAX));
+    assert!(fixture.bad_read("vast").starts_with(&format!("{want} 268435456-byte limit.")));
 }
 
 #[test]
