@@ -82,3 +82,42 @@ fn a_file_swapped_for_a_fifo_never_blocks() {
         }
     });
 }
+
+#[test]
+fn a_file_swapped_for_a_link_is_never_read_or_written_through_it() {
+    // TOOL-PATH-3, TOOL-WRITE-2
+    let fixture = Fixture::new();
+    fixture.file("file", "inside");
+    let outside = fixture.beside("o/secret");
+    fs::write(&outside, "outside").expect("a file");
+    symlink(&outside, fixture.path("link")).expect("a link");
+    let spare = fixture.path("spare");
+    let (mut read, mut refused) = (0, 0);
+    while_swapping(&fixture, "file", "link", || {
+        for tried in 0..TRIES_MAX {
+            if tried >= TRIES_MIN && read > 0 && refused > 0 {
+                break;
+            }
+            // A write may have replaced the link: both are made anew.
+            fs::write(&spare, "inside").expect("a file");
+            fs::rename(&spare, fixture.path("file")).expect("a rename");
+            symlink(&outside, &spare).expect("a link");
+            fs::rename(&spare, fixture.path("link")).expect("a rename");
+            let input = json!({ "file_path": "file", "content": "inside", "old_string": "side",
+                "new_string": "side", "pattern": "outside" });
+            let result = fixture.call("read", &input);
+            if result.is_error {
+                refused += 1;
+            } else {
+                assert_eq!(text(&result), "inside");
+                read += 1;
+            }
+            let result = fixture.call("edit", &input);
+            assert!(result.is_error || text(&result).ends_with("(1 replacement(s))"));
+            assert_eq!(fixture.good("grep", &input), "no matches");
+            fixture.call("write", &input);
+        }
+    });
+    assert_eq!(fs::read_to_string(outside).expect("a file"), "outside");
+    assert!(read > 0 && refused > 0, "no race: {read} read, {refused} refused");
+}
