@@ -12,7 +12,7 @@ pub fn run(input: &EditInput, roots: &Roots, limits: &FileLimits) -> Result<Tool
     let spelled = Spelled::new(path);
     let place = roots.find_to_change(path)?;
     let (file, status) = place.open_file(&spelled)?;
-    let limit = limits.file_bytes_max.unwrap_or(u64::MAX);
+    let limit = limits.text_bytes_max();
     let loaded = read::load(file, beneath::bytes(&status), limit);
     let content = match loaded.map_err(|error| Failure::io(&spelled, &error))? {
         Ok(content) => content,

@@ -5,10 +5,10 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use grep_matcher::LineTerminator;
-use grep_regex::{RegexMatcher, RegexMatcherBuilder};
+use grep_matcher::{LineTerminator, Matcher as _};
+use grep_regex::{ErrorKind, RegexMatcher, RegexMatcherBuilder};
 use grep_searcher::{BinaryDetection, Searcher, SearcherBuilder, Sink, SinkMatch};
 use rustix::fs::{FileType, OFlags, fstat};
 
@@ -33,10 +33,13 @@ const BINARY_WINDOW_BYTES: usize = 64 << 10;
 /// Longest complaint about a pattern, in bytes.
 const REASON_BYTES_MAX: usize = 1_024;
 
+/// More cannot be added to every clock.
+const WALL_TIME_MAX: Duration = Duration::from_secs(u32::MAX as u64);
+
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub fn run(input: &SearchInput, roots: &Roots, limits: &FileLimits) -> Result<ToolResult, Failure> {
-    let deadline = Instant::now() + limits.grep_wall_time;
+    let deadline = Instant::now() + limits.grep_wall_time.min(WALL_TIME_MAX);
     let matcher = matcher(required("pattern", &input.pattern)?)?;
     let path = input.path.as_deref().filter(|path| !path.is_empty()).unwrap_or(".");
     let place = roots.find(path)?;
@@ -54,11 +57,16 @@ pub fn run(input: &SearchInput, roots: &Roots, limits: &FileLimits) -> Result<To
     search.result(ended, limits)
 }
 
+/// A pattern in which `$` matches before `\r\n` too, unless it speaks of `\r` itself.
 fn matcher(pattern: &str) -> Result<RegexMatcher, Failure> {
     let mut builder = RegexMatcherBuilder::new();
     builder.multi_line(true).crlf(true);
     builder.size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_CACHE_BYTES_MAX);
-    builder.build(pattern).map_err(|error| {
+    let built = builder.build(pattern).or_else(|error| match error.kind() {
+        ErrorKind::NotAllowed(_) => builder.crlf(false).line_terminator(Some(b'\n')).build(pattern),
+        _ => Err(error),
+    });
+    built.map_err(|error| {
         let text = error.to_string();
         // The parser draws a picture first and says what is wrong last.
         let reason = text.trim_end().rsplit('\n').next().unwrap_or_default();
@@ -103,7 +111,7 @@ impl<'s> Search<'s> {
         deadline: Instant,
     ) -> Self {
         let searcher = SearcherBuilder::new()
-            .line_terminator(LineTerminator::crlf())
+            .line_terminator(matcher.line_terminator().unwrap_or(LineTerminator::byte(b'\n')))
             .line_number(true)
             .bom_sniffing(false)
             .binary_detection(BinaryDetection::quit(0))

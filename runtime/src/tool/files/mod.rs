@@ -60,7 +60,7 @@ pub enum FilesError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileLimits {
-    /// Text that read returns and files that edit loads; `None`: no bound.
+    /// Text that read returns and files that edit loads; `None`: as much as can be carried, 256 MiB.
     pub file_bytes_max: Option<u64>,
     /// Images that read returns, before base64.
     pub image_bytes_max: u64,
@@ -78,7 +78,7 @@ pub struct FileLimits {
     pub grep_line_chars_max: usize,
     /// Directory entries that grep looks at.
     pub grep_entries_max: usize,
-    /// How long grep searches.
+    /// How long grep searches; at most some 136 years.
     pub grep_wall_time: Duration,
 }
 
@@ -101,7 +101,7 @@ impl Default for FileLimits {
 
 impl FileLimits {
     /// The default with a bound that an operator has set. It binds images and PDF files too where it
-    /// is lower, as the default does not (TOOL-READ-7). `None` takes the bound of text away.
+    /// is lower, as the default does not (TOOL-READ-7). `None` takes the operator's bound away.
     pub fn with_file_bytes_max(file_bytes_max: Option<u64>) -> Self {
         let default = FileLimits::default();
         let media = file_bytes_max.unwrap_or(u64::MAX);
@@ -112,7 +112,15 @@ impl FileLimits {
             ..default
         }
     }
+
+    /// The bound of text that holds in any case.
+    fn text_bytes_max(&self) -> u64 {
+        self.file_bytes_max.unwrap_or(CARRIED_BYTES_MAX).min(CARRIED_BYTES_MAX)
+    }
 }
+
+/// No text is longer, whatever an operator sets (INV-11).
+const CARRIED_BYTES_MAX: u64 = 256 << 20;
 
 /// Whether `name` is a tool of this module.
 pub fn owns(name: &str) -> bool {

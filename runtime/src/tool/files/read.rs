@@ -47,7 +47,7 @@ fn read_text(
     spelled: &Spelled,
     limits: &FileLimits,
 ) -> Result<ToolResult, Failure> {
-    let limit = limits.file_bytes_max.unwrap_or(u64::MAX);
+    let limit = limits.text_bytes_max();
     match load(file, bytes, limit).map_err(|error| Failure::io(spelled, &error))? {
         Ok(content) => text(content, spelled),
         Err(bytes) => Err(Failure::ReadTooLong { path: spelled.clone(), bytes, limit }),
@@ -123,7 +123,7 @@ fn read_range(
 ) -> Result<ToolResult, Failure> {
     let first = u64::try_from(range.start).unwrap_or(1).max(1);
     let last = if range.end <= 0 { u64::MAX } else { range.end.unsigned_abs() };
-    let limit = limits.file_bytes_max.unwrap_or(u64::MAX);
+    let limit = limits.text_bytes_max();
     let selected =
         select(file, first, last, limit).map_err(|error| Failure::io(spelled, &error))?;
     match selected {

@@ -165,10 +165,13 @@ impl Roots {
         let mut ahead = Vec::new();
         put_ahead(&mut ahead, &self.with_canonical_root(&collapsed(&workdir.path.join(path))));
         while let Some(name) = ahead.pop() {
-            if name == ".." {
-                walked.pop();
-            } else {
-                walked.push(&name);
+            match name.as_bytes() {
+                // A link may lead to its own directory: look at that.
+                b"." => {}
+                b".." => {
+                    walked.pop();
+                }
+                _ => walked.push(&name),
             }
             found = None;
             let Some(root) = self.holding(&walked) else { continue };
@@ -261,12 +264,13 @@ fn collapsed(path: &Path) -> PathBuf {
     plain
 }
 
-/// Puts the names of `path`, `..` among them, in front of what is still to be walked.
+/// Puts the names of `path`, `.` and `..` among them, in front of what is still to be walked.
 fn put_ahead(ahead: &mut Vec<OsString>, path: &Path) {
     let names = path.components().rev().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some(OsString::from("..")),
-        Component::CurDir | Component::RootDir | Component::Prefix(_) => None,
+        Component::CurDir => Some(OsString::from(".")),
+        Component::RootDir | Component::Prefix(_) => None,
     });
     ahead.extend(names);
 }

@@ -123,8 +123,10 @@ impl<'d> Beside<'d> {
         let mut file = &self.file;
         file.write_all(content)?;
         fchmod(file, Mode::from_raw_mode(mode & 0o777))?;
-        // Costs nothing on a tmpfs.
-        file.sync_all()
+        // Before the rename, or a crash of the host could leave an empty file under the name. What
+        // fsync would add, times and mode, is not worth its price: on ext4 8 ms at the median, this
+        // 0.2 ms; on a tmpfs neither costs anything.
+        file.sync_data()
     }
 
     fn take_place_of(mut self, name: &Path) -> Result<(), Errno> {
