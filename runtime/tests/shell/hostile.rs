@@ -6,11 +6,20 @@ use std::time::{Duration, Instant};
 use crate::tree::{Proc, Tree, text};
 use stockade_runtime::tool::shell::ShellLimits;
 
+crate::tests! {
+    TESTS:
+    no_command_breaks_the_next_call,
+    syntax_errors_and_control_flow_cost_no_state,
+    a_report_of_an_earlier_call_is_not_one_of_this,
+    very_long_commands_run,
+    endless_output_takes_no_memory_and_does_not_delay_the_time_limit,
+    a_full_process_table_is_an_explained_error,
+}
+
 fn quick() -> ShellLimits {
     ShellLimits { answer_grace: Duration::from_millis(700), ..ShellLimits::default() }
 }
 
-#[test]
 fn no_command_breaks_the_next_call() {
     let mut tree = Tree::with(quick(), Proc::Given);
     #[rustfmt::skip]
@@ -68,7 +77,6 @@ fn no_command_breaks_the_next_call() {
     }
 }
 
-#[test]
 fn syntax_errors_and_control_flow_cost_no_state() {
     // TOOL-BASH-5
     let mut tree = Tree::with(quick(), Proc::Given);
@@ -108,7 +116,6 @@ fn syntax_errors_and_control_flow_cost_no_state() {
     }
 }
 
-#[test]
 fn a_report_of_an_earlier_call_is_not_one_of_this() {
     let mut tree = Tree::with(quick(), Proc::Given);
     // Takes the second line, with the nonce, out of the pipe, and reports it in the next call.
@@ -119,7 +126,6 @@ fn a_report_of_an_earlier_call_is_not_one_of_this() {
     assert!(text(&result).ends_with("exit code: 6"), "{result:?}");
 }
 
-#[test]
 fn very_long_commands_run() {
     let mut tree = Tree::with(quick(), Proc::Given);
     let long = format!("x='{}'; echo ${{#x}}", "ä'\\''".repeat(1_000_000));
@@ -130,7 +136,6 @@ fn very_long_commands_run() {
     assert_eq!(tree.ok(&heredoc), "5000001");
 }
 
-#[test]
 fn endless_output_takes_no_memory_and_does_not_delay_the_time_limit() {
     // INV-11
     let mut tree = Tree::with(quick(), Proc::Given);
@@ -156,7 +161,6 @@ fn peak_kib() -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
 }
 
-#[test]
 fn a_full_process_table_is_an_explained_error() {
     // The limit counts the ids of this test's user; as root it does not hold.
     if rustix::process::geteuid().is_root() && std::env::var_os("KEEPER_LIMIT").is_none() {
