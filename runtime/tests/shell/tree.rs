@@ -100,7 +100,7 @@ impl Tree {
     /// The text of a call that must succeed.
     pub fn ok(&mut self, command: &str) -> String {
         let result = self.call(command);
-        assert!(!result.is_error, "{command}: {result:?}");
+        assert!(!result.is_error, "{command:.200}: {result:?}");
         text(&result)
     }
 

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::SigSet;
 use nix::sys::time::TimeSpec;
 use rustix::fs::OFlags;
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::{WaitOptions, wait};
 use serde::{Deserialize, Serialize};
 
 use super::link::{FromKeeper, Link, ToKeeper, write_all};
@@ -173,7 +173,7 @@ impl Keeper {
     /// Reaps every child that ended. False if there are no children any more.
     fn reap(&mut self) -> io::Result<bool> {
         loop {
-            match waitpid(None, WaitOptions::NOHANG) {
+            match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     if self.shell != Some(pid.as_raw_nonzero().get()) {
                         continue;
@@ -212,6 +212,8 @@ impl Keeper {
             }
         });
         self.processes = processes;
+        // What was orphaned by the killing is ours by now, and nobody shall see it.
+        self.reap()?;
         failed.map_or(Ok(killed), Err)
     }
 

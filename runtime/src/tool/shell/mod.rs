@@ -272,11 +272,13 @@ impl Shell {
     /// The command shall end now. Ends it and what it started, and gives the shell a while to come
     /// back; otherwise the shell ends too. True if it is still the same.
     fn end_command(&mut self, tail: &mut Tail, nonce: &str) -> io::Result<bool> {
-        if self.kill(ToKeeper::Interrupt)? && self.comes_back(tail, nonce)? {
+        // With another status the command took our trap away, and went on after what was killed.
+        let aborted = Some(script::ABORTED);
+        if self.kill(ToKeeper::Interrupt)? && self.comes_back(tail, nonce)? == aborted {
             let again = self::nonce()?;
             write_all(self.commands.as_fd(), script::settle(&again).as_bytes())?;
             // What the shell started before it heard the signal.
-            if self.comes_back(tail, &again)? && self.kill(ToKeeper::KillNew)? {
+            if self.comes_back(tail, &again)?.is_some() && self.kill(ToKeeper::KillNew)? {
                 return Ok(true);
             }
         }
@@ -284,12 +286,16 @@ impl Shell {
         Ok(false)
     }
 
-    fn comes_back(&mut self, tail: &mut Tail, nonce: &str) -> io::Result<bool> {
+    /// The status that the shell reports within its grace.
+    fn comes_back(&mut self, tail: &mut Tail, nonce: &str) -> io::Result<Option<i32>> {
         if self.state != State::Running {
-            return Ok(false);
+            return Ok(None);
         }
         let deadline = Instant::now() + self.limits.answer_grace;
-        Ok(matches!(self.watch(tail, nonce, deadline, None)?, Ending::Status(_)))
+        Ok(match self.watch(tail, nonce, deadline, None)? {
+            Ending::Status(status) => Some(status),
+            _ => None,
+        })
     }
 
     /// Kills the shell and what the call started, or everything if that cannot be done.

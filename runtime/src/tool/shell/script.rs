@@ -21,6 +21,9 @@ pub(super) const STATUS_FD: i32 = 59;
 /// Ends a command and not the shell.
 pub(super) const ABORT_SIGNAL: i32 = 60;
 
+/// The status of a command that was ended by the signal.
+pub(super) const ABORTED: i32 = 124;
+
 /// Returns while a file is being sourced, which a command of a call always is. `[[` and `if` are
 /// words of the language: no function or alias can stand in their place.
 const ABORT: &str = r"if [[ ${BASH_SOURCE-} ]]; then \builtin return 124; fi";
