@@ -256,6 +256,8 @@ impl Shell {
                 self.kill_shell()?;
                 false
             }
+            // A command that sent our signal to the shell would make all later ones return at once.
+            Ending::Status(script::ABORTED) => self.settle(&mut tail)?,
             Ending::Status(_) | Ending::Ended(_) => true,
         };
         // The keeper counts while we turn the output into text.
@@ -275,12 +277,21 @@ impl Shell {
         // With another status the command took our trap away, and went on after what was killed.
         let aborted = Some(script::ABORTED);
         if self.kill(ToKeeper::Interrupt)? && self.comes_back(tail, nonce)? == aborted {
-            let again = self::nonce()?;
-            write_all(self.commands.as_fd(), script::settle(&again).as_bytes())?;
             // What the shell started before it heard the signal.
-            if self.comes_back(tail, &again)?.is_some() && self.kill(ToKeeper::KillNew)? {
-                return Ok(true);
+            if self.kill(ToKeeper::KillNew)? {
+                return self.settle(tail);
             }
+        }
+        self.kill_shell()?;
+        Ok(false)
+    }
+
+    /// Takes back what the signal did to the shell, or ends it. True if it is still the same.
+    fn settle(&mut self, tail: &mut Tail) -> io::Result<bool> {
+        let nonce = nonce()?;
+        write_all(self.commands.as_fd(), script::settle(&nonce).as_bytes())?;
+        if self.comes_back(tail, &nonce)?.is_some() {
+            return Ok(true);
         }
         self.kill_shell()?;
         Ok(false)
@@ -338,7 +349,8 @@ impl Shell {
                 true
             }
         };
-        let ended = matches!(outcome.ending, Ending::Ended(_));
+        let lost_after_status = matches!(outcome.ending, Ending::Status(_)) && !outcome.survived;
+        let ended = matches!(outcome.ending, Ending::Ended(_)) || lost_after_status;
         if ended || std::mem::take(&mut self.ended_unseen) {
             add(ENDED);
         }
