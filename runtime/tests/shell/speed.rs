@@ -4,8 +4,11 @@ use std::time::Instant;
 
 use crate::tree::Tree;
 
-#[test]
-#[ignore = "a measurement"]
+crate::tests! {
+    MEASUREMENTS:
+    calls_per_second,
+}
+
 fn calls_per_second() {
     let mut tree = Tree::new();
     for command in ["true", "echo hi", "cd . && x=1", "/bin/true"] {

@@ -55,7 +55,6 @@ impl Tree {
         command.args(user).args(["--pid", "--fork", "--mount-proc", "--kill-child"]).args(above);
         let keeper = command
             .arg(us)
-            .args(["--exact", "tree::keeper_role", "--ignored", "--nocapture", "--test-threads=1"])
             .env("KEEPER_WORKDIR", workdir.path())
             .env("KEEPER_PROC", if proc == Proc::Given { "given" } else { "withheld" })
             .stdin(OwnedFd::from(theirs))
@@ -101,7 +100,7 @@ impl Tree {
     /// The text of a call that must succeed.
     pub fn ok(&mut self, command: &str) -> String {
         let result = self.call(command);
-        assert!(!result.is_error, "{command}: {result:?}");
+        assert!(!result.is_error, "{command:.200}: {result:?}");
         text(&result)
     }
 
@@ -161,11 +160,14 @@ fn receive() -> Vec<OwnedFd> {
     fds
 }
 
-/// Not a test: what [`Tree::below`] executes as PID 1 of a new PID namespace.
-#[test]
-#[ignore = "a role, not a test"]
-fn keeper_role() {
-    let Some(workdir) = std::env::var_os("KEEPER_WORKDIR") else { return };
+/// Whether this process was started by [`Tree::below`].
+pub fn is_keeper() -> bool {
+    std::env::var_os("KEEPER_WORKDIR").is_some()
+}
+
+/// PID 1 of a new PID namespace.
+pub fn keeper_role() -> ! {
+    let workdir = std::env::var_os("KEEPER_WORKDIR").expect("set");
     assert_eq!(std::process::id(), 1, "PID 1 of a namespace of its own");
     let mut fds = receive().into_iter();
     let mut next = || fds.next().expect("five descriptors");

@@ -212,6 +212,8 @@ impl Keeper {
             }
         });
         self.processes = processes;
+        // What was orphaned by the killing is ours by now, and nobody shall see it.
+        self.reap()?;
         failed.map_or(Ok(killed), Err)
     }
 

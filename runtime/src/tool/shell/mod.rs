@@ -256,6 +256,8 @@ impl Shell {
                 self.kill_shell()?;
                 false
             }
+            // A command that sent our signal to the shell would make all later ones return at once.
+            Ending::Status(script::ABORTED) => self.settle(&mut tail)?,
             Ending::Status(_) | Ending::Ended(_) => true,
         };
         // The keeper counts while we turn the output into text.
@@ -272,24 +274,39 @@ impl Shell {
     /// The command shall end now. Ends it and what it started, and gives the shell a while to come
     /// back; otherwise the shell ends too. True if it is still the same.
     fn end_command(&mut self, tail: &mut Tail, nonce: &str) -> io::Result<bool> {
-        if self.kill(ToKeeper::Interrupt)? && self.comes_back(tail, nonce)? {
-            let again = self::nonce()?;
-            write_all(self.commands.as_fd(), script::settle(&again).as_bytes())?;
+        // With another status the command took our trap away, and went on after what was killed.
+        let aborted = Some(script::ABORTED);
+        if self.kill(ToKeeper::Interrupt)? && self.comes_back(tail, nonce)? == aborted {
             // What the shell started before it heard the signal.
-            if self.comes_back(tail, &again)? && self.kill(ToKeeper::KillNew)? {
-                return Ok(true);
+            if self.kill(ToKeeper::KillNew)? {
+                return self.settle(tail);
             }
         }
         self.kill_shell()?;
         Ok(false)
     }
 
-    fn comes_back(&mut self, tail: &mut Tail, nonce: &str) -> io::Result<bool> {
+    /// Takes back what the signal did to the shell, or ends it. True if it is still the same.
+    fn settle(&mut self, tail: &mut Tail) -> io::Result<bool> {
+        let nonce = nonce()?;
+        write_all(self.commands.as_fd(), script::settle(&nonce).as_bytes())?;
+        if self.comes_back(tail, &nonce)?.is_some() {
+            return Ok(true);
+        }
+        self.kill_shell()?;
+        Ok(false)
+    }
+
+    /// The status that the shell reports within its grace.
+    fn comes_back(&mut self, tail: &mut Tail, nonce: &str) -> io::Result<Option<i32>> {
         if self.state != State::Running {
-            return Ok(false);
+            return Ok(None);
         }
         let deadline = Instant::now() + self.limits.answer_grace;
-        Ok(matches!(self.watch(tail, nonce, deadline, None)?, Ending::Status(_)))
+        Ok(match self.watch(tail, nonce, deadline, None)? {
+            Ending::Status(status) => Some(status),
+            _ => None,
+        })
     }
 
     /// Kills the shell and what the call started, or everything if that cannot be done.
@@ -332,7 +349,8 @@ impl Shell {
                 true
             }
         };
-        let ended = matches!(outcome.ending, Ending::Ended(_));
+        let lost_after_status = matches!(outcome.ending, Ending::Status(_)) && !outcome.survived;
+        let ended = matches!(outcome.ending, Ending::Ended(_)) || lost_after_status;
         if ended || std::mem::take(&mut self.ended_unseen) {
             add(ENDED);
         }

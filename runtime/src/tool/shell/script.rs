@@ -10,7 +10,9 @@
 //! whatever the command does to them with `exec` ends with the command. When a call has to end, the
 //! keeper sends that signal. The trap returns from the file, or from the function that runs in it,
 //! and makes every command that would follow return too, until the first of our lines is over.
-//! Directory, variables and functions stay. A command that took the trap away costs the shell.
+//! Our own words run with a standard error that cannot be written to, or `set -x` would show them.
+//! `command` keeps a syntax error from ending a shell in POSIX mode. Directory, variables and
+//! functions stay. A command that took the trap away costs the shell.
 
 /// Where bash finds the command. It reads all of it at once; from its standard input it would read
 /// byte by byte.
@@ -20,6 +22,9 @@ pub(super) const SCRIPT_FD: i32 = 58;
 pub(super) const STATUS_FD: i32 = 59;
 /// Ends a command and not the shell.
 pub(super) const ABORT_SIGNAL: i32 = 60;
+
+/// The status of a command that was ended by the signal.
+pub(super) const ABORTED: i32 = 124;
 
 /// Returns while a file is being sourced, which a command of a call always is. `[[` and `if` are
 /// words of the language: no function or alias can stand in their place.
@@ -32,7 +37,7 @@ pub(super) fn script(command: &str) -> Vec<u8> {
     let abort = format!(r"\builtin set -T;\builtin trap '\''{ABORT}'\'' DEBUG;{ABORT}");
     let (script, status) = (SCRIPT_FD, STATUS_FD);
     format!(
-        r"\builtin trap '{abort}' {ABORT_SIGNAL};\builtin eval '{quoted}' </dev/null >&2 2>&1 {script}<&- {status}>&-
+        r"\builtin trap '{abort}' {ABORT_SIGNAL};\builtin command eval '{quoted}' </dev/null 2>&1 >&2 {script}<&- {status}>&-
 "
     )
     .into_bytes()
@@ -40,16 +45,16 @@ pub(super) fn script(command: &str) -> Vec<u8> {
 
 /// The two lines of one call.
 pub(super) fn lines(nonce: &str) -> String {
-    format!("\\builtin . /dev/fd/{SCRIPT_FD}\n{}", report(nonce))
+    format!("{{ \\builtin . /dev/fd/{SCRIPT_FD};}} 2<&0\n{}", report(nonce))
 }
 
 /// The lines after a call that was ended: take back what the trap did, and report.
 pub(super) fn settle(nonce: &str) -> String {
-    format!("\\builtin trap - DEBUG\n\\builtin set +T\n{}", report(nonce))
+    format!("{{ \\builtin trap - DEBUG;\\builtin set +T;}} 2<&0\n{}", report(nonce))
 }
 
 fn report(nonce: &str) -> String {
-    format!("\\builtin echo {nonce} \"$?\">&{STATUS_FD}\n")
+    format!("{{ \\builtin echo {nonce} \"$?\">&{STATUS_FD};}} 2<&0\n")
 }
 
 /// Finds the report of one call among whatever else is written to the descriptor.
@@ -88,8 +93,8 @@ mod tests {
     #[test]
     fn commands_are_one_quoted_word_without_null_characters() {
         let text = String::from_utf8(script("echo 'a'\0 b\n")).expect("UTF-8");
-        assert!(text.contains(r"\builtin eval 'echo '\''a'\'' b"), "{text}");
-        assert!(text.ends_with("\n' </dev/null >&2 2>&1 58<&- 59>&-\n"), "{text}");
+        assert!(text.contains(r"\builtin command eval 'echo '\''a'\'' b"), "{text}");
+        assert!(text.ends_with("\n' </dev/null 2>&1 >&2 58<&- 59>&-\n"), "{text}");
     }
 
     #[test]
