@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use rustix::process::DumpableBehavior;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use stockade_runtime::audit::{AuditError, AuditLog, Digest};
@@ -286,6 +287,11 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         // Nobody to tell is no reason to go on.
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Exit::Policy
+    })?;
+    // AUTH-10. Not earlier: without root the launcher could not map its ids.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|errno| {
+        explain::say(&format!("error: cannot become undumpable: {errno}"));
+        Exit::Unexpected
     })?;
     let file = settings.environment_key_file.as_deref();
     let find = || {

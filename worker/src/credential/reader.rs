@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 use super::error::KeyError;
 use super::file::{self, BYTES_MAX, Trust};
+use super::variable;
 
 /// The name by which this program knows that it is to be the key reader.
 const NAME: &str = "stockade-key-reader";
@@ -39,6 +40,7 @@ pub fn become_key_reader_if_asked() {
     if arguments.next().is_none_or(|name| name != NAME) {
         return;
     }
+    variable::set_process_name("key-reader");
     let (level, trust) = (arguments.next(), arguments.next());
     let level = if level.is_some_and(|l| l == "root") { Level::Root } else { Level::Rootless };
     let service = trust.is_some_and(|trust| trust == "service-manager");
