@@ -130,7 +130,7 @@ impl AuditLog {
     ///
     /// An existing log is continued: its last line's number and digest are taken up, and half a line
     /// that a crash left is repaired by the next [`append`](Self::append). Only the end is read;
-    /// [`verify`](super::verify) reads all.
+    /// [`verify`](super::verify()) reads all.
     ///
     /// # Errors
     /// As [`AuditError`] says.

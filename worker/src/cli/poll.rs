@@ -160,7 +160,7 @@ pub struct PollArgs {
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// Reach the control plane at URL [default: https://api.anthropic.com]
+    /// Reach the control plane at URL [default: that of api.anthropic.com]
     #[arg(long, value_name = "URL", env = "ANTHROPIC_BASE_URL", hide_env_values = true)]
     pub base_url: Option<String>,
 
