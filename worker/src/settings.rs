@@ -13,7 +13,7 @@ use http::uri::Uri;
 use stockade_runtime::host::Level;
 
 use crate::cli::policy::ReportFormat;
-use crate::cli::poll::{BlockMs, PollArgs};
+use crate::cli::poll::PollArgs;
 
 /// Where the control plane is unless something else is said (HDR-10).
 const BASE_URL: &str = "https://api.anthropic.com";
@@ -148,28 +148,19 @@ impl Settings {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(args: &PollArgs, around: &Surroundings) -> Result<Settings, Refusal> {
-        if args.environment_key.is_some() {
-            let hint = "others can see it there, so make a new one; use --environment-key-file";
-            return refuse("cannot take the environment key from the command line", hint);
-        }
-        if !args.jail {
-            let hint = "add --jail; to run tools without one, use the official worker";
-            return refuse("cannot run sessions without a jail: this is not offered", hint);
-        }
-        let environment_id = args.environment_id.as_deref().unwrap_or_default();
-        if environment_id.is_empty() {
-            let hint = "use --environment-id or ANTHROPIC_ENVIRONMENT_ID; the console shows it";
-            return refuse("no environment id given", hint);
-        }
-        let state = state_directory(around)?;
-        let audit_file = args.audit_file.clone().unwrap_or_else(|| match around.level {
-            Level::Root => PathBuf::from("/var/log/stockade/audit.jsonl"),
-            Level::Rootless => state.join("audit.jsonl"),
-        });
+        let environment_id = environment_id(args)?;
+        // Asked for only where it is needed: a service may have no home.
+        let state = || state_directory(around);
+        let audit_file = match (&args.audit_file, around.level) {
+            (Some(file), _) => file.clone(),
+            (None, Level::Root) => PathBuf::from("/var/log/stockade/audit.jsonl"),
+            (None, Level::Rootless) => state()?.join("audit.jsonl"),
+        };
+        let state_dir = args.state_dir.clone().map_or_else(state, Ok)?;
         let (headers, headers_dropped) = headers(args, around)?;
         let max_idle = duration("--max-idle", args.max_idle)?;
         Ok(Settings {
-            environment_id: id("--environment-id", environment_id)?,
+            environment_id,
             environment_key_file: args.environment_key_file.clone(),
             credentials_directory: (around.variable)("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             base_url: base_url(args.base_url.as_deref(), args.insecure_http)?,
@@ -201,16 +192,31 @@ impl Settings {
             once: args.once,
             drain_on_empty: args.drain_on_empty,
             audit_file: absolute("--audit-file", &audit_file)?,
-            state_dir: absolute("--state-dir", args.state_dir.as_ref().unwrap_or(&state))?,
-            block_ms: {
-                let BlockMs(block) = args.block_ms;
-                block
-            },
+            state_dir: absolute("--state-dir", &state_dir)?,
+            block_ms: args.block_ms.0,
             reclaim_older_than_ms: args.reclaim_older_than_ms,
             check: args.check,
             format: args.format,
         })
     }
+}
+
+/// What is refused whatever else is asked for; then the environment's id.
+fn environment_id(args: &PollArgs) -> Result<String, Refusal> {
+    if args.environment_key.is_some() {
+        let hint = "others can see it there, so make a new one; use --environment-key-file";
+        return refuse("cannot take the environment key from the command line", hint);
+    }
+    if !args.jail {
+        let hint = "add --jail; to run tools without one, use the official worker";
+        return refuse("cannot run sessions without a jail: this is not offered", hint);
+    }
+    let environment_id = args.environment_id.as_deref().unwrap_or_default();
+    if environment_id.is_empty() {
+        let hint = "use --environment-id or ANTHROPIC_ENVIRONMENT_ID; the console shows it";
+        return refuse("no environment id given", hint);
+    }
+    id("--environment-id", environment_id)
 }
 
 /// An option or variable that is set and not empty: an empty one counts as absent (WRUN-1).
@@ -452,6 +458,8 @@ mod tests {
         assert_eq!(rootless.state_dir, Path::new("/s/stockade"));
         let homeless = Settings::check(&parsed(&[]), &around(Level::Rootless, |_| None));
         assert!(homeless.expect_err("refused").hint.contains("XDG_STATE_HOME"));
+        let named = parsed(&["--state-dir=/s", "--audit-file=/a"]);
+        Settings::check(&named, &around(Level::Rootless, |_| None)).expect("needs no home");
     }
 
     #[test]

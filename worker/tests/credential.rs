@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -76,6 +76,7 @@ fn the_key_is_used_and_never_shown() {
         assert_eq!(json["key"]["read_again_on_sighup"], again, "{text}");
         prints.push(json["key"]["fingerprint"].to_string());
     }
+    assert!(!place.path("audit.jsonl").exists(), "a check makes nothing");
     assert!(prints.iter().all(|print| *print == prints[0]), "one key, three ways: {prints:?}");
 }
 
@@ -91,7 +92,6 @@ fn what_must_not_be_is_refused_with_one_sentence_and_a_hint() {
         assert!(!text.contains(SECRET), "{text}");
         assert_eq!(text.matches("error: ").count(), 1, "{text}");
         assert_eq!(text.matches("\nhint: ").count(), 1, "{text}");
-        assert!(!place.path("audit.jsonl").exists(), "refused before anything is made: {text}");
         (output.status.code(), text)
     };
     let key = place.path("key");
@@ -137,15 +137,20 @@ fn no_process_keeps_the_key_in_its_environment() {
     drop(worker);
     let environ = format!("/proc/{}/environ", child.id());
     let deadline = Instant::now() + Duration::from_secs(20);
-    let settled = || {
-        let wchan = fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap_or_default();
-        let stat = fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap_or_default();
-        wchan.contains("pipe_write") || stat.starts_with("1 0x1 ")
+    // It has one thread and waits for nothing else, so a sleep that lasts is that write.
+    let sleeps = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+        stat.contains("(worker) S ")
     };
-    while !settled() && Instant::now() < deadline {
+    let mut asleep = 0;
+    while asleep < 10 && Instant::now() < deadline {
+        asleep = if sleeps() { asleep + 1 } else { 0 };
         sleep(Duration::from_millis(20));
     }
+    assert_eq!(asleep, 10, "the worker did not come to its end");
     let own = fs::read(&environ).unwrap_or_default();
+    let shown = fs::metadata(&environ).map(|about| about.uid());
+    let ids = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
     // Control: a process that was started with the key and keeps it.
     let mut keeper = Command::new("sleep");
     let mut keeper = keeper.arg("60").env("KEPT", ENVIRON_SECRET).spawn().expect("started");
@@ -166,6 +171,8 @@ fn no_process_keeps_the_key_in_its_environment() {
     assert!(status.success(), "{}", String::from_utf8_lossy(&out));
     if rustix::process::geteuid().is_root() {
         let own = String::from_utf8_lossy(&own);
+        assert_eq!(shown.ok(), Some(0), "AUTH-10: what cannot be dumped is shown as root's");
+        assert!(ids.contains("Uid:\t188"), "control: it is not root's any more: {ids}");
         assert!(own.contains("CONTROL=seen"), "control: it was looked at in time: {own}");
     }
     let only = PathBuf::from(format!("/proc/{}", keeper.id()));
@@ -243,6 +250,7 @@ fn the_key_reader_can_do_nothing_but_read_that_directory() {
     for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }
+    assert_eq!(field("Name:"), "key-reader");
     assert_eq!((field("NoNewPrivs:"), field("Threads:")), ("1".to_owned(), "1".to_owned()));
     if rustix::process::geteuid().is_root() {
         let net = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).expect("a namespace");

@@ -8,9 +8,10 @@
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::event::{Event, Ids};
-use super::value::Digest;
+use super::value::{Digest, Fingerprint};
 
 /// Version of the format, the member `v` of each line.
 pub(super) const VERSION: u32 = 1;
@@ -75,7 +76,7 @@ pub(super) struct Line {
     /// Of the whole line.
     pub digest: Digest,
     /// Set if the line is a `log.repaired`.
-    pub repairs: Option<super::value::Fingerprint>,
+    pub repairs: Option<Fingerprint>,
 }
 
 #[derive(Deserialize)]
@@ -85,7 +86,7 @@ struct Head<'a> {
     time: &'a str,
     event: &'a str,
     previous: Digest,
-    torn: Option<super::value::Fingerprint>,
+    torn: Option<Fingerprint>,
 }
 
 /// Why a line is none of ours.
@@ -108,7 +109,8 @@ pub(super) fn check(line: &[u8]) -> Result<Line, BadLine> {
     let inner = tail.strip_prefix(OPEN).and_then(|rest| rest.strip_suffix(CLOSE));
     let written = inner.and_then(|hash| std::str::from_utf8(hash).ok()?.parse::<Digest>().ok());
     let written = written.ok_or(BadLine::Shape)?;
-    if Digest::of(&[body, b"}"].concat()) != written {
+    let hasher = Sha256::new_with_prefix(body).chain_update(b"}");
+    if Digest::finish(hasher) != written {
         return Err(BadLine::Hash);
     }
     let wrong = |reason: String| BadLine::Record { reason };

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use rustix::fs::Access;
+
 use super::chain::Chain;
 use super::event::{Event, Ids};
 use super::line::{self, LINE_BYTES_MAX, RECORD_BYTES_MAX};
@@ -128,7 +130,7 @@ impl AuditLog {
     ///
     /// An existing log is continued: its last line's number and digest are taken up, and half a line
     /// that a crash left is repaired by the next [`append`](Self::append). Only the end is read;
-    /// [`verify`](super::verify) reads all.
+    /// [`verify`](super::verify()) reads all.
     ///
     /// # Errors
     /// As [`AuditError`] says.
@@ -159,6 +161,22 @@ impl AuditLog {
             File::open(directory).and_then(|d| d.sync_all()).map_err(failed)?;
         }
         Ok(AuditLog { file, chain: Mutex::new(chain) })
+    }
+
+    /// Whether [`open`](Self::open) could begin a log where there is none, by what access(2) says of
+    /// the first directory above it that exists. Makes nothing.
+    ///
+    /// # Errors
+    /// [`AuditError::Open`] if it could not.
+    pub fn could_begin(path: &Path) -> Result<(), AuditError> {
+        let failed = |source| AuditError::Open { path: path.to_owned(), source };
+        let above = path.ancestors().skip(1).find(|above| above.exists());
+        let above = above.filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !above.is_dir() {
+            return Err(failed(io::ErrorKind::NotADirectory.into()));
+        }
+        let needed = Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::access(above, needed).map_err(|errno| failed(errno.into()))
     }
 
     /// Writes one record: one write to the page cache, no wait for the disk.
@@ -328,6 +346,17 @@ mod tests {
         assert!(matches!(AuditLog::open(&path), Err(AuditError::Locked { .. })));
         drop(first);
         AuditLog::open(&path).expect("free again");
+    }
+
+    #[test]
+    fn whether_a_log_could_begin_is_told_without_making_anything() {
+        let (directory, path) = place();
+        AuditLog::could_begin(&path).expect("it could");
+        assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 0);
+        let file = directory.path().join("file");
+        fs::write(&file, "").expect("written");
+        let below = AuditLog::could_begin(&file.join("a/b")).expect_err("a file is in the way");
+        assert!(matches!(below, AuditError::Open { .. }), "{below}");
     }
 
     #[test]

@@ -22,18 +22,12 @@ use crate::{doctor, exec, sweep};
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// Log events of this level and above to standard error [default: warn]
+    /// Log events of this level and above to standard error [default: warn; info for poll]
     ///
     /// One of error, warn, info, debug. Events name what happened and never hold content: no
     /// output, no arguments, no environment.
-    #[arg(
-        long,
-        global = true,
-        value_name = "LEVEL",
-        default_value = "warn",
-        hide_default_value = true
-    )]
-    log_level: tracing::Level,
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<tracing::Level>,
 
     /// Choose the form of log events [default: text]
     #[arg(
@@ -109,7 +103,11 @@ fn start_log(level: tracing::Level, format: LogFormat) {
 
 /// Runs what was asked for.
 pub fn run(cli: Cli) -> ExitCode {
-    start_log(cli.log_level, cli.log_format);
+    let usual = match cli.command {
+        Command::Poll(_) => tracing::Level::INFO,
+        _ => tracing::Level::WARN,
+    };
+    start_log(cli.log_level.unwrap_or(usual), cli.log_format);
     let outcome = match cli.command {
         Command::Poll(args) => poll::run(&args),
         Command::Exec(args) => exec::run(args),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use rustix::process::DumpableBehavior;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use stockade_runtime::audit::{AuditError, AuditLog, Digest};
@@ -37,7 +38,7 @@ use crate::settings::{Refusal, Settings, Surroundings};
 #[command(after_help = EXAMPLES)]
 pub struct PollArgs {
     /// Take work from this environment
-    #[arg(long, value_name = "ID", env = "ANTHROPIC_ENVIRONMENT_ID")]
+    #[arg(long, value_name = "ID", env = "ANTHROPIC_ENVIRONMENT_ID", hide_env_values = true)]
     pub environment_id: Option<String>,
 
     /// Read the environment key from FILE
@@ -160,8 +161,8 @@ pub struct PollArgs {
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// Reach the control plane at URL [default: https://api.anthropic.com]
-    #[arg(long, value_name = "URL", env = "ANTHROPIC_BASE_URL")]
+    /// Reach the control plane at URL [default: that of api.anthropic.com]
+    #[arg(long, value_name = "URL", env = "ANTHROPIC_BASE_URL", hide_env_values = true)]
     pub base_url: Option<String>,
 
     /// Allow a --base-url without TLS that is not on this host
@@ -175,11 +176,11 @@ pub struct PollArgs {
     pub ca_file: Option<PathBuf>,
 
     /// Be known to the control plane by this name [default: HOSTNAME and a random number]
-    #[arg(long, value_name = "ID", env = "ANTHROPIC_WORKER_ID")]
+    #[arg(long, value_name = "ID", env = "ANTHROPIC_WORKER_ID", hide_env_values = true)]
     pub worker_id: Option<String>,
 
     /// Send this workspace id with every request
-    #[arg(long, value_name = "ID", env = "ANTHROPIC_WORKSPACE_ID")]
+    #[arg(long, value_name = "ID", env = "ANTHROPIC_WORKSPACE_ID", hide_env_values = true)]
     pub workspace_id: Option<String>,
 
     /// Send a header with every request; may be given more than once
@@ -268,7 +269,7 @@ pub struct Ready {
     pub source: KeySource,
     /// The key.
     pub key: SecretString,
-    /// The audit log; `None` only for `--check` beside a running worker.
+    /// The audit log; `None` only for `--check`, if there is none yet or a worker has it.
     pub audit: Option<AuditLog>,
 }
 
@@ -288,6 +289,11 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Exit::Policy
     })?;
+    // AUTH-10. Not earlier: without root the launcher could not map its ids.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|errno| {
+        explain::say(&format!("error: cannot become undumpable: {errno}"));
+        Exit::Unexpected
+    })?;
     let file = settings.environment_key_file.as_deref();
     let find = || {
         let mut source = KeySource::find(file, settings.credentials_directory.as_deref())?;
@@ -296,8 +302,14 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         Ok((source, key))
     };
     let (source, key) = find().map_err(|error| complain_key(&error))?;
-    let audit = match AuditLog::open(&settings.audit_file) {
-        Ok(log) => Some(log),
+    let opened = if settings.check && !settings.audit_file.exists() {
+        // Only looked at: an empty log would not verify.
+        AuditLog::could_begin(&settings.audit_file).map(|()| None)
+    } else {
+        AuditLog::open(&settings.audit_file).map(Some)
+    };
+    let audit = match opened {
+        Ok(log) => log,
         Err(AuditError::Locked { .. }) if settings.check => None,
         Err(error) => {
             explain::complain(&error, Some(error.hint()));
@@ -371,7 +383,10 @@ fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io:
     }
     let audit = match records {
         Some(records) => format!("{} ({records} records)", settings.audit_file.display()),
-        None => format!("{} (in use by a worker)", settings.audit_file.display()),
+        None if settings.audit_file.exists() => {
+            format!("{} (in use by a worker)", settings.audit_file.display())
+        }
+        None => format!("{} (to be begun)", settings.audit_file.display()),
     };
     let again = if reload { "read again on SIGHUP" } else { "fixed until a restart" };
     for (what, value) in [

@@ -183,6 +183,12 @@ mod tests {
         assert!(matches!(read(gone), Err(KeyError::Read { .. })));
     }
 
+    #[test]
+    fn a_source_can_be_shared_between_threads() {
+        fn shared<T: Send + Sync + 'static>() {}
+        shared::<KeySource>();
+    }
+
     /// AUTH-9, AUTH-11
     #[test]
     fn an_organization_key_in_the_environment_is_refused_by_name_and_not_shown() {

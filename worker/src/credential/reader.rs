@@ -13,7 +13,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 use super::error::KeyError;
 use super::file::{self, BYTES_MAX, Trust};
+use super::variable;
 
 /// The name by which this program knows that it is to be the key reader.
 const NAME: &str = "stockade-key-reader";
@@ -39,6 +40,7 @@ pub fn become_key_reader_if_asked() {
     if arguments.next().is_none_or(|name| name != NAME) {
         return;
     }
+    variable::set_process_name("key-reader");
     let (level, trust) = (arguments.next(), arguments.next());
     let level = if level.is_some_and(|l| l == "root") { Level::Root } else { Level::Rootless };
     let service = trust.is_some_and(|trust| trust == "service-manager");
@@ -98,6 +100,7 @@ pub struct KeyReader {
     _child: Child,
     to: Option<ChildStdin>,
     from: ChildStdout,
+    answer_max: Duration,
 }
 
 impl KeyReader {
@@ -121,7 +124,7 @@ impl KeyReader {
             .map_err(started)?;
         let (to, from) = (child.stdin.take(), child.stdout.take());
         let from = from.ok_or_else(|| started(io::ErrorKind::BrokenPipe.into()))?;
-        let mut reader = KeyReader { _child: child, to, from };
+        let mut reader = KeyReader { _child: child, to, from, answer_max: ANSWER_MAX };
         match reader.receive()? {
             (READY, detail) => {
                 let landlock = detail.first() == Some(&1);
@@ -150,12 +153,13 @@ impl KeyReader {
 
     /// One answer; an error that it reports is returned as such.
     fn receive(&mut self) -> Result<(u8, Zeroizing<Vec<u8>>), KeyError> {
-        let header = self.bytes(5)?;
+        let deadline = Instant::now() + self.answer_max;
+        let header = self.bytes(5, deadline)?;
         let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]);
         if u64::from(length) > BYTES_MAX {
             return Err(KeyError::ReaderGone);
         }
-        let bytes = self.bytes(length as usize)?;
+        let bytes = self.bytes(length as usize, deadline)?;
         if header[0] == ERROR {
             let error = serde_json::from_slice(&bytes);
             return Err(error.unwrap_or(KeyError::ReaderGone));
@@ -163,11 +167,12 @@ impl KeyReader {
         Ok((header[0], bytes))
     }
 
-    fn bytes(&mut self, count: usize) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    fn bytes(&mut self, count: usize, deadline: Instant) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         let mut bytes = Zeroizing::new(vec![0; count]);
         let mut read = 0;
-        let limit = Timespec { tv_sec: ANSWER_MAX.as_secs().cast_signed(), tv_nsec: 0 };
         while read < count {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let limit = Timespec::try_from(left).map_err(|_| KeyError::ReaderGone)?;
             let mut waiting = [PollFd::new(&self.from, PollFlags::IN)];
             match poll(&mut waiting, Some(&limit)) {
                 Ok(0) => return Err(KeyError::ReaderGone),
@@ -181,5 +186,43 @@ impl KeyReader {
             }
         }
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Something that was started in the key reader's place.
+    fn instead(script: &str) -> KeyReader {
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("started");
+        let (to, from) = (child.stdin.take(), child.stdout.take().expect("piped"));
+        KeyReader { _child: child, to, from, answer_max: Duration::from_millis(300) }
+    }
+
+    /// INV-11
+    #[test]
+    fn a_reader_that_is_silent_slow_dead_or_talks_nonsense_is_given_up_in_time() {
+        for script in [
+            "exec sleep 3",
+            "printf 'v\\003\\000\\000\\000ab'; exec sleep 3",
+            "exit 0",
+            "printf 'v\\377\\377\\377\\377'; exec sleep 3",
+            "printf 'e\\002\\000\\000\\000{}'; exec sleep 3",
+        ] {
+            let mut reader = instead(script);
+            let start = Instant::now();
+            assert_eq!(reader.ask().expect_err(script), KeyError::ReaderGone, "{script}");
+            assert!(start.elapsed() < Duration::from_secs(2), "{script}");
+            assert_eq!(reader.ask().expect_err(script), KeyError::ReaderGone, "for good: {script}");
+        }
+        let mut good = instead("read a; printf 'v\\003\\000\\000\\000abc'");
+        use secrecy::ExposeSecret as _;
+        assert_eq!(good.ask().expect("an answer").expose_secret(), "abc");
     }
 }

@@ -34,7 +34,12 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// [`KeyError::Hide`] if the kernel refuses; [`KeyError::Empty`] for an empty value (AUTH-11).
 pub fn hide() -> Result<(), KeyError> {
-    let Some(value) = std::env::var_os(KEY) else { return Ok(()) };
+    let Some(value) = std::env::var_os(KEY) else {
+        if std::env::var_os(DESCRIPTOR).is_some() {
+            set_process_name("worker");
+        }
+        return Ok(());
+    };
     if value.is_empty() {
         return Err(KeyError::Empty { from: KEY.to_owned() });
     }
@@ -62,6 +67,12 @@ fn hidden(value: &OsStr) -> std::io::Result<OwnedFd> {
     let seals = SealFlags::SEAL | SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW;
     rustix::fs::fcntl_add_seals(&file, seals)?;
     Ok(file.into())
+}
+
+/// Sets the name that `ps` shows: after an exec of `/proc/self/exe` it would be `exe`.
+pub(super) fn set_process_name(name: &str) {
+    // Nothing depends on it.
+    let _unnamed = std::fs::write("/proc/self/comm", name);
 }
 
 /// The value that [`hide`] put away, if there was one. The memory file is gone afterwards.
