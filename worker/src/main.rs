@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod cli;
+mod devserver;
 mod doctor;
 mod exec;
 mod exit;

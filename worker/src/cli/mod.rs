@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+pub mod devserver;
 pub mod policy;
 
 use crate::exit::Exit;
@@ -58,6 +59,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Policy(policy::PolicyArgs),
     Sweep(sweep::SweepArgs),
+    Devserver(devserver::DevserverArgs),
     /// Print the version
     Version {
         /// Print one JSON document
@@ -109,6 +111,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Policy(args) => show_policy(&args),
         Command::Sweep(args) => sweep::run(&args),
+        Command::Devserver(args) => devserver::run(args),
         Command::Version { json } => version(json),
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => manual(dir),

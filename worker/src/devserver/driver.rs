@@ -103,9 +103,9 @@ async fn next_pushed(plane: &Plane, at: usize) -> Result<Option<Step>, GivenUp> 
 
 async fn take(plane: &Plane, at: usize, step: &Step) -> Result<(), GivenUp> {
     until_resumed(plane).await;
-    let within = step.within.unwrap_or_else(|| {
-        Duration::from_secs_f64(plane.lock().sessions[at].script.within_s)
-    });
+    let within = step
+        .within
+        .unwrap_or_else(|| Duration::from_secs_f64(plane.lock().sessions[at].script.within_s));
     if plane.lock().sessions[at].ended && !matches!(step.act, Act::WaitStopped | Act::Delay(_)) {
         return Err("the session ended before all steps were taken".to_owned());
     }
@@ -200,9 +200,9 @@ async fn until_stopped(plane: &Plane, at: usize, limit: Duration) -> Result<(), 
                 return Ok(());
             }
         }
-        tokio::time::timeout_at(deadline, woken)
-            .await
-            .map_err(|_| format!("the work item was not stopped within {} s", limit.as_secs_f64()))?;
+        tokio::time::timeout_at(deadline, woken).await.map_err(|_| {
+            format!("the work item was not stopped within {} s", limit.as_secs_f64())
+        })?;
     }
 }
 
@@ -231,16 +231,28 @@ fn apply(state: &mut State, at: usize, act: &Act) {
         Act::Confirm { of, allow, message, .. } => confirm(state, at, of, *allow, message.as_ref()),
         Act::Answer { of, text } => answer(state, at, of, text),
         Act::ServerTool { name, input, text } => {
-            let id = emit(state, at, json!({"type": "agent.tool_use", "name": name,
-                "input": input, "evaluated_permission": "allow"}));
+            let id = emit(
+                state,
+                at,
+                json!({"type": "agent.tool_use", "name": name,
+                "input": input, "evaluated_permission": "allow"}),
+            );
             let content = json!([{"type": "text", "text": text}]);
-            emit(state, at, json!({"type": "agent.tool_result", "tool_use_id": id,
-                "is_error": false, "content": content}));
+            emit(
+                state,
+                at,
+                json!({"type": "agent.tool_result", "tool_use_id": id,
+                "is_error": false, "content": content}),
+            );
         }
         Act::ThreadStarted(name) => thread_status(state, at, "running", name),
         Act::ThreadTerminated(name) => thread_status(state, at, "terminated", name),
         Act::Idle(reason) => {
-            emit(state, at, json!({"type": "session.status_idle", "stop_reason": {"type": reason}}));
+            emit(
+                state,
+                at,
+                json!({"type": "session.status_idle", "stop_reason": {"type": reason}}),
+            );
             queue = false;
         }
         Act::Emit { event, gap: true } => state.sessions[at].gap.push_back(event.clone()),
@@ -280,8 +292,12 @@ fn emit(state: &mut State, at: usize, event: Value) -> String {
 
 fn thread_status(state: &mut State, at: usize, status: &str, name: &str) {
     let thread = state.sessions[at].thread(name);
-    emit(state, at, json!({"type": format!("session.thread_status_{status}"),
-        "session_thread_id": thread, "agent_name": name}));
+    emit(
+        state,
+        at,
+        json!({"type": format!("session.thread_status_{status}"),
+        "session_thread_id": thread, "agent_name": name}),
+    );
 }
 
 fn confirm(state: &mut State, at: usize, of: &str, allow: bool, message: Option<&String>) {

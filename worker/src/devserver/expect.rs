@@ -77,7 +77,8 @@ impl Summary {
             if summary.media_type.is_none() {
                 summary.media_type = source["media_type"].as_str().map(str::to_owned);
             }
-            if let (Some("base64"), Some(data)) = (source["type"].as_str(), source["data"].as_str()) {
+            if let (Some("base64"), Some(data)) = (source["type"].as_str(), source["data"].as_str())
+            {
                 let data = base64::engine::general_purpose::STANDARD.decode(data);
                 summary.bytes += data.map_or(0, |data| data.len());
             }

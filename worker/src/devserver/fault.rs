@@ -11,7 +11,9 @@ use serde::Deserialize;
 const FAULTS_MAX: usize = 10_000;
 
 /// Everything a worker or its operator may call; names of the report and of faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Endpoint {
     Poll,
@@ -148,8 +150,9 @@ impl TryFrom<FaultScript> for Fault {
     type Error = String;
 
     fn try_from(written: FaultScript) -> Result<Fault, String> {
-        let kind = Kind::parse(&written.r#do, written.value)
-            .ok_or_else(|| format!("`{}` is no fault; docs/devserver.md lists them", written.r#do))?;
+        let kind = Kind::parse(&written.r#do, written.value).ok_or_else(|| {
+            format!("`{}` is no fault; docs/devserver.md lists them", written.r#do)
+        })?;
         if !kind.fits(written.on) {
             return Err(format!("`{}` cannot happen on this endpoint", written.r#do));
         }
@@ -230,10 +233,7 @@ impl Kind {
     /// Whether it changes what a stream carries rather than how a request is answered.
     pub fn of_a_stream(self) -> bool {
         use Kind::{BadJson, Duplicate, Eof, ErrorEvent, Nameless, Odd, Silence, Split};
-        matches!(
-            self,
-            Eof | ErrorEvent | Silence | Split | Duplicate | BadJson | Nameless | Odd
-        )
+        matches!(self, Eof | ErrorEvent | Silence | Split | Duplicate | BadJson | Nameless | Odd)
     }
 
     /// Whether what was asked is done although the caller does not learn of it.
@@ -301,8 +301,13 @@ mod tests {
     #[test]
     fn a_fault_meets_the_nth_request_and_the_ones_after_it() {
         let mut faults = Faults::default();
-        assert!(faults.add(fault(json!({"on": "send", "do": "500", "nth": 2, "times": 2})).expect("valid")));
-        let met: Vec<bool> = (0..5).map(|_| faults.take(Endpoint::Send, &[], 1).is_some()).collect();
+        assert!(
+            faults.add(
+                fault(json!({"on": "send", "do": "500", "nth": 2, "times": 2})).expect("valid")
+            )
+        );
+        let met: Vec<bool> =
+            (0..5).map(|_| faults.take(Endpoint::Send, &[], 1).is_some()).collect();
         assert_eq!(met, [false, true, true, false, false]);
         assert_eq!(faults.len(), 0);
     }

@@ -56,14 +56,8 @@ impl Store {
     fn insert(&mut self, path: String, content: String, now: Micros) -> String {
         self.made += 1;
         let id = format!("mem_{:06}", self.made);
-        let memory = Memory {
-            id: id.clone(),
-            path,
-            content,
-            version: 1,
-            created_at: now,
-            updated_at: now,
-        };
+        let memory =
+            Memory { id: id.clone(), path, content, version: 1, created_at: now, updated_at: now };
         self.memories.insert(id.clone(), memory);
         id
     }
@@ -96,16 +90,19 @@ impl Store {
         };
         let most = if full { 20 } else { 100 };
         let limit = ask.number("limit").unwrap_or(Ok(20));
-        let Ok(limit @ 1..) = limit else { return Reply::error(400, "`limit` is no positive number") };
+        let Ok(limit @ 1..) = limit else {
+            return Reply::error(400, "`limit` is no positive number");
+        };
         if limit > most {
             return Reply::error(400, "`limit` is above what this view allows");
         }
         let prefix = ask.query("path_prefix").unwrap_or("");
-        let from: usize = match ask.query("page").map(|page| page.trim_start_matches("mempage_").parse()) {
-            None => 0,
-            Some(Ok(from)) => from,
-            Some(Err(_)) => return Reply::error(400, "`page` is no cursor of this list"),
-        };
+        let from: usize =
+            match ask.query("page").map(|page| page.trim_start_matches("mempage_").parse()) {
+                None => 0,
+                Some(Ok(from)) => from,
+                Some(Err(_)) => return Reply::error(400, "`page` is no cursor of this list"),
+            };
         let mut sorted: Vec<&Memory> =
             self.memories.values().filter(|memory| memory.path.starts_with(prefix)).collect();
         sorted.sort_by(|a, b| a.path.cmp(&b.path));
@@ -167,7 +164,8 @@ impl Store {
         if let Some(reply) = refused(path, content) {
             return reply;
         }
-        let taken = path.and_then(|path| self.at_path(path)).is_some_and(|other| other.id != ask.id(1));
+        let taken =
+            path.and_then(|path| self.at_path(path)).is_some_and(|other| other.id != ask.id(1));
         let Some(memory) = self.memories.get_mut(ask.id(1)) else {
             return Reply::error(404, "there is no such memory");
         };

@@ -49,7 +49,13 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn violation(&mut self, kind: &'static str, at_us: Micros, session: Option<&str>, detail: String) {
+    pub fn violation(
+        &mut self,
+        kind: &'static str,
+        at_us: Micros,
+        session: Option<&str>,
+        detail: String,
+    ) {
         tracing::warn!(event = "devserver.violation", kind, session, "{detail}");
         if self.violations.len() < VIOLATIONS_MAX {
             let session = session.map(str::to_owned);
@@ -75,7 +81,8 @@ impl Record {
 /// Violations that show only at the end: items that were taken and never stopped (LEASE-12).
 fn unstopped(work: &Work) -> Option<String> {
     let holding = work.holdings.last()?;
-    let holds = holding.acked_at.is_some() && holding.lost_at.is_none();
+    // A worker that got no answer to a heartbeat may have taken its lease for lost (RACE-2).
+    let holds = holding.acked_at.is_some() && holding.lost_at.is_none() && !holding.beat_lost;
     (holds && holding.stops.is_empty() && work.state != work::State::Stopped)
         .then(|| format!("{} was acked and never stopped", work.id))
 }
@@ -128,7 +135,10 @@ impl State {
         let of = |session: &Session| -> Vec<String> {
             session.failures.iter().map(|what| format!("{}: {what}", session.name)).collect()
         };
-        let unfinished = self.sessions.iter().filter(|one| !one.driven && one.script.end != super::script::End::Open);
+        let unfinished = self
+            .sessions
+            .iter()
+            .filter(|one| !one.driven && one.script.end != super::script::End::Open);
         let unfinished = unfinished.map(|one| format!("{}: not all steps were taken", one.name));
         self.sessions.iter().flat_map(of).chain(unfinished).collect()
     }
@@ -171,6 +181,7 @@ fn call(call: &Call, keep_results: bool) -> Value {
             Verdict::Asked => "asked",
             Verdict::Denied => "denied",
         },
+        "thread": call.thread,
         "unowned": call.unowned,
         "emitted_us": call.emitted_at,
         "delivered_us": call.delivered_at,
@@ -217,31 +228,50 @@ fn item(work: &Work) -> Value {
 /// The table for people.
 pub fn table(report: &Value) -> String {
     let mut out = String::new();
-    let ms = |value: &Value| value.as_u64().map_or("-".to_owned(), |us| format!("{}.{:01}", us / 1000, us % 1000 / 100));
+    let ms = |value: &Value| {
+        value.as_u64().map_or("-".to_owned(), |us| format!("{}.{:01}", us / 1000, us % 1000 / 100))
+    };
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    out.push_str(&format!("{:<24} {:<11} {:>6} {:>7} {:>9} {:>9}\n", "session", "status", "calls", "errors", "first ms", "failures"));
+    out.push_str(&format!(
+        "{:<24} {:<11} {:>6} {:>7} {:>9} {:>9}\n",
+        "session", "status", "calls", "errors", "first ms", "failures"
+    ));
     let sessions = list(&report["sessions"]);
     for session in sessions.iter().take(40) {
         let calls = list(&session["calls"]);
         let errors = calls.iter().filter(|call| call["is_error"] == true).count();
         let first = session["first_result_us"].as_u64().zip(session["created_us"].as_u64());
         let first = first.map_or(Value::Null, |(end, start)| json!(end.saturating_sub(start)));
-        out.push_str(&format!("{:<24} {:<11} {:>6} {:>7} {:>9} {:>9}\n",
-            session["name"].as_str().unwrap_or_default(), session["status"].as_str().unwrap_or_default(),
-            calls.len(), errors, ms(&first), list(&session["failures"]).len()));
+        out.push_str(&format!(
+            "{:<24} {:<11} {:>6} {:>7} {:>9} {:>9}\n",
+            session["name"].as_str().unwrap_or_default(),
+            session["status"].as_str().unwrap_or_default(),
+            calls.len(),
+            errors,
+            ms(&first),
+            list(&session["failures"]).len()
+        ));
     }
     if sessions.len() > 40 {
         out.push_str(&format!("… and {} more\n", sessions.len() - 40));
     }
     let latency = &report["latency_us"];
-    out.push_str(&format!("calls: {} answered, p50 {} ms, p99 {} ms, max {} ms\n",
-        latency["count"], ms(&latency["p50"]), ms(&latency["p99"]), ms(&latency["max"])));
+    out.push_str(&format!(
+        "calls: {} answered, p50 {} ms, p99 {} ms, max {} ms\n",
+        latency["count"],
+        ms(&latency["p50"]),
+        ms(&latency["p99"]),
+        ms(&latency["max"])
+    ));
     for failure in list(&report["failures"]) {
         out.push_str(&format!("failed: {}\n", failure.as_str().unwrap_or_default()));
     }
     for violation in list(&report["violations"]) {
-        out.push_str(&format!("violation: {}: {}\n", violation["kind"].as_str().unwrap_or_default(),
-            violation["detail"].as_str().unwrap_or_default()));
+        out.push_str(&format!(
+            "violation: {}: {}\n",
+            violation["kind"].as_str().unwrap_or_default(),
+            violation["detail"].as_str().unwrap_or_default()
+        ));
     }
     out.push_str(&format!("{}\n", report["result"].as_str().unwrap_or_default()));
     out

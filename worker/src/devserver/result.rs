@@ -22,7 +22,8 @@ impl State {
             Ok(body) => body,
             Err(_) => return Reply::error(400, "the body is not JSON"),
         };
-        let Some(events) = body["events"].as_array().filter(|all| (1..=EVENTS_MAX).contains(&all.len()))
+        let Some(events) =
+            body["events"].as_array().filter(|all| (1..=EVENTS_MAX).contains(&all.len()))
         else {
             return Reply::error(400, "`events` must be a list of 1 to 1000 events");
         };
@@ -70,7 +71,10 @@ impl State {
     ) -> Result<(), Refusal> {
         let id = event[key].as_str().unwrap_or_default().to_owned();
         if !event["is_error"].is_boolean() {
-            return Err(("bad_result", format!("`is_error` of the result of {id:?} is no boolean")));
+            return Err((
+                "bad_result",
+                format!("`is_error` of the result of {id:?} is no boolean"),
+            ));
         }
         if event.get("session_thread_id").is_some() {
             return Err(("bad_result", "`session_thread_id` is never sent back".to_owned()));
@@ -81,7 +85,10 @@ impl State {
             return Err(("unknown_call", format!("there is no call {id:?} that {key} could name")));
         };
         if call.custom != custom {
-            return Err(("wrong_pairing", format!("{id} is answered with the wrong kind of result")));
+            return Err((
+                "wrong_pairing",
+                format!("{id} is answered with the wrong kind of result"),
+            ));
         }
         if call.answered_at.is_some() {
             call.reposts += 1;
@@ -142,7 +149,11 @@ impl State {
         }
         one.first_result_at.get_or_insert(now);
         if unowned && by_worker {
-            self.violate("unowned_result", Some(session), format!("{id} belongs to another client"));
+            self.violate(
+                "unowned_result",
+                Some(session),
+                format!("{id} belongs to another client"),
+            );
         }
         if by_worker {
             self.check_lease(session, id, who);
@@ -161,7 +172,11 @@ impl State {
             Who::Operator => false,
         };
         if lost {
-            self.violate("result_after_lost_lease", Some(session), format!("{id} was answered by a worker that had lost the lease"));
+            self.violate(
+                "result_after_lost_lease",
+                Some(session),
+                format!("{id} was answered by a worker that had lost the lease"),
+            );
         }
     }
 }
@@ -220,9 +235,7 @@ mod tests {
     // EV-2
     #[test]
     fn content_blocks_are_checked() {
-        let base64 = |kind: &str, media_type: &str, data: &str| {
-            json!([{"type": kind, "source": {"type": "base64", "media_type": media_type, "data": data}}])
-        };
+        let base64 = |kind: &str, media_type: &str, data: &str| json!([{"type": kind, "source": {"type": "base64", "media_type": media_type, "data": data}}]);
         #[rustfmt::skip]
         let cases = [
             (json!([{"type": "text", "text": "a"}]),          true),

@@ -226,7 +226,10 @@ impl SessionScript {
             return Err(format!("`copies` is {}, the limit is {SESSIONS_MAX}", self.copies));
         }
         if steps > STEPS_MAX {
-            return Err(format!("session `{}` has {steps} steps, the limit is {STEPS_MAX}", self.name));
+            return Err(format!(
+                "session `{}` has {steps} steps, the limit is {STEPS_MAX}",
+                self.name
+            ));
         }
         if !(self.within_s > 0.0 && self.within_s <= 86_400.0) {
             return Err("`within_s` is not between 0 and 86400".to_owned());

@@ -294,11 +294,16 @@ impl Session {
         if !self.script.requires_action || self.ended {
             return;
         }
-        let open = |call: &&Call| {
-            call.answered_at.is_none() && call.verdict != Verdict::Denied
-        };
-        let waiting: Vec<String> =
-            self.calls.iter().rev().take(256).filter(open).map(|call| call.id.clone()).rev().collect();
+        let open = |call: &&Call| call.answered_at.is_none() && call.verdict != Verdict::Denied;
+        let waiting: Vec<String> = self
+            .calls
+            .iter()
+            .rev()
+            .take(256)
+            .filter(open)
+            .map(|call| call.id.clone())
+            .rev()
+            .collect();
         if waiting == self.required {
             return;
         }

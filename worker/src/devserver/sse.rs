@@ -22,10 +22,10 @@ pub fn ping() -> Bytes {
 /// The same event in a form that is as valid and less usual: CRLF, a comment, an id, data over two
 /// lines, and no space after the first colon.
 fn odd_frame(event: &Event) -> Bytes {
-    let (head, tail) = event.json.split_once(',').unwrap_or((&event.json, ""));
-    let rest = if tail.is_empty() { String::new() } else { format!("data: ,{tail}\r\n") };
+    // Only here is a line end certain to be outside of a string.
+    let tail = event.json.strip_prefix('{').unwrap_or(&event.json);
     let text = format!(
-        ": a comment\r\nevent:{}\r\nid: {}\r\ndata: {head}\r\n{rest}\r\n",
+        ": a comment\r\nevent:{}\r\nid: {}\r\ndata: {{\r\ndata: {tail}\r\n\r\n",
         event.kind, event.id
     );
     Bytes::from(text)
@@ -86,7 +86,8 @@ impl Stream {
         match fault.kind {
             Kind::Eof => false,
             Kind::ErrorEvent => {
-                let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"injected"}}"#;
+                let error =
+                    r#"{"type":"error","error":{"type":"overloaded_error","message":"injected"}}"#;
                 self.write(frame("error", error));
                 false
             }
@@ -186,7 +187,8 @@ mod tests {
     // SIM-6
     #[tokio::test]
     async fn faults_change_what_a_stream_carries() {
-        let fault = |kind: &str, after: u64| Some(json!({"on": "stream", "do": kind, "after": after}));
+        let fault =
+            |kind: &str, after: u64| Some(json!({"on": "stream", "do": kind, "after": after}));
         assert_eq!(carried(fault("eof", 1), 3).await, [FRAME]);
         assert_eq!(carried(fault("silence", 1), 3).await, [FRAME]);
         assert_eq!(carried(fault("duplicate", 0), 1).await, [FRAME, FRAME]);
@@ -194,12 +196,14 @@ mod tests {
         assert!(split.iter().all(|chunk| chunk.len() == 1));
         assert_eq!(split.concat(), FRAME);
         let error = carried(fault("error-event", 1), 3).await;
-        assert!(error.len() == 2 && error[1].starts_with("event: error\ndata: {\"type\":\"error\""));
+        assert!(
+            error.len() == 2 && error[1].starts_with("event: error\ndata: {\"type\":\"error\"")
+        );
         let bad = carried(fault("bad-json", 0), 1).await;
         assert_eq!(bad, ["event: agent.message\ndata: {\"type\":\n\n", FRAME]);
         let nameless = carried(fault("nameless", 0), 1).await;
         assert_eq!(nameless[1], "data: {\"a\":1,\"id\":\"sevt_nameless\"}\n\n");
         let odd = carried(fault("odd", 0), 1).await.concat();
-        assert!(odd.contains("\r\ndata: {\"a\":1\r\ndata: ,\"id\":\"e1\"}\r\n\r\n"), "{odd}");
+        assert!(odd.contains("\r\ndata: {\r\ndata: \"a\":1,\"id\":\"e1\"}\r\n\r\n"), "{odd}");
     }
 }

@@ -173,7 +173,11 @@ impl State {
         let kind = session.map_or(Secret::None, |at| self.sessions[at].script.secret);
         let token = match kind {
             Secret::Token | Secret::Padded => {
-                format!("sk-ant-req-dev-{}-{holding}-{}", item.id, self.identity.operator_key.len() + work)
+                format!(
+                    "sk-ant-req-dev-{}-{holding}-{}",
+                    item.id,
+                    self.identity.operator_key.len() + work
+                )
             }
             Secret::None => return None,
             Secret::Garbage => return Some("%%% no base64 %%%".to_owned()),

@@ -74,17 +74,32 @@ pub enum Act {
     Call(CallStep),
     Message(String),
     /// A verdict on a call that waits for one.
-    Confirm { of: String, allow: bool, message: Option<String>, wait: bool },
+    Confirm {
+        of: String,
+        allow: bool,
+        message: Option<String>,
+        wait: bool,
+    },
     /// The customer's backend answers a call that the worker does not own.
-    Answer { of: String, text: String },
+    Answer {
+        of: String,
+        text: String,
+    },
     /// A tool that the server runs itself: call and result, both in the log.
-    ServerTool { name: String, input: Value, text: String },
+    ServerTool {
+        name: String,
+        input: Value,
+        text: String,
+    },
     WaitFor(Vec<String>),
     Delay(Duration),
     ThreadStarted(String),
     ThreadTerminated(String),
     Idle(String),
-    Emit { event: Value, gap: bool },
+    Emit {
+        event: Value,
+        gap: bool,
+    },
     Fault(Fault),
     Disconnect,
     Terminate,
@@ -158,16 +173,19 @@ impl StepScript {
                 Some(Value::String(text)) if !key.is_empty() => {
                     named.push((name.to_owned(), false, json!({ key: text })));
                 }
-                Some(input @ Value::Object(_)) => named.push((name.to_owned(), false, input.clone())),
+                Some(input @ Value::Object(_)) => {
+                    named.push((name.to_owned(), false, input.clone()))
+                }
                 Some(_) => return Err(format!("`{name}` takes its input as a table")),
                 None => {}
             }
         }
         let input = self.input.clone().unwrap_or_else(|| json!({}));
         let long = [(&self.tool, false), (&self.custom, true)];
-        named.extend(long.into_iter().filter_map(|(name, custom)| {
-            Some((name.clone()?, custom, input.clone()))
-        }));
+        named.extend(
+            long.into_iter()
+                .filter_map(|(name, custom)| Some((name.clone()?, custom, input.clone()))),
+        );
         if named.len() > 1 {
             return Err("a step names more than one tool: write one step for each".to_owned());
         }

@@ -51,6 +51,8 @@ pub struct Holding {
     /// Interval that the last answer asked for.
     pub interval: Option<Micros>,
     pub stops: Vec<(Micros, bool)>,
+    /// A fault withheld the answer to a heartbeat: the next one cannot know the value (RACE-2).
+    pub beat_lost: bool,
     /// When the lease went to nobody or somebody else.
     pub lost_at: Option<Micros>,
 }
@@ -305,6 +307,23 @@ impl Work {
     }
 }
 
+impl Work {
+    /// The same, asked for by the server itself: no holder is credited with it.
+    pub fn stop_by_server(&mut self, now: Micros, force: bool) -> Stop {
+        let stops = self.holder().map(|holding| holding.stops.clone());
+        let stopped = self.stop(force, now);
+        if let Some((holding, stops)) = self.holder().zip(stops) {
+            holding.stops = stops;
+        }
+        stopped
+    }
+
+    /// Handed out, and neither acked nor free again.
+    pub fn claimed(&self) -> bool {
+        self.claimed_at.is_some()
+    }
+}
+
 impl Queue {
     /// A string that was never used before and is no plain number or date: it has characters that
     /// a query must encode (API-3).
@@ -338,7 +357,8 @@ mod tests {
     #[test]
     fn items_are_handed_out_oldest_first_and_again_when_nobody_acked() {
         let mut queue = queue();
-        let claim = |queue: &mut Queue, now| queue.claim("w", 2 * SECOND, now).map(|w| w.id.clone());
+        let claim =
+            |queue: &mut Queue, now| queue.claim("w", 2 * SECOND, now).map(|w| w.id.clone());
         assert_eq!(claim(&mut queue, 0).as_deref(), Some("work_000001"));
         assert_eq!(claim(&mut queue, 0).as_deref(), Some("work_000002"));
         assert_eq!(claim(&mut queue, 2 * SECOND - 1), None);
@@ -411,6 +431,9 @@ mod tests {
         assert_eq!(work.beat("hb1", "hb2".to_owned(), 5 * SECOND, 2), Beat::Extended);
         assert_eq!(work.beat("hb2", "hb3".to_owned(), 6 * SECOND + 7, 2), Beat::Extended);
         let holding = work.holder().expect("held");
-        assert_eq!((holding.beats, holding.largest_gap, holding.largest_lateness), (3, 5 * SECOND, 7));
+        assert_eq!(
+            (holding.beats, holding.largest_gap, holding.largest_lateness),
+            (3, 5 * SECOND, 7)
+        );
     }
 }
