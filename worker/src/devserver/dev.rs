@@ -32,7 +32,7 @@ fn answer_at(plane: &Plane, ask: &Ask, path: &[&str]) -> Result<Value, Reply> {
     match (ask.method.as_str(), path) {
         ("GET", ["health"]) => Ok(json!({"ok": true})),
         ("GET", ["state"]) => Ok(show(&state)),
-        ("GET", ["report"]) => Ok(state.report()),
+        ("GET", ["report"]) => Ok(state.report(ask.query("final") == Some("true"))),
         ("GET", ["sessions", id]) => Ok(events::summary(&state, find(&state, id)?)),
         ("POST", ["sessions"]) => add_session(plane, &mut state, ask),
         ("POST", ["sessions", id, "steps"]) => push_steps(&mut state, id, ask),
@@ -97,7 +97,7 @@ fn show(state: &State) -> Value {
         "environment_key": state.identity.key,
         "operator_key": state.identity.operator_key,
         "faults_waiting": state.faults.len(),
-        "violations": state.violations(),
+        "violations": state.violations(false),
         "sessions": sessions.collect::<Vec<_>>(),
         "work": work.collect::<Vec<_>>(),
     })

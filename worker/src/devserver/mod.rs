@@ -77,7 +77,7 @@ pub async fn serve(listener: TcpListener, options: Options) -> anyhow::Result<Ou
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
-    let report = plane.lock().report();
+    let report = plane.lock().report(true);
     Ok(Outcome { report, timed_out })
 }
 

@@ -88,9 +88,12 @@ fn unstopped(work: &Work) -> Option<String> {
 }
 
 impl State {
-    /// What was violated, with what shows only at the end.
-    pub fn violations(&self) -> Vec<Violation> {
+    /// What was violated; at the end, also what shows only then.
+    pub fn violations(&self, at_end: bool) -> Vec<Violation> {
         let mut all = self.record.violations.clone();
+        if !at_end {
+            return all;
+        }
         let at_us = self.clock.now();
         all.extend(self.queue.items.iter().filter_map(|work| {
             let detail = unstopped(work)?;
@@ -99,10 +102,10 @@ impl State {
         all
     }
 
-    /// The report.
-    pub fn report(&self) -> Value {
-        let violations = self.violations();
-        let failures: Vec<String> = self.failures();
+    /// The report: so far, or at the end.
+    pub fn report(&self, at_end: bool) -> Value {
+        let violations = self.violations(at_end);
+        let failures: Vec<String> = self.failures(at_end);
         let passed = violations.is_empty() && failures.is_empty();
         let calls = self.sessions.iter().flat_map(|session| &session.calls);
         let latencies: Vec<Micros> = calls.filter_map(latency).collect();
@@ -130,15 +133,15 @@ impl State {
         })
     }
 
-    /// What differed from the script, with the session's name.
-    pub fn failures(&self) -> Vec<String> {
+    /// What differed from the script, with the session's name; at the end, also what is missing.
+    pub fn failures(&self, at_end: bool) -> Vec<String> {
         let of = |session: &Session| -> Vec<String> {
             session.failures.iter().map(|what| format!("{}: {what}", session.name)).collect()
         };
         let unfinished = self
             .sessions
             .iter()
-            .filter(|one| !one.driven && one.script.end != super::script::End::Open);
+            .filter(|one| at_end && !one.driven && one.script.end != super::script::End::Open);
         let unfinished = unfinished.map(|one| format!("{}: not all steps were taken", one.name));
         self.sessions.iter().flat_map(of).chain(unfinished).collect()
     }

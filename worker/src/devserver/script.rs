@@ -259,7 +259,8 @@ impl std::error::Error for ScriptError {}
 /// With file, line and column of what is wrong.
 pub fn parse(text: &str, path: &Path) -> Result<Script, ScriptError> {
     let script: Script = toml::from_str(text).map_err(|error| {
-        let at = error.span().map_or(0, |span| span.start).min(text.len());
+        let span = error.span().unwrap_or_default();
+        let at = step_within(text, &span).unwrap_or(span.start).min(text.len());
         let before = &text[..at];
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
@@ -274,6 +275,25 @@ pub fn parse(text: &str, path: &Path) -> Result<Script, ScriptError> {
     });
     checked.map_err(|reason| ScriptError { place: path.display().to_string(), reason })?;
     Ok(script)
+}
+
+/// Where in a list of steps the first wrong one is: the parser only knows where the list begins.
+fn step_within(text: &str, span: &std::ops::Range<usize>) -> Option<usize> {
+    const KEY: &str = "step = ";
+    #[derive(Deserialize)]
+    struct One {
+        #[serde(rename = "step")]
+        _step: Step,
+    }
+    let list = text.get(span.clone())?;
+    let parsed = toml::de::DeValue::parse(list).ok()?;
+    let toml::de::DeValue::Array(steps) = parsed.get_ref() else { return None };
+    steps.iter().find_map(|step| {
+        let own = step.span();
+        let wrong = toml::from_str::<One>(&format!("{KEY}{}", &list[own.clone()])).err()?;
+        let inner = wrong.span().map_or(0, |inner| inner.start.saturating_sub(KEY.len()));
+        Some(span.start + own.start + inner)
+    })
 }
 
 #[cfg(test)]
@@ -291,7 +311,7 @@ mod tests {
             ("[[session]]\nnam = \"x\"",                         "s.toml:2:1: unknown field `nam`"),
             ("[[session]]\ncalls = [\n {bash=\"a\", glob=\"b\"},\n]", "s.toml:3:2: "),
             ("[[session]]\ncalls = [\n {id=\"a\"},\n]",           "s.toml:3:2: a step does nothing"),
-            ("[[session]]\ncalls = [\n {bash=\"a\", expect={matches=\"(\"}},\n]", "s.toml:3:31: "),
+            ("[[session]]\ncalls = [\n {bash=\"a\", expect={matches=\"(\"}},\n]", "s.toml:3:29: "),
             ("[[fault]]\non = \"pol\"\ndo = \"500\"",             "s.toml:2:6: unknown variant `pol`"),
             ("[[fault]]\non = \"poll\"\ndo = \"sing\"",           "s.toml:1:1: "),
             ("[[session]]\ncopies = 100000",                      "s.toml: `copies` is 100000"),

@@ -63,7 +63,7 @@ async fn an_answer_can_be_lost_before_or_after_the_deed() {
         let again = server.result(&claim, &call, "x").await.status;
         assert_eq!(again, if done { 400 } else { 200 }, "{kind}");
         assert_eq!(server.stop(&claim, "{\"force\":true}").await.status, 204);
-        assert_eq!(server.violations(), [""; 0], "{kind}: posting again is right (RUN-28)");
+        assert_eq!(server.at_end(), [""; 0], "{kind}: posting again is right (RUN-28)");
     }
 }
 
@@ -75,11 +75,11 @@ async fn a_lost_answer_to_a_heartbeat_breaks_the_chain_without_blame() {
     assert_eq!(server.beat(&claim.token, &claim.id, &claim.heartbeat).await.status, 500);
     let refused = server.beat(&claim.token, &claim.id, &claim.heartbeat).await;
     assert_eq!(refused.status, 412);
-    assert_eq!(server.violations(), [""; 0]);
+    assert_eq!(server.at_end(), [""; 0], "who gives up need not stop");
     let current = refused.json()["error"]["details"]["current_state"]["last_heartbeat"].clone();
     let adopted = server.beat(&claim.token, &claim.id, current.as_str().expect("a value")).await;
     assert_eq!(adopted.status, 200);
-    assert_eq!(server.violations(), ["missing_stop"], "who goes on must stop in the end");
+    assert_eq!(server.at_end(), ["missing_stop"], "who goes on must stop in the end");
 }
 
 // LEASE-6, LEASE-9, LEASE-13

@@ -198,11 +198,16 @@ impl Server {
 
     /// Kinds of the violations so far.
     pub fn violations(&self) -> Vec<&'static str> {
-        self.plane.lock().violations().iter().map(|violation| violation.kind).collect()
+        self.plane.lock().violations(false).iter().map(|violation| violation.kind).collect()
+    }
+
+    /// The same if the run ended now.
+    pub fn at_end(&self) -> Vec<&'static str> {
+        self.plane.lock().violations(true).iter().map(|violation| violation.kind).collect()
     }
 
     pub fn failures(&self) -> Vec<String> {
-        self.plane.lock().failures()
+        self.plane.lock().failures(false)
     }
 }
 
