@@ -5,6 +5,7 @@
 //! C program in `payload/`, which also serves as the subreaper that counts left-over processes.
 
 pub mod bait;
+pub mod devserver;
 pub mod exec;
 pub mod hostile;
 pub mod leftover;
@@ -15,6 +16,7 @@ pub mod needs;
 pub mod policy;
 pub mod source;
 
+pub use devserver::Devserver;
 pub use exec::{End, Exec, Outcome};
 pub use level::Level;
 pub use needs::Need;

@@ -11,6 +11,7 @@ use clap::Parser as _;
 mod cli;
 mod credential;
 mod daemon;
+mod devserver;
 mod doctor;
 mod exec;
 mod exit;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub mod audit;
+pub mod devserver;
 pub mod policy;
 pub mod poll;
 
@@ -58,6 +59,7 @@ enum Command {
     Policy(policy::PolicyArgs),
     Audit(audit::AuditArgs),
     Sweep(sweep::SweepArgs),
+    Devserver(devserver::DevserverArgs),
     /// Print the version
     Version {
         /// Print one JSON document
@@ -115,6 +117,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Policy(args) => show_policy(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Sweep(args) => sweep::run(&args),
+        Command::Devserver(args) => devserver::run(args),
         Command::Version { json } => version(json),
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => manual(dir),
