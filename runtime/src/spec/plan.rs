@@ -177,7 +177,7 @@ pub enum Access {
     Device,
     /// Read files, write the few a process may write about itself.
     Proc,
-    /// What the file tools do: list, read, write, make, remove and rename files and directories.
+    /// What the file tools do: list, read, write, make and replace files, make directories.
     Files,
 }
 
@@ -248,6 +248,8 @@ pub struct Payload {
 pub struct ToolsPlan {
     /// Absolute paths inside the jail that the file tools may use, the working directory first.
     pub roots: Vec<PathBuf>,
+    /// Longest time of one command, in milliseconds.
+    pub call_time_ms_max: Option<u64>,
 }
 
 /// The immutable plan of one jail.

@@ -2,8 +2,8 @@
 //! environment key again.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds};
