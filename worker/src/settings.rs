@@ -118,8 +118,6 @@ pub struct Settings {
     pub memory_reserve_bytes: u64,
     /// When an idle session is let go; `None` is never.
     pub max_idle: Option<Duration>,
-    /// How long a workspace outlives its session.
-    pub retain: Duration,
     /// Longest tool call, if the operator sets one.
     pub tool_timeout: Option<Duration>,
     /// How long running calls may take when stopping.
@@ -183,7 +181,6 @@ impl Settings {
             max_sessions: max_sessions(args)?,
             memory_reserve_bytes: args.memory_reserve.bytes(),
             max_idle: (!max_idle.is_zero()).then_some(max_idle),
-            retain: duration("--retain", args.retain)?,
             tool_timeout: args
                 .tool_timeout
                 .map(|d| at_least_1s("--tool-timeout", d))

@@ -109,18 +109,6 @@ pub struct PollArgs {
     )]
     pub max_idle: Duration,
 
-    /// Keep a session's workspace for DURATION after its end, should it come back [default: 0]
-    ///
-    /// Counts against the memory or disk of this host; a fresh jail gets it.
-    #[arg(
-        long,
-        value_name = "DURATION",
-        default_value = "0",
-        hide_default_value = true,
-        value_parser = duration_or_zero
-    )]
-    pub retain: Duration,
-
     /// End a tool call after DURATION [default: what the tool call asks for, within the policy]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub tool_timeout: Option<Duration>,
@@ -435,7 +423,7 @@ fn document(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> V
         "max_sessions": settings.max_sessions,
         "memory_reserve_bytes": settings.memory_reserve_bytes,
         "max_idle_ms": settings.max_idle.map(milliseconds),
-        "retain_ms": milliseconds(settings.retain),
+        "retain_ms": ready.policy.filesystem.retain.value.map(milliseconds),
         "tool_timeout_ms": settings.tool_timeout.map(milliseconds),
         "drain_timeout_ms": milliseconds(settings.drain_timeout),
         "once": settings.once,

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
 use stockade_runtime::host::HostFacts;
@@ -32,8 +31,6 @@ pub struct Template {
     pub writable: Vec<BoundRequest>,
     /// The worker's own environment, from which the policy may pass names on.
     pub environment: std::collections::BTreeMap<String, String>,
-    /// How long a session's jail is kept for its next work item.
-    pub retain: Duration,
 }
 
 /// Why a session has no jail.
@@ -169,11 +166,14 @@ impl Jails {
         Ok(session)
     }
 
-    /// Keeps the jail for the session's next work item if the operator wants that and no tool
-    /// process has to be let run; ends it otherwise.
+    /// Keeps the jail for the session's next work item, without its processes, if the policy says so;
+    /// ends it otherwise.
     pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
-        if keep && !self.template.retain.is_zero() && session.quiesce().await.is_ok() {
-            let until = Instant::now() + self.template.retain;
+        let retain = self.template.policy.filesystem.retain.value.filter(|_| keep);
+        if let Some(retain) = retain
+            && session.quiesce().await.is_ok()
+        {
+            let until = Instant::now() + retain;
             let idle = Idle { session, ids: ids.clone(), until };
             let replaced = self.kept().insert(session_id.to_owned(), idle);
             tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");

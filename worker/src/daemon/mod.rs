@@ -265,7 +265,6 @@ fn template(
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),
-        retain: settings.retain,
     }))
 }
 
