@@ -48,8 +48,8 @@ fn results_have_the_texts_of_the_contract() {
 fn tracing_shows_the_command_and_nothing_of_ours() {
     let mut tree = Tree::new();
     tree.ok("set -x");
-    assert_eq!(tree.ok("echo hi"), "+ echo hi\nhi");
-    assert_eq!(text(&tree.call("(exit 3)")), "+ exit 3\nexit code: 3");
+    assert_eq!(tree.ok("echo hi"), "+++ echo hi\nhi");
+    assert_eq!(text(&tree.call("(exit 3)")), "+++ exit 3\nexit code: 3");
     tree.ok("set +x");
     assert_eq!(tree.ok("echo hi"), "hi");
 }
