@@ -10,6 +10,7 @@ crate::tests! {
     TESTS:
     a_timeout_ends_the_command_and_everything_after_it_but_not_the_shell,
     a_shell_that_does_not_come_back_is_replaced,
+    a_shell_that_no_longer_does_what_it_is_told_is_replaced_within_its_grace,
     partial_output_is_kept_on_a_timeout,
     the_default_and_the_longest_time_limit_are_kept_to,
     a_timeout_spares_what_earlier_calls_left_running,
@@ -114,6 +115,25 @@ fn a_shell_that_does_not_come_back_is_replaced() {
             "[]\n0",
             "{command}"
         );
+    }
+}
+
+fn a_shell_that_no_longer_does_what_it_is_told_is_replaced_within_its_grace() {
+    let mut tree = Tree::with(quick(), Proc::Given);
+    let lost = "bash: the shell stopped answering and was restarted (working directory and \
+         variables were reset)";
+    // Restricted, it cannot open the file of the next command.
+    for (commands, want) in [
+        (&["echo hi; set -n"][..], format!("hi\n{lost}")),
+        (&["builtin() { :; }"], lost.to_owned()),
+        (&["set -r", "echo hi"], lost.to_owned()),
+    ] {
+        let begun = Instant::now();
+        let result = commands.iter().map(|command| tree.call(command)).last().expect("one");
+        assert!(begun.elapsed() < Duration::from_secs(4), "{commands:?}: {:?}", begun.elapsed());
+        assert_eq!((text(&result), result.is_error), (want, true), "{commands:?}");
+        assert_eq!(result.facts.shell, ShellFate::Restarted, "{commands:?}");
+        assert_eq!(tree.ok("echo hi"), "hi", "{commands:?}");
     }
 }
 
