@@ -249,7 +249,10 @@ impl Shell {
             return Ok(ToolResult::error(format!("bash: cannot hand over the command: {reason}")));
         }
         write_all(self.commands.as_fd(), script::lines(&nonce).as_bytes())?;
-        let ending = self.watch(&mut tail, &nonce, deadline, Some(cancel))?;
+        let mut ending = self.watch(&mut tail, &nonce, deadline, Some(cancel))?;
+        if ending == Ending::Status(1) && !self.obeys(&mut tail)? {
+            ending = Ending::Lost;
+        }
         let survived = match ending {
             Ending::TimedOut | Ending::Cancelled => self.end_command(&mut tail, &nonce)?,
             Ending::Lost => {
@@ -284,6 +287,18 @@ impl Shell {
         }
         self.kill_shell()?;
         Ok(false)
+    }
+
+    /// Whether a silent failure was the command's own. A restricted shell (`set -r`), or one whose
+    /// descriptors were closed, cannot open the file of the command, which looks the same.
+    fn obeys(&mut self, tail: &mut Tail) -> io::Result<bool> {
+        self.drain(tail)?;
+        let nonce = nonce()?;
+        if tail.total() > 0 || self.write_script(r"\builtin return 77").is_err() {
+            return Ok(true);
+        }
+        write_all(self.commands.as_fd(), script::lines(&nonce).as_bytes())?;
+        Ok(self.comes_back(tail, &nonce)? == Some(77))
     }
 
     /// Takes back what the signal did to the shell, or ends it. True if it is still the same.
