@@ -113,7 +113,7 @@ fn session(which: Official) {
     let text = fs::read_to_string(project().join("tests/scripts/official.toml")).expect("readable");
     let report = play(which, &text);
     let calls = report["sessions"][0]["calls"].as_array().expect("a list").clone();
-    assert_eq!(calls.len(), 31, "{which:?}");
+    assert_eq!(calls.len(), 27, "{which:?}");
     // Denied calls have no result (PERM-2, PERM-5), all others one each.
     for call in &calls {
         let denied = call["verdict"] == "denied";
@@ -139,6 +139,36 @@ fn faults(which: Official) {
         fs::read_to_string(project().join("tests/scripts/official-faults.toml")).expect("readable");
     let report = play(which, &text);
     assert!(report["sessions"][0]["streams_opened"].as_u64() >= Some(4));
+}
+
+fn stores(which: Official) {
+    let text =
+        fs::read_to_string(project().join("tests/scripts/official-stores.toml")).expect("readable");
+    let server = Devserver::with(&text, &["--keep-results"]);
+    let worker = Running::start(which, &server);
+    server.wait_done(LIMIT);
+    let kept = server.dev("GET", "memory_stores/memstore_1", &Value::Null);
+    assert_eq!(
+        (&kept["/a.md"], &kept["/b.md"]),
+        (&json!("changed"), &json!("beta")),
+        "{}",
+        worker.log()
+    );
+    let ended = server.end();
+    assert!(ended.status.success(), "{which:?}\n{}\n{}", ended.said, worker.log());
+    assert_eq!(ended.report["requests"]["skill_content"]["count"], 1);
+}
+
+#[test]
+fn the_python_worker_lays_out_skills_and_memories() {
+    require!(Need::Tool("python3"));
+    stores(Official::Python);
+}
+
+#[test]
+fn the_typescript_worker_lays_out_skills_and_memories() {
+    require!(Need::Tool("npm"));
+    stores(Official::TypeScript);
 }
 
 #[test]

@@ -221,7 +221,7 @@ impl SessionScript {
     /// Refuses what would have no bound.
     pub fn check(&self) -> Result<(), String> {
         let each: usize = self.calls.iter().map(Step::times).sum();
-        let steps = each.checked_mul(self.repeat).unwrap_or(usize::MAX);
+        let steps = each.saturating_mul(self.repeat);
         if self.copies > SESSIONS_MAX {
             return Err(format!("`copies` is {}, the limit is {SESSIONS_MAX}", self.copies));
         }

@@ -183,7 +183,7 @@ async fn wrong_headers_are_violations() {
     let (version, beta) = (("anthropic-version", "2026-10-21"), ("anthropic-beta", AGENTS));
     let worker = ("anthropic-worker-id", "w");
     #[rustfmt::skip]
-    let cases: [(&str, Vec<(&str, &str)>, u16); 6] = [
+    let cases = [
         ("bad_version",     vec![("anthropic-version", "2020-01-01"), beta, worker],        200),
         ("bad_version",     vec![beta, worker],                                             200),
         ("bad_beta",        vec![version, worker],                                          200),
