@@ -264,3 +264,31 @@ async fn every_kind_of_step_leaves_its_event() {
     stream.until("session.deleted").await;
     assert_eq!(stream.next().await, None, "a deletion closes the stream");
 }
+
+#[tokio::test]
+async fn many_sessions_with_many_calls_stay_in_order() {
+    let script = "[[session]]\ncopies = 20\nrepeat = 2\ncalls = [{ bash = \"a\", repeat = 25 }]";
+    let server = Server::new(script).await;
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let claim = server.claim().await;
+        let stream = server.attach(&claim).await;
+        open.push((claim, stream));
+    }
+    for _ in 0..50 {
+        for (claim, stream) in &mut open {
+            let call = stream.call().await;
+            assert_eq!(server.result(claim, &call, "x").await.status, 200);
+        }
+    }
+    for (claim, stream) in &mut open {
+        stream.until("session.status_terminated").await;
+        assert_eq!(server.stop(claim, "{\"force\":true}").await.status, 204);
+    }
+    assert!(server.plane.lock().done());
+    let report = server.plane.lock().report(true);
+    assert_eq!(
+        (&report["result"], &report["latency_us"]["count"]),
+        (&json!("passed"), &json!(1000))
+    );
+}
