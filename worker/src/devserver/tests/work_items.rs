@@ -238,3 +238,48 @@ async fn items_of_other_types_and_without_data_can_be_queued() {
     assert_eq!(server.poll().await["data"], Value::Null);
     assert!(!server.plane.lock().done());
 }
+
+// UNK-2, UNK-4
+#[tokio::test]
+async fn what_the_protocol_leaves_open_can_be_chosen() {
+    let script = format!("[server]\nack_repeat = 409\nstop_status = 200\nttl_seconds = 0\n{ONE}");
+    let server = Server::new(&script).await;
+    let claim = server.claim().await;
+    let ack = format!("{WORK}/{}/ack", claim.id);
+    assert_eq!(server.post(&ack, "").await.status, 409);
+    server.advance(10_000);
+    let beat = server.beat(&claim.token, &claim.id, &claim.heartbeat).await.json();
+    assert_eq!((&beat["ttl_seconds"], &beat["state"]), (&json!(0), &json!("active")), "LEASE-3");
+    let stopped = server.stop(&claim, "{\"force\":true}").await;
+    assert_eq!((stopped.status, &stopped.json()["state"]), (200, &json!("stopped")));
+}
+
+// AUTH-3, AUTH-4
+#[tokio::test]
+async fn a_secret_comes_in_every_form() {
+    #[rustfmt::skip]
+    let cases = [("token", true), ("padded", true), ("none", false), ("garbage", false)];
+    for (kind, token) in cases {
+        let server = Server::new(&format!("[[session]]\nsecret = \"{kind}\"")).await;
+        let item = server.poll().await;
+        assert_eq!(token_of(&item).is_some(), token, "{kind}");
+        assert_eq!(item["secret"].is_null(), kind == "none", "{kind}");
+    }
+    // Without a token the key serves for everything.
+    let server = Server::new("[[session]]\nsecret = \"none\"\ncalls = [{ bash = \"a\" }]").await;
+    let claim = server.claim().await;
+    let call = server.attach(&claim).await.call().await;
+    assert_eq!(server.result(&claim, &call, "x").await.status, 200);
+    server.advance(301);
+    assert_eq!(server.poll().await["id"], json!(claim.id));
+    assert_eq!(server.violations(), [""; 0]);
+}
+
+#[tokio::test]
+async fn violations_that_a_test_provokes_can_be_tolerated() {
+    let script = format!("[server]\ntolerate = [\"heartbeat_chain\", \"missing_stop\"]\n{ONE}");
+    let server = Server::new(&script).await;
+    let claim = server.claim().await;
+    assert_eq!(server.beat(&claim.token, &claim.id, "NO_HEARTBEAT").await.status, 412, "WRUN-4");
+    assert_eq!(server.at_end(), [""; 0]);
+}
