@@ -69,7 +69,7 @@ impl Holding {
         self.first_beat_at.get_or_insert(now);
         self.last_beat_at = Some(now);
         if let Ok(ttl @ 1..) = Micros::try_from(ttl) {
-            self.interval = Some((ttl * SECOND / 2).clamp(SECOND, INTERVAL_MAX_US));
+            self.interval = Some((ttl.saturating_mul(SECOND) / 2).clamp(SECOND, INTERVAL_MAX_US));
         }
     }
 }
@@ -115,7 +115,7 @@ impl Work {
     fn extend(&mut self, now: Micros, ttl: i64) {
         self.ttl = ttl;
         let ttl = Micros::try_from(ttl).unwrap_or(0);
-        self.lease_until = (ttl > 0).then_some(now.saturating_add(ttl * SECOND));
+        self.lease_until = (ttl > 0).then_some(now.saturating_add(ttl.saturating_mul(SECOND)));
     }
 
     fn expire(&mut self, now: Micros) {
@@ -229,7 +229,7 @@ impl Queue {
         let each = self.items.iter().filter_map(|work| match work.state {
             State::Queued => work.claimed_at.map(|at| at.saturating_add(reclaim)),
             State::Stopped => None,
-            _ => work.lease_until.map(|until| until + 1),
+            _ => work.lease_until.map(|until| until.saturating_add(1)),
         });
         each.min()
     }

@@ -216,6 +216,42 @@ async fn wrong_headers_are_violations() {
     assert_eq!(server.violations(), ["dual_credential", "no_credential"]);
 }
 
+// HDR-7
+#[tokio::test]
+async fn bodies_where_none_belong_and_of_other_types_are_violations() {
+    let server = Server::new(ONE).await;
+    let id = server.poll().await["id"].as_str().expect("an item").to_owned();
+    assert_eq!(server.post(&format!("{WORK}/{id}/ack"), "{}").await.status, 200);
+    let beat = format!("{WORK}/{id}/heartbeat?expected_last_heartbeat=NO_HEARTBEAT");
+    assert_eq!(server.post(&beat, "{}").await.status, 200);
+    assert_eq!(server.post(&format!("{WORK}/{id}/heartbeat"), "").await.status, 400);
+    assert_eq!(server.post(&format!("{WORK}/{id}/stop"), "").await.status, 204);
+    assert_eq!(server.violations(), ["bad_body", "bad_body", "bad_heartbeat", "bad_body"]);
+    let bearer = format!("Bearer {}", server.key);
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("anthropic-version", "2023-06-01"),
+        ("anthropic-beta", AGENTS),
+        ("content-type", "text/plain"),
+    ];
+    let stop = format!("{WORK}/{id}/stop");
+    server.with("POST", &stop, &headers, "{}".to_owned()).await;
+    assert_eq!(server.violations().len(), 5);
+}
+
+#[tokio::test]
+async fn numbers_at_the_edge_break_nothing() {
+    let server = Server::new(&format!("[server]\nttl_seconds = {}\n{ONE}", i64::MAX)).await;
+    let claim = server.claim().await;
+    assert_eq!(server.get(&format!("{WORK}/poll?block_ms=1")).await.json(), Value::Null);
+    let far = u64::MAX;
+    assert_eq!(server.get(&format!("{WORK}?page=workpage_{far}")).await.status, 200);
+    assert_eq!(server.list(&claim, &format!("&page=evpage_{far}")).await.status, 200);
+    assert_eq!(server.get(&format!("{WORK}/poll?reclaim_older_than_ms={far}")).await.status, 200);
+    assert_eq!(server.dev("POST", "advance", &json!({"ms": far})).await.status, 400);
+    assert_eq!(server.get(&format!("{WORK}/stats")).await.status, 200);
+}
+
 // AUTH-5, AUTH-6
 #[tokio::test]
 async fn a_token_is_good_for_its_own_item_only() {
