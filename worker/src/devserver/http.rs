@@ -22,7 +22,7 @@ use super::state::{Plane, Who};
 use super::{api, checks, dev};
 
 /// Bytes of a request's body.
-const BODY_MAX: usize = 64 * 1024 * 1024;
+const BODY_MAX: usize = 32 * 1024 * 1024;
 /// Time for the head of a request. It also ends connections that nobody uses, which must not happen
 /// between two heartbeats.
 const HEAD_TIME: Duration = Duration::from_secs(600);

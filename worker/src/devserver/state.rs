@@ -152,9 +152,8 @@ impl State {
     /// SIM-1: a session without a live item gets one.
     pub fn ensure_work(&mut self, session: usize) {
         let now = self.clock.now();
-        self.queue.expire(now);
         let one = &self.sessions[session];
-        if !self.queue.live(&one.id) {
+        if !self.queue.live_at(&one.id, now) {
             let metadata = one.script.work_metadata.clone();
             let id = one.id.clone();
             self.queue.add(Some("session"), Some(&id), metadata, now);

@@ -362,7 +362,7 @@ async fn requests_and_pushes_are_bounded() {
     let path = format!("/v1/sessions/{}/events", claim.session);
     let many = json!({"events": vec![message; 1001]}).to_string();
     assert_eq!(server.ask(&claim.token, "POST", &path, &many).await.status, 400);
-    let large = "x".repeat(64 * 1024 * 1024 + 1);
+    let large = "x".repeat(32 * 1024 * 1024 + 1);
     assert_eq!(server.ask(&claim.token, "POST", &path, &large).await.status, 413);
     let steps = json!(vec![json!({"delay_ms": 0}); 100_001]);
     assert_eq!(server.dev("POST", "sessions/session/steps", &steps).await.status, 400);
