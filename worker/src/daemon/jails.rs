@@ -68,7 +68,8 @@ impl JailError {
 #[derive(Debug)]
 pub struct Jails {
     template: Template,
-    launcher: Mutex<Launcher>,
+    /// None once the worker ends.
+    launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
     kept: Mutex<HashMap<String, Idle>>,
 }
@@ -83,7 +84,7 @@ struct Idle {
 impl Jails {
     /// Makes jails from `template` by `launcher`.
     pub fn new(template: Template, launcher: Launcher, record: Arc<Record>) -> Jails {
-        let (launcher, kept) = (Mutex::new(launcher), Mutex::default());
+        let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
         Jails { template, launcher, record, kept }
     }
 
@@ -132,7 +133,9 @@ impl Jails {
         let spec = spec::build(&template.policy, &template.facts, request)?;
         let launcher = {
             let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
-            launcher.another().map_err(|source| JailError::Launcher { source })?
+            let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+            let another = launcher.as_mut().ok_or_else(gone).and_then(Launcher::another);
+            another.map_err(|source| JailError::Launcher { source })?
         };
         Ok(Session::start(launcher, spec, template.run_directory.clone()).await?)
     }
@@ -240,6 +243,14 @@ impl Jails {
             left: List::of(&end.left),
         };
         self.record.write(ids, &event);
+    }
+
+    /// Waits until every jail is taken apart and the launcher is gone. No jail can be made after.
+    pub fn end(&self) {
+        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(launcher) = launcher {
+            launcher.wait();
+        }
     }
 
     /// Ends kept jails whose time is over; all of them if `all`.

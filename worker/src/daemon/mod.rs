@@ -186,6 +186,7 @@ pub fn run(
     })?;
     // Threads that wait for a launcher which does not answer must not hold the exit up.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    jails.end();
     Ok(exit)
 }
 
