@@ -177,11 +177,6 @@ impl LeaseState {
             .then(|| Some((server.last_heartbeat.clone()?, server.ttl_seconds.unwrap_or(0.0))))?
     }
 
-    /// The item ended while the host was suspended (RACE-20).
-    pub fn is_stale(&self, now: Duration) -> bool {
-        now.saturating_sub(self.last_success) > self.ttl
-    }
-
     fn view(&self, end: Option<LeaseEnd>) -> LeaseView {
         LeaseView {
             ttl: if self.confirmed { self.ttl } else { POST_WINDOW_BEFORE_FIRST_BEAT },

@@ -49,7 +49,7 @@ pub use gate::Owner;
 pub use heartbeat::HeartbeatThread;
 pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools};
 pub use item::Shared;
-pub use journal::{JournalError, JournalStore, MemoryJournals};
+pub use journal::{Journal, JournalError, JournalStore, Known, MemoryJournals};
 pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
 pub use poll::{PollRefused, QueueEnd};
@@ -98,11 +98,9 @@ impl<H: Host> Queue<H> {
         let heartbeats =
             HeartbeatThread::start().map_err(|source| QueueError::Thread { source })?;
         let random = Random::system();
-        let client = || -> Result<Client, SettingsError> {
-            let transport = HttpTransport::new(settings.ca_file.as_deref())?;
-            Ok(Client::new(&settings, Arc::new(transport), random.clone()))
-        };
-        let (client, lease_client) = (client()?, client()?);
+        let [main, lease] = HttpTransport::pools(settings.ca_file.as_deref())?;
+        let client = Client::new(&settings, Arc::new(main), random.clone());
+        let lease_client = Client::new(&settings, Arc::new(lease), random.clone());
         let shared = Shared {
             host,
             key,
