@@ -191,6 +191,13 @@ pub struct PollArgs {
     )]
     pub block_ms: BlockMs,
 
+    /// Choose how often an empty queue is asked: `eager` or `sdk` [default: eager]
+    ///
+    /// `sdk`: a pause of 1 to 3 s after every empty poll. `eager`: the same, but no pause for 10 s after
+    /// work was seen, which is about one request a second for that time.
+    #[arg(long, value_name = "CADENCE", default_value = "eager", hide_default_value = true)]
+    pub cadence: Cadence,
+
     /// Take over items that somebody polled but did not confirm for N milliseconds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     pub reclaim_older_than_ms: Option<u64>,
@@ -209,6 +216,17 @@ Examples:
   sudo worker poll --jail --environment-id env_… --environment-key-file /etc/stockade/key
   sudo worker poll --jail --check
   worker poll --jail --once --drain-on-empty";
+
+/// How often an empty queue is asked (POLL-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Cadence {
+    /// Without pauses while work is likely.
+    #[value(help = "no pause for 10 s after work was seen")]
+    Eager,
+    /// As the official workers do.
+    #[value(help = "a pause of 1 to 3 s after every empty poll")]
+    Sdk,
+}
 
 /// How long the control plane may hold an empty poll (POLL-1): 1 to 999 ms, or not at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use super::credential::{Credential, EnvironmentKey, WorkSecret, item_credential}
 use super::events::{Ids, Progress, emit};
 use super::feed::Feed;
 use super::gate::{Gate, Owner};
-use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools as _};
+use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening};
 use super::journal::{JournalStore, SharedJournal};
 use super::lease::{Keeper, LeaseView, first_view, keep};
 use super::perform::{Bench, Performer};
