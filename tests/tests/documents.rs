@@ -39,6 +39,9 @@ fn examples_of_the_policy_reference_do_what_it_says() {
 #[test]
 fn examples_of_the_audit_log_do_what_it_says() {
     run_examples("docs/audit.md");
+}
+
+#[test]
 fn examples_of_the_development_server_do_what_it_says() {
     run_examples("docs/devserver.md");
 }

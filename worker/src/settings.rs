@@ -13,7 +13,7 @@ use http::uri::Uri;
 use stockade_runtime::host::Level;
 
 use crate::cli::policy::ReportFormat;
-use crate::cli::poll::PollArgs;
+use crate::cli::poll::{Cadence, PollArgs};
 
 /// Where the control plane is unless something else is said (HDR-10).
 const BASE_URL: &str = "https://api.anthropic.com";

@@ -22,7 +22,7 @@ use stockade_runtime::audit::{Event, Ids as AuditIds, List, StopReason};
 use stockade_runtime::host::Level;
 use stockade_runtime::jail::{self, Launcher};
 
-use crate::cli::poll::Ready;
+use crate::cli::poll::{Cadence, Ready};
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
@@ -39,6 +39,8 @@ use tools::Tools;
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
 const THREADS: usize = 2;
+/// Journals of sessions that nobody has touched for so long are removed.
+const JOURNAL_AGE: Duration = Duration::from_secs(30 * 86_400);
 /// How often kept jails are looked at.
 const EXPIRY: Duration = Duration::from_secs(1);
 
@@ -145,6 +147,9 @@ pub fn run(
     let exit = runtime.block_on(async {
         let journals = FileJournals::new(&places.journal, &places.results)
             .context("cannot open the journal of tool calls")?;
+        if let Err(error) = journals.sweep(JOURNAL_AGE) {
+            tracing::warn!(event = "journal.not_swept", error = %error, "old journals are still there");
+        }
         let queue = match Queue::new(
             queue_settings(settings)?,
             key,
@@ -296,6 +301,9 @@ fn queue_settings(settings: &Settings) -> anyhow::Result<QueueSettings> {
         queue.custom_headers.append(name.clone(), value.clone());
     }
     queue.block_ms = settings.block_ms;
+    if settings.cadence == Cadence::Sdk {
+        queue.cadence = queue::Cadence::Sdk;
+    }
     queue.reclaim_older_than_ms = settings.reclaim_older_than_ms;
     queue.drain = settings.drain_on_empty;
     queue.max_idle = settings.max_idle;

@@ -51,7 +51,7 @@ pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
-pub use settings::{QueueSettings, SettingsError};
+pub use settings::{Cadence, QueueSettings};
 #[cfg(test)]
 pub use shutdown::Level;
 pub use shutdown::{Shutdown, ShutdownWatch};
