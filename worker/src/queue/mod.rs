@@ -51,6 +51,7 @@ pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
+use settings::SettingsError;
 pub use settings::{Cadence, QueueSettings};
 #[cfg(test)]
 pub use shutdown::Level;
