@@ -132,6 +132,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// How long a poll is held, milliseconds; `None` is not at all.
     pub block_ms: Option<u16>,
+    /// How often an empty queue is asked.
+    pub cadence: Cadence,
     /// Age from which unconfirmed items are taken over, milliseconds.
     pub reclaim_older_than_ms: Option<u64>,
     /// Only check.
@@ -191,6 +193,7 @@ impl Settings {
             audit_file: absolute("--audit-file", &audit_file)?,
             state_dir: absolute("--state-dir", &state_dir)?,
             block_ms: args.block_ms.0,
+            cadence: args.cadence,
             reclaim_older_than_ms: args.reclaim_older_than_ms,
             check: args.check,
             format: args.format,
