@@ -199,6 +199,7 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
             pids_max: process.pids.value,
             cpu_milli: process.cpu_milli.value,
             io_bytes_per_second: process.io_rate.value.map(|rate| rate.bytes()),
+            killed_together: !request.tools,
         },
         rlimits,
         nice: process.nice.value,

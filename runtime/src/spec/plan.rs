@@ -207,6 +207,9 @@ pub struct CgroupPlan {
     pub cpu_milli: u32,
     /// Bytes a second read from and written to each disk.
     pub io_bytes_per_second: Option<u64>,
+    /// v2: whether all processes are killed when memory runs out, or the largest. A command half of
+    /// which is gone is useless; a session goes on without the command that took too much.
+    pub killed_together: bool,
 }
 
 /// A per-process limit, soft and hard alike.

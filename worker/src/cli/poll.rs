@@ -193,7 +193,7 @@ pub struct PollArgs {
 
     /// Choose how often an empty queue is asked: `eager` or `sdk` [default: eager]
     ///
-    /// `sdk`: a pause of 1 to 3 s after every empty poll. `eager`: the same, but no pause for 10 s after
+    /// `sdk`: a pause of 1 to 3 s after every empty poll. `eager`: the same, but no pause for 60 s after
     /// work was seen, which is about one request a second for that time.
     #[arg(long, value_name = "CADENCE", default_value = "eager", hide_default_value = true)]
     pub cadence: Cadence,
@@ -221,7 +221,7 @@ Examples:
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Cadence {
     /// Without pauses while work is likely.
-    #[value(help = "no pause for 10 s after work was seen")]
+    #[value(help = "no pause for 60 s after work was seen")]
     Eager,
     /// As the official workers do.
     #[value(help = "a pause of 1 to 3 s after every empty poll")]
