@@ -95,8 +95,15 @@ pub fn play_with(
 /// If it has.
 pub fn passed(ended: Ended, said: &str) -> Value {
     let report = ended.report;
-    assert_eq!(report["result"], "passed", "{}\nthe worker said:\n{said}", complaints(&report));
+    let told = complaints(&report);
+    assert_eq!(report["result"], "passed", "{told}\nthe worker said:\n{}", trouble(said));
     report
+}
+
+/// The lines of a log that are not about the ordinary.
+pub fn trouble(said: &str) -> String {
+    let ordinary = |line: &&str| !["\"INFO\"", "\"DEBUG\""].iter().any(|level| line.contains(level));
+    said.lines().filter(ordinary).collect::<Vec<_>>().join("\n")
 }
 
 /// What differed and what was violated.
