@@ -102,7 +102,8 @@ pub fn passed(ended: Ended, said: &str) -> Value {
 
 /// The lines of a log that are not about the ordinary.
 pub fn trouble(said: &str) -> String {
-    let ordinary = |line: &&str| !["\"INFO\"", "\"DEBUG\""].iter().any(|level| line.contains(level));
+    let ordinary =
+        |line: &&str| !["\"INFO\"", "\"DEBUG\""].iter().any(|level| line.contains(level));
     said.lines().filter(ordinary).collect::<Vec<_>>().join("\n")
 }
 

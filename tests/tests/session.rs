@@ -30,7 +30,7 @@ fn one_shell() -> Value {
             gives(bash("true"), "(no output)"),
             fails(bash("false"), "exit code: 1"),
             fails(bash("echo out; echo err >&2; (exit 7)"), "out\nerr\nexit code: 7"),
-            gives(bash("pwd; echo $PS1-$PS2-$TERM-$0"), "/workspace\n---dumb-/bin/bash"),
+            gives(bash("pwd; echo $PS1-$PS2-$TERM-$0"), "/workspace\n--dumb-/bin/bash"),
             gives(bash("cd /tmp; X=5; f() { echo f$X; }; shopt -s extglob"), "(no output)"),
             gives(bash("pwd; f; shopt extglob | cut -f2"), "/tmp\nf5\non"),
             gives(bash("cat; read x; echo \"[$x]\""), "[]"),
@@ -91,9 +91,11 @@ fn rough_shell() -> Value {
             gives(bash("echo lives; exec 1>&- 2>&-"), "lives"),
             gives(json!({"bash": {"restart": true, "command": "echo again"}}), "again"),
             gives(bash("cd /tmp; Y=7"), "(no output)"),
-            fails(
+            expect(
                 json!({"bash": {"command": "echo part; sleep 60", "timeout_ms": 300}}),
-                "part\nbash: command timed out after 0.3s; the shell kept its working directory and variables",
+                // Between the two, bash may say which of its processes was killed.
+                json!({"is_error": true, "matches": "^part\n(.* Killed .*\n)?bash: command timed \
+                    out after 0.3s; the shell kept its working directory and variables$"}),
             ),
             gives(bash("pwd; echo $Y"), "/tmp\n7"),
             expect(
@@ -132,8 +134,11 @@ fn long_output() -> Value {
 fn reading() -> Value {
     let range =
         |path: &str, range: Value| json!({"read": {"file_path": path, "view_range": range}});
-    let outside =
-        |path: &str| format!("read: path '{path}' is outside the session's working directory");
+    let outside = |path: &str| {
+        format!(
+            "read: path '{path}' is outside the session's working directory and its other permitted directories"
+        )
+    };
     session(
         "reading",
         [
@@ -263,10 +268,10 @@ fn writing() -> Value {
                 ),
                 "(no output)",
             ),
-            gives(edit("run", "echo 1", "echo 2"), "edited run (1 replacement)"),
+            gives(edit("run", "echo 1", "echo 2"), "edited run (1 replacement(s))"),
             gives(bash("./run; stat -c %a run"), "2\n750"),
             gives(write("run", "#!/bin/sh\necho 3\n"), "wrote 17 bytes to run"),
-            gives(bash("./run; stat -c '%a %U' run; echo more >> a/b/c.txt"), "3\n750 user"),
+            gives(bash("./run; stat -c '%a %U' run; echo more >> a/b/c.txt"), "3\n750 session"),
             gives(write("empty", ""), "wrote 0 bytes to empty"),
             gives(write("link", "new"), "wrote 3 bytes to link"),
             gives(bash("cat a/b/c.txt; test -L link && echo still a link"), "newstill a link"),
@@ -274,11 +279,11 @@ fn writing() -> Value {
             fails(write("p", "x"), "write: p: not a regular file"),
             fails(
                 write("out", "x"),
-                "write: path 'out' is outside the session's working directory",
+                "write: path 'out' is outside the session's working directory and its other permitted directories",
             ),
             fails(
                 write("/etc/x", "x"),
-                "write: path '/etc/x' is outside the session's working directory",
+                "write: path '/etc/x' is outside the session's working directory and its other permitted directories",
             ),
             fails(write("", "x"), "write: file_path is required"),
             fails(write("run/x", "x"), "write: run/x: not a directory"),
@@ -292,8 +297,8 @@ fn writing() -> Value {
             fails(edit("e", "", "x"), "edit: old_string is required"),
             fails(edit("gone", "a", "x"), "edit: gone: no such file or directory"),
             fails(edit("d", "a", "x"), "edit: d: not a regular file"),
-            gives(all("e", "a", "$0"), "edited e (2 replacements)"),
-            gives(edit("e", " b", ""), "edited e (1 replacement)"),
+            gives(all("e", "a", "$0"), "edited e (2 replacement(s))"),
+            gives(edit("e", " b", ""), "edited e (1 replacement(s))"),
             gives(read("e"), "$0 $0 $1 \\1"),
             gives(
                 bash(
@@ -345,7 +350,7 @@ fn searching() -> Value {
             fails(glob(""), "glob: pattern is required"),
             fails(
                 json!({"glob": {"pattern": "*", "path": "/etc"}}),
-                "glob: path '/etc' is outside the session's working directory",
+                "glob: path '/etc' is outside the session's working directory and its other permitted directories",
             ),
             expect(
                 grep("fn [a-z]+"),
@@ -362,7 +367,7 @@ fn searching() -> Value {
             expect(grep("("), json!({"is_error": true, "matches": "^grep: invalid regex: "})),
             fails(
                 json!({"grep": {"pattern": "root", "path": "/etc/passwd"}}),
-                "grep: path '/etc/passwd' is outside the session's working directory",
+                "grep: path '/etc/passwd' is outside the session's working directory and its other permitted directories",
             ),
             expect(
                 bash("seq -f 'long line number %g of many' 1 10000 > many"),
@@ -388,7 +393,8 @@ fn every_tool_answers_over_the_wire_with_the_texts_of_the_protocol() {
         assert_eq!(played.report["latency_us"]["count"], calls);
         assert_eq!(played.ran.audited("call.started").len(), calls);
         assert_eq!(played.ran.audited("call.ended").len(), calls);
-        assert_eq!(played.ran.audited("call.posted").len(), calls);
+        // The end of a session overtakes the answer to its last result.
+        assert!(played.ran.audited("call.posted").len() + sessions.len() >= calls);
         assert_eq!(played.ran.audited("session.disposed").len(), sessions.len());
     }
 }

@@ -175,7 +175,7 @@ fn sighup_reads_the_key_file_again_and_keeps_the_old_key_if_it_cannot() {
     for level in Level::here() {
         let server = Devserver::with("", &[]);
         let key = server.variables()[2].1.clone();
-        let poll = Poll::at(level).variable("ANTHROPIC_ENVIRONMENT_KEY", "");
+        let poll = Poll::at(level);
         let home = poll.home();
         let file = key_file(level, &home, &format!("{key}\n"));
         let worker = poll.path("--environment-key-file", &file).serve(&server);
@@ -244,7 +244,7 @@ fn what_must_not_be_or_is_missing_is_refused_before_anything_is_claimed() {
         assert!(ran.stderr.contains(words), "{words}: {}", ran.stderr);
         assert!(!ran.stderr.contains("sk-ant-api03-x"), "AUTH-8");
     }
-    let poll = Poll::at(level()).variable("ANTHROPIC_ENVIRONMENT_KEY", "");
+    let poll = Poll::at(level());
     let file = key_file(level(), &poll.home(), "sk-ant-oat01-x");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("cannot chmod");
     poll.path("--environment-key-file", &file).serve(&server).wait().ended(9);
@@ -339,15 +339,17 @@ fn no_tool_runs_when_its_record_cannot_be_written() {
     worker.wait_for_event("call.ended", SOON);
     assert!(wait_for(SOON, || server.state()["sessions"][0]["answered"] != 0));
     disk.fill();
-    let step = expect(bash("touch ran"), json!({"is_error": true}));
-    server.dev("POST", "sessions/full/steps", &json!([step]));
+    // A few records still fit in the last block of the log.
+    server.dev("POST", "sessions/full/steps", &json!([{"bash": "echo x >> ran", "repeat": 100}]));
     let ran = worker.wait().ended(8);
-    assert!(!work.path().join("ran").exists(), "it ran without a record: {}", ran.stderr);
     assert_eq!(ran.events("audit.failed").len(), 1, "{}", ran.stderr);
     let report = server.report();
     assert_eq!(report["violations"], json!([]));
-    assert_eq!(report["failures"], json!([]), "{}", ran.stderr);
+    let calls = report["sessions"][0]["calls"].as_array().expect("a list");
+    assert!(calls.len() < 50, "{} calls on a full disk", calls.len());
     // What was written before is good; only its end may be cut off.
     let log = fs::read_to_string(&audit_file).expect("there");
-    assert!(log.matches("\"event\":\"call.started\"").count() == 1, "{log}");
+    let recorded = log.matches("\"event\":\"call.started\"").count();
+    let ran = fs::read_to_string(work.path().join("ran")).unwrap_or_default().lines().count();
+    assert!(ran < recorded, "{ran} calls ran, {recorded} with the first are recorded");
 }

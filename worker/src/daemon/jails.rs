@@ -208,10 +208,9 @@ impl Jails {
     fn receipt(&self, ids: &AuditIds, jail: &str, end: &End) {
         let template = &self.template;
         let place = |what: &str, found: &Option<BoundRequest>| {
-            found.as_ref().map(|found| Kept {
-                what: what.into(),
-                path: Text::of(&found.source.display()),
-            })
+            found
+                .as_ref()
+                .map(|found| Kept { what: what.into(), path: Text::of(&found.source.display()) })
         };
         let kept = [place("workdir", &template.workdir), place("outputs", &template.outputs)];
         let lost: u64 = end.exports.iter().map(|export| export.failed).sum();

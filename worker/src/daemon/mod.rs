@@ -180,7 +180,9 @@ pub fn run(
         keeper.abort();
         jails.expire(true).await;
         let (exit, reason) = outcome(&end, heard.urgency(), &record, settings.once);
-        record.write(&nothing, &Event::WorkerStopped { reason });
+        let recorded = record.write(&nothing, &Event::WorkerStopped { reason });
+        let exit = if recorded { exit } else { Exit::Evidence };
+        places.leave();
         tracing::info!(event = "worker.stopped", reason = ?reason, "worker stopped");
         anyhow::Ok(exit)
     })?;
@@ -248,7 +250,8 @@ fn template(
         })
     };
     let found = || -> Result<_, Exit> {
-        let workdir = settings.workdir.as_deref().map(|path| inspect(path, "the working directory"));
+        let workdir =
+            settings.workdir.as_deref().map(|path| inspect(path, "the working directory"));
         let outputs = settings.outputs_dir.as_deref().map(|path| inspect(path, "the outputs"));
         let writable = policy.filesystem.writable.iter();
         let writable = writable.map(|path| inspect(&path.value, "a writable path of the policy"));
@@ -286,8 +289,7 @@ fn recover(level: Level, record: &Record) -> anyhow::Result<()> {
 
 fn queue_settings(settings: &Settings) -> anyhow::Result<QueueSettings> {
     let base_url = settings.base_url.to_string().parse().context("cannot use the base URL")?;
-    let mut queue =
-        QueueSettings::new(base_url, &settings.environment_id, &settings.worker_id);
+    let mut queue = QueueSettings::new(base_url, &settings.environment_id, &settings.worker_id);
     // Checked there with the same rule, and its exception.
     queue.insecure_http = true;
     queue.workspace_id = settings.workspace_id.clone();
