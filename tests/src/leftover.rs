@@ -76,8 +76,11 @@ fn cgroups(dir: &Path, depth: usize, things: &mut BTreeSet<String>) {
     }
 }
 
+/// Whether it belongs to something that is alive: ours were counted before.
 fn is_populated(thing: &str) -> bool {
+    let entry = thing.strip_prefix("run directory entry ").map(Path::new);
     thing.strip_prefix("cgroup ").is_some_and(|path| any_process(Path::new(path)))
+        || entry.and_then(Path::file_name).is_some_and(|pid| Path::new("/proc").join(pid).exists())
 }
 
 fn any_process(cgroup: &Path) -> bool {

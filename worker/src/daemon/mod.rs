@@ -185,7 +185,9 @@ pub fn run(
         keeper.abort();
         jails.expire(true).await;
         let (exit, reason) = outcome(&end, heard.urgency(), &record, settings.once);
-        record.write(&nothing, &Event::WorkerStopped { reason });
+        let recorded = record.write(&nothing, &Event::WorkerStopped { reason });
+        let exit = if recorded { exit } else { Exit::Evidence };
+        places.leave();
         tracing::info!(event = "worker.stopped", reason = ?reason, "worker stopped");
         anyhow::Ok(exit)
     })?;
