@@ -219,6 +219,8 @@ impl Birth<'_> {
         sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
         nix::unistd::setsid().at(step, "start a session")?;
         let ((), _) = init.receive().at(step, "wait for the id mapping")?;
+        // What it may still do to ids is good for nothing else (INV-5).
+        super::payload::forbid_namespaces(self.proc, step)?;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let score = openat(self.proc, "self/oom_score_adj", flags, Mode::empty())
             .at(step, "open oom_score_adj")?;

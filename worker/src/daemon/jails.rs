@@ -34,6 +34,8 @@ pub struct Template {
     pub environment: std::collections::BTreeMap<String, String>,
     /// How long a session's jail is kept for its next work item.
     pub retain: Duration,
+    /// Test aid, see [`spec::JailSpec::halt_at`].
+    pub halt_at: Option<String>,
 }
 
 /// Why a session has no jail.
@@ -130,6 +132,7 @@ impl Jails {
             outputs_child: template.outputs.as_ref().map(|_| directory_name(session_id)),
             writable: template.writable.clone(),
             tools: true,
+            halt_at: template.halt_at.clone(),
             ..Request::default()
         };
         let spec = spec::build(&template.policy, &template.facts, request)?;

@@ -265,6 +265,7 @@ fn template(
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),
         retain: settings.retain,
+        halt_at: settings.halt_at.clone(),
     }))
 }
 
