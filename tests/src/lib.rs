@@ -14,9 +14,11 @@ pub mod locate;
 pub mod lock;
 pub mod needs;
 pub mod policy;
+pub mod session;
 pub mod source;
 
 pub use devserver::Devserver;
 pub use exec::{End, Exec, Outcome};
 pub use level::Level;
 pub use needs::Need;
+pub use session::Session;
