@@ -31,7 +31,7 @@ static int act_param(int argc, char **argv) {
 }
 
 static int act_attr(int argc, char **argv) {
-    unsigned attr[12] = {48, SCHED_BATCH};
+    unsigned attr[12] = {48, SCHED_IDLE};
     return syscall(SYS_sched_setattr, (pid_t)number(argc, argv, 1, 1), attr, 0);
 }
 

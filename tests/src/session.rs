@@ -274,7 +274,7 @@ fn below(supervisor: u32) -> Option<Processes> {
     let parents = parents();
     let children = |of: u32| parents.iter().filter(move |(_, p)| *p == of).map(|(pid, _)| *pid);
     let control = children(supervisor).next()?;
-    let launcher = children(control).find(|pid| name_of(*pid).starts_with("stockade"))?;
+    let launcher = children(control).next()?;
     below_launcher(control, launcher, &parents)
 }
 
