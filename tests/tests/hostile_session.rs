@@ -6,7 +6,7 @@ use std::time::Duration;
 use e2e::exec::directory_of;
 use e2e::hostile::refused_as;
 use e2e::session::{Answer, Choice, deliver_probe};
-use e2e::{Level, Session};
+use e2e::{Level, Need, Session, require};
 use serde_json::json;
 
 const GONE: &str = "ESRCH|EPERM|EACCES|ENOENT|ENOSYS";
@@ -205,30 +205,39 @@ fn works(answer: &Answer) -> bool {
     answer.text.ends_with("alive") || answer.text.contains("was restarted")
 }
 
-#[test]
-fn nothing_a_command_does_to_its_shell_survives_a_restart_or_stops_the_session() {
-    for level in Level::here() {
-        let mut session = Session::start(level);
-        let before = session.processes();
-        let look = "x=(/proc/[0-9]*); echo ${#x[@]}; unset x; umask; ulimit -n; ulimit -u; echo $PWD ${X-}";
-        let want = session.bash(look).text;
-        for command in SELF_HARM {
-            let harm = session.limited(command, 4000);
-            assert!(harm.took < Duration::from_secs(14), "INV-11 {level:?}: {command:?}: {harm:?}");
-            let next = session.limited("/bin/echo alive", 4000);
-            assert!(next.took < Duration::from_secs(14), "INV-11 {level:?}: {command:?}: {next:?}");
-            assert!(!next.text.contains("forged"), "{level:?}: {command:?}: {next:?}");
-            if !works(&next) {
-                eprintln!("{level:?}: after {command:?}: {}", next.text);
-            }
-            session.restart(command);
-            let left = session.bash(look).text;
-            assert_eq!(left, want, "INV-10 {level:?}: after {command:?} and a restart");
+/// Harms the shell, calls once more, restarts, and compares with a fresh one.
+fn survive(level: Level, commands: &[&str]) {
+    let mut session = Session::start(level);
+    let before = session.processes();
+    let look = "x=(/proc/[0-9]*); echo ${#x[@]}; unset x; umask; ulimit -n; ulimit -u; echo $PWD ${X-}";
+    let want = session.bash(look).text;
+    for command in commands {
+        let harm = session.limited(command, 1500);
+        assert!(harm.took < Duration::from_secs(10), "INV-11 {level:?}: {command:?}: {harm:?}");
+        let next = session.limited("/bin/echo alive", 3000);
+        assert!(next.took < Duration::from_secs(12), "INV-11 {level:?}: {command:?}: {next:?}");
+        assert!(!next.text.contains("forged"), "{level:?}: {command:?}: {next:?}");
+        if !works(&next) {
+            eprintln!("{level:?}: after {command:?}: {}", next.text);
         }
-        let after = session.processes();
-        assert_eq!((before.keeper, before.executor), (after.keeper, after.executor), "{level:?}");
-        session.end();
+        session.restart(command);
+        let left = session.bash(look).text;
+        assert_eq!(left, want, "INV-10 {level:?}: after {command:?} and a restart");
     }
+    let after = session.processes();
+    assert_eq!((before.keeper, before.executor), (after.keeper, after.executor), "{level:?}");
+    session.end();
+}
+
+#[test]
+fn nothing_a_command_does_to_its_shell_survives_a_restart_as_root() {
+    require!(Need::Root);
+    survive(Level::Root, SELF_HARM);
+}
+
+#[test]
+fn nothing_a_command_does_to_its_shell_survives_a_restart_without_root() {
+    survive(Level::Rootless, SELF_HARM);
 }
 
 #[test]
