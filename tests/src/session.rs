@@ -34,6 +34,8 @@ pub struct Choice<'a> {
 pub struct Session {
     /// Of whom.
     pub level: Level,
+    /// The name of its jail.
+    pub jail: String,
     child: Child,
     to: Option<ChildStdin>,
     from: Receiver<Value>,
@@ -139,9 +141,10 @@ impl Session {
             }
         });
         let to = child.stdin.take();
-        let mut session = Session { level, child, to, from, before, place, _turn: turn };
+        let mut session = Session { level, jail: String::new(), child, to, from, before, place, _turn: turn };
         let ready = session.line(PATIENCE);
         assert!(ready["ready_us"].is_u64(), "{level:?}: not ready: {ready}");
+        session.jail = ready["jail"].as_str().unwrap_or_default().to_owned();
         session
     }
 
@@ -256,7 +259,7 @@ impl Session {
         let report = fs::read_to_string(self.place.report()).unwrap_or_default();
         let processes = report.lines().filter_map(|line| line.strip_prefix("leftover "));
         let mut left: Vec<String> = processes.map(|who| format!("process {who}")).collect();
-        left.extend(self.before.leftovers());
+        left.extend(self.before.leftovers_of(Some(&self.jail)));
         left.extend(self.place.leftovers());
         (last, left)
     }
