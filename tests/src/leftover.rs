@@ -40,8 +40,20 @@ impl Snapshot {
     /// Returns at once if there is nothing. A cgroup that holds live processes belongs to a run
     /// beside ours: our own processes were counted before.
     pub fn leftovers(&self) -> Vec<String> {
+        self.leftovers_of(None)
+    }
+
+    /// As [`Snapshot::leftovers`]; where the name of the jail is known, what bears the name of
+    /// another one is not ours.
+    pub fn leftovers_of(&self, jail: Option<&str>) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
+        let number = jail.and_then(|name| name.strip_prefix("jail-"));
+        let foreign = |thing: &String| {
+            let named = thing.starts_with("cgroup") || thing.starts_with("run directory");
+            named && number.is_some_and(|number| !thing.ends_with(number))
+        };
         let mut suspects = Snapshot::take().new_since(self);
+        suspects.retain(|thing| !foreign(thing));
         while !suspects.is_empty() && Instant::now() < deadline {
             sleep(Duration::from_millis(20));
             let now = Snapshot::take();

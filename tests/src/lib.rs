@@ -16,6 +16,7 @@ pub mod needs;
 pub mod play;
 pub mod policy;
 pub mod poll;
+pub mod session;
 pub mod source;
 
 pub use devserver::Devserver;
@@ -23,3 +24,4 @@ pub use exec::{End, Exec, Outcome};
 pub use level::Level;
 pub use needs::Need;
 pub use poll::{Poll, Ran, Worker};
+pub use session::Session;

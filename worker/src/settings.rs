@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::header::{HeaderName, HeaderValue};
 use http::uri::Uri;
 use stockade_runtime::host::Level;
+use stockade_runtime::jail::Step;
 
 use crate::cli::policy::ReportFormat;
 use crate::cli::poll::{Cadence, PollArgs};
@@ -136,6 +137,8 @@ pub struct Settings {
     pub cadence: Cadence,
     /// Age from which unconfirmed items are taken over, milliseconds.
     pub reclaim_older_than_ms: Option<u64>,
+    /// The step at which jails stop (crash tests).
+    pub halt_at: Option<String>,
     /// Only check.
     pub check: bool,
     /// Of what `--check` prints.
@@ -195,9 +198,17 @@ impl Settings {
             block_ms: args.block_ms.0,
             cadence: args.cadence,
             reclaim_older_than_ms: args.reclaim_older_than_ms,
+            halt_at: args.halt_at.as_deref().map(step).transpose()?,
             check: args.check,
             format: args.format,
         })
+    }
+}
+
+fn step(name: &str) -> Result<String, Refusal> {
+    match Step::from_name(name) {
+        Some(step) => Ok(step.to_string()),
+        None => refuse(format!("no step is called `{name}`"), "worker exec --halt-at help"),
     }
 }
 

@@ -202,6 +202,10 @@ pub struct PollArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     pub reclaim_older_than_ms: Option<u64>,
 
+    /// Stop for good at a step of making a session's jail (crash tests), see `worker exec`
+    #[arg(long, value_name = "STEP", hide = true)]
+    pub halt_at: Option<String>,
+
     /// Check options, key, policy and audit file, say what would be used, and stop
     #[arg(long)]
     pub check: bool,

@@ -31,6 +31,8 @@ pub struct Template {
     pub writable: Vec<BoundRequest>,
     /// The worker's own environment, from which the policy may pass names on.
     pub environment: std::collections::BTreeMap<String, String>,
+    /// Test aid, see [`spec::JailSpec::halt_at`].
+    pub halt_at: Option<String>,
 }
 
 /// Why a session has no jail.
@@ -128,6 +130,7 @@ impl Jails {
             outputs_child: template.outputs.as_ref().map(|_| directory_name(session_id)),
             writable: template.writable.clone(),
             tools: true,
+            halt_at: template.halt_at.clone(),
             ..Request::default()
         };
         let spec = spec::build(&template.policy, &template.facts, request)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use stockade_runtime::audit::{CallStatus, Event, Fingerprint, Ids as AuditIds};
 use stockade_runtime::jail::LimitHit;
 use stockade_runtime::session::{CallError, Session};
-use stockade_runtime::tool::{Block, CallFacts, ToolResult};
+use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 
 use super::footer;
 use super::jails::Jails;
@@ -84,6 +84,12 @@ impl Tools {
                 }
                 if let Some(text) = footer::of(&hits) {
                     note(&mut result, &text);
+                }
+                // Nothing can be run in this jail any more: the next call gets another.
+                if result.facts.shell == ShellFate::Gone
+                    && let Some(session) = self.session.take()
+                {
+                    self.jails.dispose(&self.ids, session).await;
                 }
                 (result, hits)
             }
