@@ -14,6 +14,7 @@ pub mod locate;
 pub mod lock;
 pub mod needs;
 pub mod policy;
+pub mod poll;
 pub mod session;
 pub mod source;
 
