@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::exec::{Place, give, parents, status_field};
+use crate::exec::{Place, parents, status_field};
 use crate::leftover::Snapshot;
 use crate::session::{Processes, below_launcher};
 use crate::{Devserver, Level, locate};
@@ -22,6 +22,7 @@ pub struct Site {
     pub server: Devserver,
     place: Place,
     workdir: TempDir,
+    state: TempDir,
     before: Snapshot,
 }
 
@@ -41,9 +42,9 @@ impl Site {
         let server = Devserver::with("[server]\nttl_seconds = 2\n", &["--keep-results"]);
         let workdir = crate::exec::directory_of(level);
         let place = Place::new(level);
-        fs::create_dir(place.home().join("state")).expect("cannot make a directory");
-        give(&place.home().join("state"), level);
-        Site { level, server, place, workdir, before }
+        // As root the control side opens it by name, with ids that own nothing.
+        let state = crate::exec::directory_of(level);
+        Site { level, server, place, workdir, state, before }
     }
 
     /// The host's side of the workspace.
@@ -63,7 +64,7 @@ impl Site {
         line.extend(self.level.prefix());
         line.push(locate::worker().display().to_string());
         line.extend(["poll", "--jail", "--max-idle", "2s", "--memory-reserve", "16MiB"].map(str::to_owned));
-        let state = self.place.home().join("state").display().to_string();
+        let state = self.state.path().display().to_string();
         line.extend(["--audit-file".to_owned(), format!("{state}/audit"), "--state-dir".to_owned(), state]);
         line.extend(["--workdir".to_owned(), self.workdir().display().to_string()]);
         line.extend(options.iter().map(|option| (*option).to_owned()));
@@ -80,7 +81,9 @@ impl Site {
             .stderr(fs::File::create(&log).expect("cannot make a log"))
             .spawn()
             .expect("cannot start the supervisor");
-        Worker { child, report, log }
+        let worker = Worker { child, report, log };
+        worker.wait_for("the worker", || worker.log().contains("polling").then_some(()));
+        worker
     }
 
     /// What is left on the host of all runs of this site.
@@ -111,7 +114,7 @@ impl Worker {
     /// # Panics
     /// If it is not there in time.
     pub fn wait_for<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(found) = look() {
                 return found;
