@@ -217,6 +217,14 @@ impl Session {
         Ok((result, hits))
     }
 
+    /// Whether the jail is known to have ended. A call sent now would have no result, and has not
+    /// been run.
+    pub fn is_over(&self) -> bool {
+        // The executor speaks only when it is spoken to: whatever there is means an end.
+        let heard = self.reader.try_read(&mut [0]);
+        !heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Kills every process of the tool tree; what is in files stays.
     ///
     /// # Errors

@@ -15,8 +15,8 @@ use e2e::needs::skip;
 use tempfile::TempDir;
 
 /// Documents with examples that are run.
-const RUN: &[&str] = &["README.md", "docs/audit.md", "docs/exit-codes.md", "docs/policy.md"];
-const RUN: &[&str] = &["README.md", "docs/devserver.md", "docs/exit-codes.md", "docs/policy.md"];
+const RUN: &[&str] =
+    &["README.md", "docs/audit.md", "docs/devserver.md", "docs/exit-codes.md", "docs/policy.md"];
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
 const SEPARATOR: &str = "\u{1e}";

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
@@ -74,6 +75,8 @@ pub struct Jails {
     launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
     kept: Mutex<HashMap<String, Idle>>,
+    /// A launcher was killed: what it left is removed before the next jail is made (INV-10).
+    repair: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -87,7 +90,7 @@ impl Jails {
     /// Makes jails from `template` by `launcher`.
     pub fn new(template: Template, launcher: Launcher, record: Arc<Record>) -> Jails {
         let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
-        Jails { template, launcher, record, kept }
+        Jails { template, launcher, record, kept, repair: AtomicBool::new(false) }
     }
 
     /// A jail for the session: the one that was kept for it, or a new one, proven and recorded.
@@ -134,13 +137,16 @@ impl Jails {
             ..Request::default()
         };
         let spec = spec::build(&template.policy, &template.facts, request)?;
-        let launcher = {
+        let mut own = {
             let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
             let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
             let another = launcher.as_mut().ok_or_else(gone).and_then(Launcher::another);
             another.map_err(|source| JailError::Launcher { source })?
         };
-        Ok(Session::start(launcher, spec, template.run_directory.clone()).await?)
+        if self.repair.swap(false, Ordering::Relaxed) {
+            own.repair();
+        }
+        Ok(Session::start(own, spec, template.run_directory.clone()).await?)
     }
 
     /// The launch record, before any tool runs.
@@ -198,7 +204,8 @@ impl Jails {
             Ok(end) => self.receipt(ids, &jail, &end),
             Err(error) => {
                 tracing::error!(event = "jail.lost", jail, error = %error, "the launcher is gone");
-                let left = List::of([format!("{jail}: until the next sweep")]);
+                self.repair.store(true, Ordering::Relaxed);
+                let left = List::of([format!("{jail}: until the next jail or sweep")]);
                 let event = Event::SessionDisposed {
                     removed: List::of(Vec::<String>::new()),
                     kept: Vec::new(),
