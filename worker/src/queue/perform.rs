@@ -201,10 +201,12 @@ impl<H: Host> Performer<H> {
         let posted = tokio::select! {
             biased;
             () = to.kill.cancelled() => return Finish::Unanswered,
-            () = to.moot.cancelled() => return self.settle(call, Finish::Moot),
             () = reached(to.until.clone(), POST_AFTER_LIMIT) => return Finish::Unanswered,
-            posted = self.poster.post(id, body, &to.until) => posted,
+            posted = self.poster.post(id, body, &to.until, &to.moot) => posted,
         };
+        if to.moot.is_cancelled() && !matches!(posted, Posted::Done { .. }) {
+            return self.settle(call, Finish::Moot);
+        }
         let failed = |attempts, for_good| Progress::PostFailed { call: id, attempts, for_good };
         match posted {
             Posted::Done { attempts } => {
