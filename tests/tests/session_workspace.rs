@@ -234,3 +234,25 @@ fn edits_are_found(file: &Path) {
         assert_eq!(code, Some(8), "edit {at}: {told}");
     }
 }
+
+#[test]
+fn no_more_jails_are_kept_than_may_run() {
+    // INV-11: the oldest gives way.
+    let mut many = session("many", [gives(bash("echo 1"), "1"), json!({"idle": "end_turn"})]);
+    many["copies"] = json!(4);
+    many["end"] = json!("idle");
+    let played = play_with(Level::here()[0], "", &[many], |poll| {
+        poll.options(["--retain", "60s", "--max-idle", "1s", "--max-sessions", "2"])
+    });
+    let at = |event: &str| {
+        played
+            .ran
+            .log
+            .iter()
+            .filter(|one| one["event"] == event || one["event"] == "worker.draining")
+            .take_while(|one| one["event"] != "worker.draining")
+            .count()
+    };
+    assert_eq!(at("jail.kept"), 4);
+    assert_eq!(at("jail.ended"), 2, "{}", played.ran.stderr);
+}

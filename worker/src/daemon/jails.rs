@@ -34,6 +34,8 @@ pub struct Template {
     pub environment: std::collections::BTreeMap<String, String>,
     /// How long a session's jail is kept for its next work item.
     pub retain: Duration,
+    /// Most jails that are kept; the oldest gives way.
+    pub retained_max: usize,
 }
 
 /// Why a session has no jail.
@@ -172,17 +174,26 @@ impl Jails {
     /// Keeps the jail for the session's next work item if the operator wants that and no tool
     /// process has to be let run; ends it otherwise.
     pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
-        if keep && !self.template.retain.is_zero() && session.quiesce().await.is_ok() {
-            let until = Instant::now() + self.template.retain;
-            let idle = Idle { session, ids: ids.clone(), until };
-            let replaced = self.kept().insert(session_id.to_owned(), idle);
-            tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
-            if let Some(Idle { session, ids, .. }) = replaced {
-                self.dispose(&ids, session).await;
-            }
+        // A directory of the operator's must have its changes before somebody else works in it.
+        let keeps = !self.template.retain.is_zero() && self.template.workdir.is_none();
+        if !(keep && keeps && session.quiesce().await.is_ok()) {
+            self.dispose(ids, session).await;
             return;
         }
-        self.dispose(ids, session).await;
+        let until = Instant::now() + self.template.retain;
+        let idle = Idle { session, ids: ids.clone(), until };
+        let replaced = {
+            let mut kept = self.kept();
+            let replaced = kept.insert(session_id.to_owned(), idle);
+            let full = kept.len() > self.template.retained_max;
+            let oldest = kept.iter().min_by_key(|(_, idle)| idle.until);
+            let oldest = oldest.map(|(name, _)| name.clone()).filter(|_| full);
+            replaced.or_else(|| kept.remove(&oldest?))
+        };
+        tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
+        if let Some(Idle { session, ids, .. }) = replaced {
+            self.dispose(&ids, session).await;
+        }
     }
 
     /// Ends the jail and records the receipt.

@@ -268,6 +268,7 @@ fn template(
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),
         retain: settings.retain,
+        retained_max: settings.max_sessions as usize,
     }))
 }
 
