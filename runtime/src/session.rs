@@ -231,7 +231,9 @@ impl Session {
     /// As [`call`](Self::call).
     pub async fn quiesce(&mut self) -> Result<(), CallError> {
         self.tell(&ToExecutor::Quiesce).await?;
-        match read_message(&mut self.reader).await {
+        let answer = tokio::time::timeout(CANCEL_GRACE, read_message(&mut self.reader));
+        let timed_out = |_| CallError::Broken { source: io::ErrorKind::TimedOut.into() };
+        match answer.await.map_err(timed_out)? {
             Ok(FromExecutor::Quiet) => Ok(()),
             Ok(_) => Err(CallError::Broken { source: io::ErrorKind::InvalidData.into() }),
             Err(_) => Err(self.ended().await),

@@ -32,6 +32,8 @@ pub struct Template {
     pub writable: Vec<BoundRequest>,
     /// The worker's own environment, from which the policy may pass names on.
     pub environment: std::collections::BTreeMap<String, String>,
+    /// Most jails that are kept; the oldest gives way.
+    pub retained_max: usize,
     /// Test aid, see [`spec::JailSpec::halt_at`].
     pub halt_at: Option<String>,
 }
@@ -181,20 +183,30 @@ impl Jails {
     /// Keeps the jail for the session's next work item, without its processes, if the policy says so;
     /// ends it otherwise.
     pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
+        // A directory of the operator's must have its changes before somebody else works in it.
+        let keep = keep && self.template.workdir.is_none();
         let retain = self.template.policy.filesystem.retain.value.filter(|_| keep);
-        if let Some(retain) = retain
-            && session.quiesce().await.is_ok()
-        {
-            let until = Instant::now() + retain;
-            let idle = Idle { session, ids: ids.clone(), until };
-            let replaced = self.kept().insert(session_id.to_owned(), idle);
-            tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
-            if let Some(Idle { session, ids, .. }) = replaced {
-                self.dispose(&ids, session).await;
-            }
+        let Some(retain) = retain else {
+            return self.dispose(ids, session).await;
+        };
+        if session.quiesce().await.is_err() {
+            self.dispose(ids, session).await;
             return;
         }
-        self.dispose(ids, session).await;
+        let until = Instant::now() + retain;
+        let idle = Idle { session, ids: ids.clone(), until };
+        let replaced = {
+            let mut kept = self.kept();
+            let replaced = kept.insert(session_id.to_owned(), idle);
+            let full = kept.len() > self.template.retained_max;
+            let oldest = kept.iter().min_by_key(|(_, idle)| idle.until);
+            let oldest = oldest.map(|(name, _)| name.clone()).filter(|_| full);
+            replaced.or_else(|| kept.remove(&oldest?))
+        };
+        tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
+        if let Some(Idle { session, ids, .. }) = replaced {
+            self.dispose(&ids, session).await;
+        }
     }
 
     /// Ends the jail and records the receipt.

@@ -199,10 +199,12 @@ impl<H: Host> Performer<H> {
         let posted = tokio::select! {
             biased;
             () = to.kill.cancelled() => return Finish::Unanswered,
-            () = to.moot.cancelled() => return self.settle(call, Finish::Moot),
             () = reached(to.until.clone(), POST_AFTER_LIMIT) => return Finish::Unanswered,
-            posted = self.poster.post(id, body, &to.until) => posted,
+            posted = self.poster.post(id, body, &to.until, &to.moot) => posted,
         };
+        if to.moot.is_cancelled() && posted != Posted::Done {
+            return self.settle(call, Finish::Moot);
+        }
         let failed = |for_good| Progress::PostFailed { call: id, for_good };
         match posted {
             Posted::Done => {

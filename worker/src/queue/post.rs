@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::api::ItemApi;
 use super::client::ApiError;
 use super::events::{Ids, emit};
+use super::host::CancelToken;
 use super::lease::LeaseView;
 use super::random::{Random, post_backoff};
 
@@ -34,13 +35,15 @@ pub struct Poster {
 
 impl Poster {
     /// Posts `body`, the result of `call`. The window is the TTL of the lease, read before every
-    /// attempt (LEASE-15), and never longer than `until`. Dropped when the result is not wanted any
-    /// more (RACE-7, RUN-27).
+    /// attempt (LEASE-15), and never longer than `until`. After `moot` nothing more is sent, but
+    /// what is on its way is waited for (RACE-7, RUN-27): the stream often tells of a result before
+    /// the request that brought it is answered.
     pub async fn post(
         &self,
         call: &str,
         body: &Bytes,
         until: &watch::Receiver<Option<Instant>>,
+        moot: &CancelToken,
     ) -> Posted {
         let start = Instant::now();
         let mut attempts = 0;
@@ -59,6 +62,9 @@ impl Poster {
                 return Posted::Refused;
             }
             let left = self.left(start, until);
+            if moot.is_cancelled() {
+                return Posted::GaveUpForNow;
+            }
             if last_chance || left.is_zero() {
                 emit!(error, self.ids, "post.failed", "result could not be posted",
                     tool_use_id = call, attempt = attempts, error = %error.label());
@@ -71,7 +77,10 @@ impl Poster {
             emit!(warn, self.ids, "post.retry", "posting a result failed, trying again",
                 tool_use_id = call, attempt = attempts, error = %error.label(),
                 pause_ms = pause.as_millis() as u64);
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = moot.cancelled() => return Posted::GaveUpForNow,
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     }
 
