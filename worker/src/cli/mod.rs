@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub mod audit;
+mod audit_show;
 pub mod devserver;
 pub mod policy;
 pub mod poll;
@@ -98,7 +99,7 @@ fn start_log(level: tracing::Level, format: LogFormat) {
         .with_ansi(colour)
         .with_writer(io::stderr);
     match format {
-        LogFormat::Text => log.event_format(Progress::default()).init(),
+        LogFormat::Text => log.event_format(Progress::for_level(level)).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }

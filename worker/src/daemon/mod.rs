@@ -161,6 +161,7 @@ pub fn run(
         if !record.write(&nothing, &started.1) {
             return Ok(Exit::Evidence);
         }
+        announce(settings, level);
         let heard = signals::listen(
             Arc::clone(&shutdown),
             settings.drain_timeout,
@@ -181,7 +182,8 @@ pub fn run(
         jails.expire(true).await;
         let (exit, reason) = outcome(&end, heard.urgency(), &record, settings.once);
         record.write(&nothing, &Event::WorkerStopped { reason });
-        tracing::info!(event = "worker.stopped", reason = ?reason, "worker stopped");
+        let reason = serde_json::to_value(reason).unwrap_or_default();
+        tracing::info!(event = "worker.stopped", reason = reason.as_str(), "worker stopped");
         anyhow::Ok(exit)
     })?;
     // Threads that wait for a launcher which does not answer must not hold the exit up.
@@ -215,6 +217,19 @@ fn outcome(
         }
         (Ok(QueueEnd::Shutdown), _) => (Exit::Success, StopReason::Signal),
     }
+}
+
+/// The first log event of a run.
+fn announce(settings: &Settings, level: Level) {
+    tracing::info!(
+        event = "worker.started",
+        version = env!("CARGO_PKG_VERSION"),
+        level = %level,
+        policy = settings.policy,
+        sessions = settings.max_sessions,
+        audit_file = %settings.audit_file.display(),
+        "worker started"
+    );
 }
 
 /// The first record of a run.

@@ -169,9 +169,11 @@ impl<H: Host> Performer<H> {
             "tool call ended",
             tool_use_id = id,
             tool = tool,
+            status = outcome.as_ref().map_or("killed", |outcome| why_ended(timed_out, outcome)),
+            output_bytes = outcome.as_ref().map_or(0, CallOutcome::bytes),
             is_error,
             timed_out,
-            took_ms = took.as_millis() as u64
+            duration_us = took.as_micros() as u64
         );
         outcome
     }
@@ -242,8 +244,17 @@ fn announce<H: Host>(host: &H, ids: &Ids, call: &Call, digest: &str) {
         input_sha256: digest,
     };
     host.observe(ids, &starting);
-    emit!(info, ids, "call.starting", "executing tool", tool_use_id = %call.id, tool = %call.name,
+    emit!(debug, ids, "call.starting", "executing tool", tool_use_id = %call.id, tool = %call.name,
         input_bytes);
+}
+
+/// One word for people.
+fn why_ended(timed_out: bool, outcome: &CallOutcome) -> &'static str {
+    match (timed_out, outcome.is_error) {
+        (true, _) => "timed out",
+        (false, true) => "error",
+        (false, false) => "ok",
+    }
 }
 
 /// Why a call was not left to finish.

@@ -68,6 +68,16 @@ impl CallOutcome {
             is_error,
         }
     }
+
+    /// How much of texts and files there is.
+    pub fn bytes(&self) -> usize {
+        let size = |block: &ContentBlock| match block {
+            ContentBlock::Text(text) => text.len(),
+            ContentBlock::Image { data, .. } | ContentBlock::Document { data, .. } => data.len(),
+            ContentBlock::Json(value) => value.to_string().len(),
+        };
+        self.content.iter().map(size).sum()
+    }
 }
 
 /// The body that posts `outcome` as the result of `call`.
