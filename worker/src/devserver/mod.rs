@@ -32,6 +32,7 @@ mod skill;
 mod sse;
 mod state;
 mod steps;
+mod transcript;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -39,6 +40,7 @@ mod work;
 pub use record::table;
 use script::Script;
 pub use state::Identity;
+pub use transcript::transcript;
 use state::{Plane, State};
 
 /// What the command line decides.
