@@ -28,7 +28,7 @@ const SHORT_ID: usize = 8;
 #[rustfmt::skip]
 const PHRASES: &[(&str, &str)] = &[
     // The worker.
-    ("worker.started",          "worker {version} started: level {level}, policy {policy}, up to {sessions} sessions"),
+    ("worker.started",          "worker {version} started: level {level}, policy {policy}, sessions at a time: {sessions}"),
     ("worker.recovered",        "removed what an earlier worker left ({removed})"),
     ("worker.draining",         "stopping: nothing new is started, running calls have {timeout_ms}"),
     ("worker.drain_timeout",    "the drain timeout passed, ending what still runs"),

@@ -69,7 +69,8 @@ fn show(log: impl Read, args: &ShowArgs, out: &mut impl Write) -> io::Result<()>
         let time = time.get(..19).unwrap_or(&time);
         let about = if session.is_empty() { "-" } else { short(&session) };
         let event = text(&record, "event");
-        writeln!(out, "{time} {about:<8} {event:<16} {}", details(&record, &event, &tool))?;
+        let details = details(&record, &event, &tool);
+        writeln!(out, "{}", format!("{time} {about:<8} {event:<16} {details}").trim_end())?;
         if args.layers && event == "jail.launched" {
             layers(&record["report"], out)?;
         }
