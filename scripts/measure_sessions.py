@@ -150,13 +150,14 @@ def calls(kind, arguments, results):
     """`true`, one call after the other in one session."""
     with serving(kind, arguments) as (server, process):
         [session] = server.push(end="open", calls=[{"bash": "true", "repeat": 20}])
-        answered = lambda: server.dev("state") and [
-            call for one in server.report()["sessions"] if one["id"] == session
-            for call in one["calls"] if call["answered_us"] is not None]
+
+        def answered():
+            [ours] = [one for one in server.report()["sessions"] if one["id"] == session]
+            return [call for call in ours["calls"] if call["answered_us"] is not None]
+
         wait_for(lambda: len(answered()) == 20, f"calls of {kind}", 0.05)
         before = cpu_seconds(process.pid)
         server.dev(f"sessions/{session}/steps", [{"bash": "true", "repeat": arguments.calls}])
-        time.sleep(arguments.calls * 0.0005)
         wait_for(lambda: len(answered()) == 20 + arguments.calls, f"calls of {kind}", 0.2)
         cpu = cpu_seconds(process.pid) - before
         latencies = [call["latency_us"] / 1000 for call in answered()[20:]]

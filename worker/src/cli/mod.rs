@@ -97,6 +97,8 @@ fn start_log(level: tracing::Level, format: LogFormat) {
         .with_max_level(level)
         .with_target(false)
         .with_ansi(colour)
+        // Telling that standard error is gone, on standard error, would end the process.
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     match format {
         LogFormat::Text => log.event_format(Progress::for_level(level)).init(),
@@ -126,7 +128,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match outcome {
         Ok(exit) => exit.code(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            crate::explain::say(&format!("error: {error:#}"));
             Exit::Unexpected.code()
         }
     }
