@@ -203,9 +203,8 @@ impl<H: Host> Performer<H> {
         let posted = tokio::select! {
             biased;
             () = to.kill.cancelled() => return Finish::Unanswered,
-            () = to.moot.cancelled() => return self.settle(call, Finish::Moot),
             () = reached(to.until.clone(), POST_AFTER_LIMIT) => return Finish::Unanswered,
-            posted = self.poster.post(id, body, &to.until) => posted,
+            posted = self.poster.post(id, body, &to.until, &to.moot) => posted,
         };
         let failed = |attempts, for_good| Progress::PostFailed { call: id, attempts, for_good };
         match posted {
@@ -221,6 +220,7 @@ impl<H: Host> Performer<H> {
                 self.host.observe(&self.ids, &failed(attempts, false));
                 Finish::Unanswered
             }
+            Posted::Moot => self.settle(call, Finish::Moot),
         }
     }
 

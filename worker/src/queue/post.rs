@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::api::ItemApi;
 use super::client::ApiError;
 use super::events::{Ids, emit};
+use super::host::CancelToken;
 use super::lease::LeaseView;
 use super::random::{Random, post_backoff};
 
@@ -21,7 +22,14 @@ pub enum Posted {
     Refused { attempts: u32 },
     /// The window is over; the next history decides (RUN-4).
     GaveUpForNow { attempts: u32 },
+    /// The result is not wanted any more, and was not accepted before (RACE-7, RUN-27).
+    Moot,
 }
+
+/// How long the answer to an attempt may take once the result is not wanted any more. The stream
+/// often shows our own result before the answer is here; leaving then would cost the connection, and
+/// nobody would know that the result was accepted.
+const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 /// What posting needs beside the body.
 pub struct Poster {
@@ -34,21 +42,23 @@ pub struct Poster {
 
 impl Poster {
     /// Posts `body`, the result of `call`. The window is the TTL of the lease, read before every
-    /// attempt (LEASE-15), and never longer than `until`. Dropped when the result is not wanted any
-    /// more (RACE-7, RUN-27).
+    /// attempt (LEASE-15), and never longer than `until`. No attempt begins after `moot`.
     pub async fn post(
         &self,
         call: &str,
         body: &Bytes,
         until: &watch::Receiver<Option<Instant>>,
+        moot: &CancelToken,
     ) -> Posted {
         let start = Instant::now();
         let mut attempts = 0;
         let mut last_chance = false;
         loop {
             attempts += 1;
-            let Err(error) = self.api.post(&self.session, body.clone()).await else {
-                return Posted::Done { attempts };
+            let error = match self.attempt(body, moot).await {
+                Some(Ok(())) => return Posted::Done { attempts },
+                Some(Err(error)) => error,
+                None => return Posted::Moot,
             };
             if says_already_answered(&error) {
                 return Posted::Done { attempts };
@@ -71,7 +81,24 @@ impl Poster {
             emit!(warn, self.ids, "post.retry", "posting a result failed, trying again",
                 tool_use_id = call, attempt = attempts, error = %error.label(),
                 pause_ms = pause.as_millis() as u64);
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                biased;
+                () = moot.cancelled() => return Posted::Moot,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One attempt; `None` if it had no answer soon after `moot`.
+    async fn attempt(&self, body: &Bytes, moot: &CancelToken) -> Option<Result<(), ApiError>> {
+        let late = async {
+            moot.cancelled().await;
+            tokio::time::sleep(ANSWER_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            answer = self.api.post(&self.session, body.clone()) => Some(answer),
+            () = late => None,
         }
     }
 
