@@ -16,7 +16,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::jail::{
     self, CgroupEvents, Confinement, End, EnforcementReport, Event, ExecutorEnds, Failure,
-    KeeperSide, LimitHit, Launcher, Programs,
+    KeeperSide, Launcher, LimitHit, Programs,
 };
 use crate::spec::{CgroupPlan, JailSpec};
 use crate::tool::{
@@ -65,11 +65,22 @@ fn executor(ends: ExecutorEnds, mut confinement: Confinement, spec: &JailSpec) -
             status: ends.status,
             keeper: ends.keeper,
         },
-        shell::ShellLimits::default(),
+        limits(spec),
     );
     let confine = &mut || confinement.enter();
     let files = FileHelper { roots, confine };
     tool::Executor { control: ends.control, shell, files, places }.serve()
+}
+
+/// The limits of the shell, within what the policy gives one command.
+fn limits(spec: &JailSpec) -> shell::ShellLimits {
+    let mut limits = shell::ShellLimits::default();
+    if let Some(most) = spec.tools.as_ref().and_then(|plan| plan.call_time_ms_max) {
+        let most = Duration::from_millis(most);
+        limits.timeout_max = limits.timeout_max.min(most);
+        limits.default_timeout = limits.default_timeout.min(most);
+    }
+    limits
 }
 
 /// Why there is no session.
@@ -311,9 +322,10 @@ impl Room {
     fn of(spec: &JailSpec) -> Room {
         let plan = &spec.mounts;
         let scratch = (plan.scratch.bytes_max, plan.scratch.inodes_max);
-        let memory = plan.memory.iter().map(|mount| {
-            (Path::new("/").join(&mount.target), (mount.bytes_max, mount.inodes_max))
-        });
+        let memory = plan
+            .memory
+            .iter()
+            .map(|mount| (Path::new("/").join(&mount.target), (mount.bytes_max, mount.inodes_max)));
         Room { scratch, memory: memory.collect() }
     }
 

@@ -17,7 +17,7 @@
 char detail[512];
 
 static const struct act *const tables[] = {file_acts, mount_acts, process_acts,
-                                           kernel_acts, net_acts, limit_acts};
+                                           kernel_acts, net_acts, limit_acts, session_acts};
 
 const char *arg(int argc, char **argv, int i, const char *fallback) {
     return i < argc ? argv[i] : fallback;

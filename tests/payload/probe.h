@@ -26,6 +26,7 @@ extern const struct act process_acts[];
 extern const struct act kernel_acts[];
 extern const struct act net_acts[];
 extern const struct act limit_acts[];
+extern const struct act session_acts[];
 
 /* The argument at `i`, or `fallback` where the caller gave fewer. */
 const char *arg(int argc, char **argv, int i, const char *fallback);

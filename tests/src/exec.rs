@@ -365,13 +365,13 @@ fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 
 /// The private directories of one run: the supervisor's report, and a home of the caller.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     dir: TempDir,
     home: PathBuf,
 }
 
 impl Place {
-    fn new(level: Level) -> Place {
+    pub(crate) fn new(level: Level) -> Place {
         let dir = tempfile::Builder::new().prefix("e2e-run-").tempdir().expect("no directory");
         let home = dir.path().join("home");
         fs::create_dir(&home).expect("cannot create a home");
@@ -381,17 +381,22 @@ impl Place {
         Place { dir, home }
     }
 
-    fn home(&self) -> &Path {
+    pub(crate) fn home(&self) -> &Path {
         &self.home
     }
 
-    fn report(&self) -> PathBuf {
+    pub(crate) fn report(&self) -> PathBuf {
         self.dir.path().join("report")
+    }
+
+    /// For what a program says to people.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
     }
 
     /// Files below the caller's home, which is also its runtime directory. Empty directories of
     /// the product may stay.
-    fn leftovers(&self) -> Vec<String> {
+    pub(crate) fn leftovers(&self) -> Vec<String> {
         let (mut files, mut todo) = (Vec::new(), vec![self.home.clone()]);
         while let Some(dir) = todo.pop() {
             for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {

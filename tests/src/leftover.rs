@@ -40,8 +40,20 @@ impl Snapshot {
     /// Returns at once if there is nothing. A cgroup that holds live processes belongs to a run
     /// beside ours: our own processes were counted before.
     pub fn leftovers(&self) -> Vec<String> {
+        self.leftovers_of(None)
+    }
+
+    /// As [`Snapshot::leftovers`]; where the name of the jail is known, what bears the name of
+    /// another one is not ours.
+    pub fn leftovers_of(&self, jail: Option<&str>) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
+        let number = jail.and_then(|name| name.strip_prefix("jail-"));
+        let foreign = |thing: &String| {
+            let named = thing.starts_with("cgroup") || thing.starts_with("run directory");
+            named && number.is_some_and(|number| !thing.ends_with(number))
+        };
         let mut suspects = Snapshot::take().new_since(self);
+        suspects.retain(|thing| !foreign(thing));
         while !suspects.is_empty() && Instant::now() < deadline {
             sleep(Duration::from_millis(20));
             let now = Snapshot::take();
@@ -76,8 +88,11 @@ fn cgroups(dir: &Path, depth: usize, things: &mut BTreeSet<String>) {
     }
 }
 
+/// Whether it belongs to something that is alive: ours were counted before.
 fn is_populated(thing: &str) -> bool {
+    let entry = thing.strip_prefix("run directory entry ").map(Path::new);
     thing.strip_prefix("cgroup ").is_some_and(|path| any_process(Path::new(path)))
+        || entry.and_then(Path::file_name).is_some_and(|pid| Path::new("/proc").join(pid).exists())
 }
 
 fn any_process(cgroup: &Path) -> bool {

@@ -13,10 +13,15 @@ pub mod level;
 pub mod locate;
 pub mod lock;
 pub mod needs;
+pub mod play;
 pub mod policy;
+pub mod poll;
+pub mod session;
 pub mod source;
 
 pub use devserver::Devserver;
 pub use exec::{End, Exec, Outcome};
 pub use level::Level;
 pub use needs::Need;
+pub use poll::{Poll, Ran, Worker};
+pub use session::Session;

@@ -31,6 +31,23 @@ pub fn worker() -> &'static Path {
     })
 }
 
+/// The runtime's example program that runs one session, where the build puts it.
+///
+/// # Panics
+/// If there is none: the suite tests built programs and never builds them.
+pub fn session() -> &'static Path {
+    static SESSION: OnceLock<PathBuf> = OnceLock::new();
+    SESSION.get_or_init(|| {
+        let path = match std::env::var_os("STOCKADE_SESSION") {
+            Some(path) => PathBuf::from(path),
+            None => beside_us().with_file_name("examples").join("session"),
+        };
+        let how = "cargo build -p stockade-runtime --example session";
+        assert!(path.is_file(), "no example at {}: {how}", path.display());
+        reachable(&path)
+    })
+}
+
 /// The hostile payload, compiled by the C compiler of the host: one static program.
 ///
 /// # Panics

@@ -29,6 +29,9 @@ fn ask(server: &Devserver, method: &str, path: &str, body: &str) -> (u16, Value)
         ("anthropic-version", "2026-10-21"),
         ("anthropic-beta", "managed-agents-2026-04-01"),
     ];
+    if !body.is_empty() {
+        headers.push(("content-type", "application/json"));
+    }
     if path.contains("/poll") {
         headers.push(("anthropic-worker-id", "test"));
     }

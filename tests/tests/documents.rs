@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 /// Documents with examples that are run.
 const RUN: &[&str] = &["README.md", "docs/audit.md", "docs/exit-codes.md", "docs/policy.md"];
+const RUN: &[&str] = &["README.md", "docs/devserver.md", "docs/exit-codes.md", "docs/policy.md"];
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
 const SEPARATOR: &str = "\u{1e}";
@@ -41,6 +42,11 @@ fn examples_of_the_audit_log_do_what_it_says() {
 }
 
 #[test]
+fn examples_of_the_development_server_do_what_it_says() {
+    run_examples("docs/devserver.md");
+}
+
+#[test]
 fn no_other_document_has_examples_that_nobody_runs() {
     for document in documents() {
         let runs = blocks(&read(&document)).iter().any(|block| block.info == "console run");
@@ -59,6 +65,27 @@ fn policies_in_documents_are_valid() {
             fs::write(place.path().join(name), block.lines.join("\n") + "\n").expect("written");
             let output = place.worker(&["policy", "check", &format!("./{name}")]);
             assert!(output.status.success(), "{document}:{}: {}", block.line, both(&output));
+        }
+    }
+}
+
+#[test]
+fn scripts_in_documents_are_valid() {
+    let place = Place::new();
+    for document in documents() {
+        for block in blocks(&read(&document)).iter().filter(|block| block.info == "toml script") {
+            let name = block.file_name().unwrap_or_else(|| {
+                panic!("{document}:{}: a script begins with `# NAME.toml`", block.line)
+            });
+            fs::write(place.path().join(name), block.lines.join("\n") + "\n").expect("written");
+            let output = place.worker(&["devserver", "--script", name, "--timeout", "1ms"]);
+            assert_ne!(
+                output.status.code(),
+                Some(2),
+                "{document}:{}: {}",
+                block.line,
+                both(&output)
+            );
         }
     }
 }
@@ -220,7 +247,7 @@ fn run_examples(document: &str) {
     let place = Place::new();
     let mut wrong = Vec::new();
     for block in blocks(&read(document)) {
-        if block.info == "toml"
+        if matches!(block.info.as_str(), "toml" | "toml script")
             && let Some(name) = block.file_name()
         {
             fs::write(place.path().join(name), block.lines.join("\n") + "\n").expect("written");

@@ -75,6 +75,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("journal.refused",         "not served: the journal of its calls cannot be used"),
     ("journal.unreadable",      "a kept result cannot be read"),
     ("journal.unwritable",      "cannot write the journal of calls"),
+    ("journal.not_swept",       "old journals of calls are still there"),
     ("journal.not_closed",      "the journal of calls stays behind"),
     // Its calls.
     ("call.starting",           "{tool} starts, {input_bytes} of input"),

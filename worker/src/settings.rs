@@ -11,9 +11,10 @@ use std::time::Duration;
 use http::header::{HeaderName, HeaderValue};
 use http::uri::Uri;
 use stockade_runtime::host::Level;
+use stockade_runtime::jail::Step;
 
 use crate::cli::policy::ReportFormat;
-use crate::cli::poll::PollArgs;
+use crate::cli::poll::{Cadence, PollArgs};
 
 /// Where the control plane is unless something else is said (HDR-10).
 const BASE_URL: &str = "https://api.anthropic.com";
@@ -118,8 +119,6 @@ pub struct Settings {
     pub memory_reserve_bytes: u64,
     /// When an idle session is let go; `None` is never.
     pub max_idle: Option<Duration>,
-    /// How long a workspace outlives its session.
-    pub retain: Duration,
     /// Longest tool call, if the operator sets one.
     pub tool_timeout: Option<Duration>,
     /// How long running calls may take when stopping.
@@ -134,8 +133,12 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// How long a poll is held, milliseconds; `None` is not at all.
     pub block_ms: Option<u16>,
+    /// How often an empty queue is asked.
+    pub cadence: Cadence,
     /// Age from which unconfirmed items are taken over, milliseconds.
     pub reclaim_older_than_ms: Option<u64>,
+    /// The step at which jails stop (crash tests).
+    pub halt_at: Option<String>,
     /// Only check.
     pub check: bool,
     /// Of what `--check` prints.
@@ -183,7 +186,6 @@ impl Settings {
             max_sessions: max_sessions(args)?,
             memory_reserve_bytes: args.memory_reserve.bytes(),
             max_idle: (!max_idle.is_zero()).then_some(max_idle),
-            retain: duration("--retain", args.retain)?,
             tool_timeout: args
                 .tool_timeout
                 .map(|d| at_least_1s("--tool-timeout", d))
@@ -194,10 +196,19 @@ impl Settings {
             audit_file: absolute("--audit-file", &audit_file)?,
             state_dir: absolute("--state-dir", &state_dir)?,
             block_ms: args.block_ms.0,
+            cadence: args.cadence,
             reclaim_older_than_ms: args.reclaim_older_than_ms,
+            halt_at: args.halt_at.as_deref().map(step).transpose()?,
             check: args.check,
             format: args.format,
         })
+    }
+}
+
+fn step(name: &str) -> Result<String, Refusal> {
+    match Step::from_name(name) {
+        Some(step) => Ok(step.to_string()),
+        None => refuse(format!("no step is called `{name}`"), "worker exec --halt-at help"),
     }
 }
 

@@ -44,7 +44,8 @@ pub(crate) fn keep_change_of_ids_and_become(id: u32) -> io::Result<()> {
     let kept = CapsHashSet::from([Capability::CAP_SETUID, Capability::CAP_SETGID]);
     caps::clear(None, CapSet::Inheritable).map_err(refused)?;
     caps::set(None, CapSet::Effective, &kept).map_err(refused)?;
-    caps::set(None, CapSet::Permitted, &kept).map_err(refused)
+    caps::set(None, CapSet::Permitted, &kept).map_err(refused)?;
+    verify(&kept)
 }
 
 /// The second half of [`drop_all_and_become`], for a process whose securebits are locked already.
@@ -81,7 +82,7 @@ fn empty() -> io::Result<()> {
     caps::clear(None, CapSet::Inheritable).map_err(refused)?;
     caps::clear(None, CapSet::Effective).map_err(refused)?;
     caps::clear(None, CapSet::Permitted).map_err(refused)?;
-    verify()
+    verify(&CapsHashSet::new())
 }
 
 /// Control runs only (the policy switched the layer off): keeps every capability of the payload's
@@ -94,17 +95,18 @@ pub(crate) fn keep_all() -> io::Result<()> {
     Ok(())
 }
 
-/// Asserts what [`drop_all`] promises.
-fn verify() -> io::Result<()> {
+/// Asserts that `kept` is all that can be used, and that nothing can be gained or handed on.
+fn verify(kept: &CapsHashSet) -> io::Result<()> {
+    let nothing = CapsHashSet::new();
     let sets = [
-        CapSet::Permitted,
-        CapSet::Effective,
-        CapSet::Inheritable,
-        CapSet::Ambient,
-        CapSet::Bounding,
+        (CapSet::Permitted, kept),
+        (CapSet::Effective, kept),
+        (CapSet::Inheritable, &nothing),
+        (CapSet::Ambient, &nothing),
+        (CapSet::Bounding, &nothing),
     ];
-    for set in sets {
-        if !caps::read(None, set).map_err(refused)?.is_empty() {
+    for (set, want) in sets {
+        if caps::read(None, set).map_err(refused)? != *want {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
     }

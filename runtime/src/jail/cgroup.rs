@@ -205,8 +205,7 @@ impl JailCgroup {
         memory.set_limit(plan.memory_bytes_max as i64).map_err(|e| tried("the memory limit", e))?;
         self.limits.push(format!("memory {} bytes", plan.memory_bytes_max));
         self.limit_swap(&memory, plan)?;
-        if v2 {
-            // The whole tool tree goes, not one victim: what is left of it would be half dead.
+        if v2 && plan.killed_together {
             write(&self.directories[0].join("memory.oom.group"), "1")?;
         }
         PidController::new(self.home("pids.max")?, v2)

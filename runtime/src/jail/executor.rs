@@ -32,8 +32,17 @@ use super::wire::Wire;
 use super::{caps, rlimits};
 
 /// What a file helper calls: it walks, reads and writes files.
-const HELPER_GROUPS: &[&str] =
-    &["base", "files", "directories", "metadata", "threads", "signals", "time", "memory", "polling"];
+const HELPER_GROUPS: &[&str] = &[
+    "base",
+    "files",
+    "directories",
+    "metadata",
+    "threads",
+    "signals",
+    "time",
+    "memory",
+    "polling",
+];
 /// What the executor calls: as its helpers, and what it takes to start and confine one.
 const EXECUTOR_GROUPS: &[&str] = &[
     "base",
@@ -85,8 +94,14 @@ pub(super) struct KeeperEnds {
 
 impl Connections {
     /// Makes the pipes and connections; `control` is the executor's end of the one to the control
-    /// side. The pipes belong to `payload`, or programs could not open /dev/stdout.
-    pub fn make(control: OwnedFd, payload: u32, level: Level) -> Result<Self, StepFailure> {
+    /// side, `proc` one that hides nothing. The pipes belong to `payload`, or programs could not open
+    /// /dev/stdout.
+    pub fn make(
+        control: OwnedFd,
+        proc: BorrowedFd<'_>,
+        payload: u32,
+        level: Level,
+    ) -> Result<Self, StepFailure> {
         let step = Step::Executor;
         let pipe = || -> Result<(OwnedFd, OwnedFd), StepFailure> {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).at(step, "make a pipe")?;
@@ -102,7 +117,10 @@ impl Connections {
         let (status, status_write) = pipe()?;
         let (keeper, keeper_executor) = connection()?;
         let script = script().at(step, "make the file of the command")?;
-        let script_keeper = script.try_clone().at(step, "copy the file of the command")?;
+        // Opened anew, or the shell would hold a descriptor that can be written to.
+        let name = format!("self/fd/{}", script.as_raw_fd());
+        let script_keeper = openat(proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at(step, "open the file of the command to read")?;
         let output_writer = output_write.try_clone().at(step, "copy a pipe")?;
         Ok(Connections {
             keeper: KeeperEnds {
@@ -218,7 +236,10 @@ impl Birth<'_> {
         keep.extend([init.as_fd().as_raw_fd(), self.proc.as_raw_fd()]);
         sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
         nix::unistd::setsid().at(step, "start a session")?;
+        sys::errors_instead_of_signals().at(step, "ignore signals of failed writes")?;
         let ((), _) = init.receive().at(step, "wait for the id mapping")?;
+        // What it may still do to ids is good for nothing else (INV-5).
+        super::payload::forbid_namespaces(self.proc, step)?;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let score = openat(self.proc, "self/oom_score_adj", flags, Mode::empty())
             .at(step, "open oom_score_adj")?;
@@ -227,11 +248,9 @@ impl Birth<'_> {
         keep.push(init.as_fd().as_raw_fd());
         drop(score);
         sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
-        for (limit, value) in [
-            (Rlimit::Data, DATA_BYTES_MAX),
-            (Rlimit::OpenFiles, OPEN_FILES_MAX),
-            (Rlimit::Core, 1),
-        ] {
+        for (limit, value) in
+            [(Rlimit::Data, DATA_BYTES_MAX), (Rlimit::OpenFiles, OPEN_FILES_MAX), (Rlimit::Core, 1)]
+        {
             rlimits::apply(limit, value).at(step, format!("{limit:?}"))?;
         }
         let mut confinement = Confinement { id: spec.payload_id, domain: None, filter: None };

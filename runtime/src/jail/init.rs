@@ -176,7 +176,7 @@ impl Init<'_> {
         (tree_us, built_us): (u64, u64),
     ) -> Result<Running, StepFailure> {
         let (ours, theirs) = Wire::pair().at(Step::ClonePayload, "connect to the payload")?;
-        let (keeper, ends) = match self.connections()? {
+        let (keeper, ends) = match self.connections(tree)? {
             Some(Connections { keeper, executor }) => (Some(keeper), Some(executor)),
             None => (None, None),
         };
@@ -246,14 +246,15 @@ impl Init<'_> {
     }
 
     /// What connects the processes of a session's tools; `None` if this jail is not a session's.
-    fn connections(&mut self) -> Result<Option<Connections>, StepFailure> {
+    fn connections(&mut self, tree: &Tree) -> Result<Option<Connections>, StepFailure> {
         if self.spec.tools.is_none() {
             return Ok(None);
         }
         let missing = || io::Error::from(io::ErrorKind::InvalidData);
         let control = self.stdio.pop().ok_or_else(missing);
         let control = control.at(Step::Executor, "receive the executor's connection")?;
-        Connections::make(control, self.ids.payload, self.spec.level).map(Some)
+        let (proc, ids) = (tree.private_proc.as_fd(), self.ids);
+        Connections::make(control, proc, ids.payload, self.spec.level).map(Some)
     }
 
     /// Starts the executor, if this jail is a session's.

@@ -162,8 +162,7 @@ fn rights(access: Access, abi: ABI) -> BitFlags<AccessFs> {
         Access::Proc => read | AccessFs::WriteFile | AccessFs::Truncate,
         Access::Files => {
             let make = AccessFs::MakeReg | AccessFs::MakeDir;
-            let remove = AccessFs::RemoveFile | AccessFs::RemoveDir;
-            read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::Refer | make | remove
+            read | AccessFs::WriteFile | AccessFs::RemoveFile | make
         }
     };
     wanted & AccessFs::from_all(abi)

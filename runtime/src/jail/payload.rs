@@ -9,7 +9,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags, openat};
@@ -91,7 +91,7 @@ impl Payload<'_> {
         self.separate()?;
         let ((), _) = self.init.receive().at(Step::MapIds, "wait for the id mapping")?;
         enter(Step::InertNamespaces, halt);
-        self.forbid_namespaces()?;
+        forbid_namespaces(self.tree.private_proc.as_fd(), Step::InertNamespaces)?;
         let inert = "owns no namespace; none can be made in it";
         layers.push(LayerResult::enforced(spec, Layer::UserNamespace, inert));
         enter(Step::Keyring, halt);
@@ -210,26 +210,6 @@ impl Payload<'_> {
         self.init.send(&FromPayload::Separate, &[]).at(step, "tell init")
     }
 
-    /// Writes 0 to every limit of namespaces in this user namespace. The lookup must happen in the
-    /// namespace itself, so the files are opened here, on a proc that hides nothing.
-    fn forbid_namespaces(&self) -> Result<(), StepFailure> {
-        for kind in KINDS {
-            let path = format!("sys/user/max_{kind}_namespaces");
-            let detail = || format!("write 0 to {path}");
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-            let file = match openat(&self.tree.private_proc, &*path, flags, Mode::empty()) {
-                Ok(file) => file,
-                // Kernels before 5.6 have no time namespaces.
-                Err(rustix::io::Errno::NOENT) => continue,
-                Err(error) => {
-                    return Err(StepFailure::new(Step::InertNamespaces, detail(), &error.into()));
-                }
-            };
-            rustix::io::write(&file, b"0").at(Step::InertNamespaces, detail())?;
-        }
-        Ok(())
-    }
-
     fn limit_process(&self, layers: &mut Vec<LayerResult>) -> Result<(), StepFailure> {
         let step = Step::Rlimits;
         enter(step, self.spec.halt_at.as_deref());
@@ -302,6 +282,24 @@ impl Payload<'_> {
         }
         errno
     }
+}
+
+/// Writes 0 to every limit of namespaces in the caller's user namespace. The lookup must happen in
+/// the namespace itself, so the files are opened here, on a proc that hides nothing.
+pub(super) fn forbid_namespaces(proc: BorrowedFd<'_>, step: Step) -> Result<(), StepFailure> {
+    for kind in KINDS {
+        let path = format!("sys/user/max_{kind}_namespaces");
+        let detail = || format!("write 0 to {path}");
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = match openat(proc, &*path, flags, Mode::empty()) {
+            Ok(file) => file,
+            // Kernels before 5.6 have no time namespaces.
+            Err(rustix::io::Errno::NOENT) => continue,
+            Err(error) => return Err(StepFailure::new(step, detail(), &error.into())),
+        };
+        rustix::io::write(&file, b"0").at(step, detail())?;
+    }
+    Ok(())
 }
 
 /// Paths to try for `command`: itself if it has a slash, else one per directory of `PATH`.

@@ -155,6 +155,7 @@ mod tests {
                 bytes_max: 1,
                 inodes_max: 1,
                 mode: 0,
+                directories: Vec::new(),
             }],
             scratch: ScratchPlan {
                 storage: Storage::Memory,

@@ -153,6 +153,8 @@ impl Binding<'_> {
     /// A directory of the session's own in the one that was asked for, with the same owner.
     fn child(&self, parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
         match mkdirat(parent, name, Mode::from_raw_mode(0o750)) {
+            // Without root it has been made by its owner, whose id has no name in this namespace.
+            Ok(()) if self.map.is_none() => {}
             Ok(()) => {
                 let (uid, gid) = (Uid::from_raw(self.bound.uid), Gid::from_raw(self.bound.gid));
                 chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;

@@ -169,6 +169,7 @@ fn body(policy: &Policy, origins: Origins) -> Lines {
     out.setting("tmp_size", &files.tmp_size);
     out.setting("tmp_inodes", &files.tmp_inodes);
     out.setting("shm_size", &files.shm_size);
+    out.setting("retain", &files.retain);
     let process = &policy.process;
     out.section("process");
     out.setting("pids", &process.pids);

@@ -28,6 +28,8 @@ pub(super) type Pids = Whole<1, 4_194_304>;
 pub(super) type OpenFiles = Whole<16, 1_048_576>;
 /// Up to 30 days.
 pub(super) type WallTime = Limit<Time<1, 2_592_000_000>>;
+/// Up to a day.
+pub(super) type Retain = Limit<Time<1_000, 86_400_000>>;
 /// RLIMIT_CPU counts whole seconds.
 pub(super) type CpuTime = Limit<Time<1_000, 2_592_000_000>>;
 /// From the smallest quota cgroups accept (1 ms in 100 ms).
@@ -181,6 +183,8 @@ pub(super) struct FilesystemTable {
     pub(super) tmp_inodes: Option<At<Inodes>>,
     /// Size of `/dev/shm`.
     pub(super) shm_size: Option<At<TmpSize>>,
+    /// How long a session's jail, without processes, is kept for its next work item.
+    pub(super) retain: Option<At<Retain>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

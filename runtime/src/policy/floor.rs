@@ -44,6 +44,7 @@ pub(super) fn floor(source: &Source, file: &PolicyFile) -> Result<Policy, Policy
             tmp_size: f.quantity("filesystem.tmp_size", &files.tmp_size)?,
             tmp_inodes: f.quantity("filesystem.tmp_inodes", &files.tmp_inodes)?,
             shm_size: f.quantity("filesystem.shm_size", &files.shm_size)?,
+            retain: f.quantity("filesystem.retain", &files.retain)?,
         },
         process: Process {
             pids: f.setting("process.pids", &process.pids, |n| n.get() as u32)?,

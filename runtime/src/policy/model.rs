@@ -210,6 +210,9 @@ pub struct Filesystem {
     pub tmp_inodes: Setting<u64>,
     /// Size of `/dev/shm`.
     pub shm_size: Setting<ByteSize>,
+    /// How long the jail of an idle session is kept, without its processes, for the session's next
+    /// work item; `None` is not at all.
+    pub retain: Setting<Option<Duration>>,
 }
 
 /// `[process]`.

@@ -176,7 +176,9 @@ impl Step<'_> {
         let (slot, written) = (&mut to.tmp_inodes, &from.tmp_inodes);
         self.set("filesystem.tmp_inodes", slot, written, Quantity::get, &falls())?;
         let (slot, written) = (&mut to.shm_size, &from.shm_size);
-        self.set("filesystem.shm_size", slot, written, Quantity::get, &falls())
+        self.set("filesystem.shm_size", slot, written, Quantity::get, &falls())?;
+        // Nothing kept is the narrowest: `None` is below every duration.
+        self.set("filesystem.retain", &mut to.retain, &from.retain, Quantity::get, &falls())
     }
 
     /// Both lists at once: a read-only path beneath a writable one is a hole in it, and a child

@@ -160,8 +160,13 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
             .map(|()| found.source.clone())?,
         _ => PathBuf::from("/").join(tree::WORKSPACE),
     };
+    let wall_time_ms = policy.process.wall_time.value.map(|time| time.as_millis() as u64);
+    // A session lasts as long as it has calls: what limits one command limits each of its calls, and
+    // the shell keeps a bounded tail of what they print.
+    let output_bytes_max = policy.process.output.value.map(|bytes| bytes.bytes());
     let tools = request.tools.then(|| ToolsPlan {
         roots: vec![workdir.clone(), PathBuf::from("/").join(tree::OUTPUTS)],
+        call_time_ms_max: wall_time_ms,
     });
     let mut tree = tree::lay_out(policy, facts, &account, bound, request.workspace_in_place);
     let overlaid = tree.mounts.bound.iter().any(|bound| bound.limit == BoundLimit::Overlay);
@@ -194,11 +199,12 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
             pids_max: process.pids.value,
             cpu_milli: process.cpu_milli.value,
             io_bytes_per_second: process.io_rate.value.map(|rate| rate.bytes()),
+            killed_together: !request.tools,
         },
         rlimits,
         nice: process.nice.value,
-        wall_time_ms: process.wall_time.value.map(|time| time.as_millis() as u64),
-        output_bytes_max: process.output.value.map(|bytes| bytes.bytes()),
+        wall_time_ms: if request.tools { None } else { wall_time_ms },
+        output_bytes_max: if request.tools { None } else { output_bytes_max },
         payload: Payload {
             environment: environment(policy, &request, &home),
             argv: request.argv,

@@ -177,7 +177,7 @@ pub enum Access {
     Device,
     /// Read files, write the few a process may write about itself.
     Proc,
-    /// What the file tools do: list, read, write, make, remove and rename files and directories.
+    /// What the file tools do: list, read, write, make and replace files, make directories.
     Files,
 }
 
@@ -207,6 +207,9 @@ pub struct CgroupPlan {
     pub cpu_milli: u32,
     /// Bytes a second read from and written to each disk.
     pub io_bytes_per_second: Option<u64>,
+    /// v2: whether all processes are killed when memory runs out, or the largest. A command half of
+    /// which is gone is useless; a session goes on without the command that took too much.
+    pub killed_together: bool,
 }
 
 /// A per-process limit, soft and hard alike.
@@ -248,6 +251,8 @@ pub struct Payload {
 pub struct ToolsPlan {
     /// Absolute paths inside the jail that the file tools may use, the working directory first.
     pub roots: Vec<PathBuf>,
+    /// Longest time of one command, in milliseconds.
+    pub call_time_ms_max: Option<u64>,
 }
 
 /// The immutable plan of one jail.

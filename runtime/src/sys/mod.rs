@@ -19,5 +19,6 @@ pub use interface::interface_up;
 pub use keyring::join_anonymous_session_keyring;
 pub use mount::{MountAttributes, mount_setattr};
 pub use process::{
-    ForbiddenCall, default_signals, exec_descriptor, exec_path, landlock_abi, try_forbidden,
+    ForbiddenCall, default_signals, errors_instead_of_signals, exec_descriptor, exec_path,
+    landlock_abi, try_forbidden,
 };

@@ -39,6 +39,19 @@ pub fn exec_path(path: &CStr, argv: &[CString], envp: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
+/// Makes a write to a closed pipe or beyond a file size limit fail with an error, and not end the
+/// process: ignores `SIGPIPE` and `SIGXFSZ`. pipe(7), setrlimit(2).
+pub fn errors_instead_of_signals() -> io::Result<()> {
+    for signal in [libc::SIGPIPE, libc::SIGXFSZ] {
+        // SAFETY: an ignored signal runs no code.
+        let previous = unsafe { libc::signal(signal, libc::SIG_IGN) };
+        if previous == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Gives every signal its default action and unblocks all of them, as a program expects to start.
 ///
 /// `CLONE_CLEAR_SIGHAND` leaves ignored signals ignored, and the Rust runtime ignores `SIGPIPE`.

@@ -89,6 +89,8 @@ pub enum ShellFate {
     Kept,
     /// The next call gets a fresh one.
     Restarted,
+    /// There will be none in this jail any more.
+    Gone,
 }
 
 /// What may be logged about a call.

@@ -62,6 +62,25 @@ fn verdicts_on_everyday_calls() {
     check(Arch::X86_64, cases);
 }
 
+/// INV-6: the first process of a session's tools has the id of bash, and nothing there may weaken it.
+#[test]
+fn verdicts_on_limits_and_priority_of_others() {
+    #[rustfmt::skip]
+    let cases: &[(&str, &[u64], Verdict)] = &[
+        ("prlimit64", &[0, 7], ALLOW), ("prlimit64", &[2, 7], ALLOW), ("prlimit64", &[1, 7], EPERM),
+        ("sched_setaffinity", &[0], ALLOW), ("sched_setaffinity", &[1], EPERM),
+        ("sched_setattr", &[7], ALLOW), ("sched_setattr", &[1], EPERM),
+        ("sched_setparam", &[7], ALLOW), ("sched_setparam", &[1], EPERM),
+        ("sched_setscheduler", &[7], ALLOW), ("sched_setscheduler", &[1], EPERM),
+        ("setpriority", &[0, 0], ALLOW), ("setpriority", &[0, 1], EPERM), ("setpriority", &[1, 0], ALLOW),
+        ("setpriority", &[1, 1], EPERM), ("setpriority", &[2, 0], EPERM),
+        ("ioprio_set", &[1, 0], ALLOW), ("ioprio_set", &[1, 1], EPERM), ("ioprio_set", &[2, 1], EPERM),
+        ("ioprio_set", &[3, 0], EPERM),
+    ];
+    check(Arch::X86_64, cases);
+    check(Arch::Aarch64, cases);
+}
+
 /// Setuid and setgid bits are refused, but only where a mode counts.
 #[test]
 fn verdicts_on_modes_and_devices() {

@@ -57,7 +57,7 @@ fn no_command_breaks_the_next_call() {
         "mkdir gone; cd gone; rmdir ../gone", "cd /; umask 777", "cd /proc/self/fd",
         // forged reports
         "echo 'n 0' >/proc/$$/fd/59", "for i in 59 {10..15}; do echo 0000000000000000 0; done >/proc/$$/fd/59",
-        "head -c 3000000 /dev/zero >/proc/$$/fd/59", "head -c 10 /proc/$$/fd/10 & sleep 0.1", ": >/dev/fd/58",
+        "head -c 3000000 /dev/zero >/proc/$$/fd/59", "for i in 0 {10..15}; do timeout 0.1 head -c 10 /proc/$$/fd/$i; done", ": >/dev/fd/58",
         "python3 -c 'import os,fcntl; fcntl.fcntl(1, fcntl.F_SETFL, os.O_NONBLOCK)'",
     ];
     for command in commands {

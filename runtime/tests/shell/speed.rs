@@ -23,4 +23,7 @@ fn calls_per_second() {
         let at = |percent: usize| times[times.len() * percent / 100];
         println!("{command:12} p1 {} p10 {} p50 {} p90 {} µs", at(1), at(10), at(50), at(90));
     }
+    let begun = Instant::now();
+    let bytes = tree.limited("head -c 10G /dev/zero", 120_000).facts.output_bytes;
+    println!("{bytes} bytes of output in {:?}", begun.elapsed());
 }

@@ -6,6 +6,7 @@ use stockade_runtime::tool::ShellFate;
 crate::tests! {
     TESTS:
     results_have_the_texts_of_the_contract,
+    tracing_shows_the_command_and_nothing_of_ours,
     invalid_input_is_an_error_and_costs_nothing,
     directory_variables_functions_and_background_processes_survive_between_calls,
     the_shell_has_the_environment_of_its_plan_and_no_descriptor_but_the_usual,
@@ -42,6 +43,15 @@ fn results_have_the_texts_of_the_contract() {
         assert_eq!((got.as_str(), result.is_error), (want, is_error), "{command}");
         assert_eq!(result.facts.shell, ShellFate::Kept, "{command}");
     }
+}
+
+fn tracing_shows_the_command_and_nothing_of_ours() {
+    let mut tree = Tree::new();
+    tree.ok("set -x");
+    assert_eq!(tree.ok("echo hi"), "+++ echo hi\nhi");
+    assert_eq!(text(&tree.call("(exit 3)")), "+++ exit 3\nexit code: 3");
+    tree.ok("set +x");
+    assert_eq!(tree.ok("echo hi"), "hi");
 }
 
 fn invalid_input_is_an_error_and_costs_nothing() {

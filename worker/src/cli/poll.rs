@@ -109,18 +109,6 @@ pub struct PollArgs {
     )]
     pub max_idle: Duration,
 
-    /// Keep a session's workspace for DURATION after its end, should it come back [default: 0]
-    ///
-    /// Counts against the memory or disk of this host; a fresh jail gets it.
-    #[arg(
-        long,
-        value_name = "DURATION",
-        default_value = "0",
-        hide_default_value = true,
-        value_parser = duration_or_zero
-    )]
-    pub retain: Duration,
-
     /// End a tool call after DURATION [default: what the tool call asks for, within the policy]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub tool_timeout: Option<Duration>,
@@ -203,9 +191,20 @@ pub struct PollArgs {
     )]
     pub block_ms: BlockMs,
 
+    /// Choose how often an empty queue is asked: `eager` or `sdk` [default: eager]
+    ///
+    /// `sdk`: a pause of 1 to 3 s after every empty poll. `eager`: the same, but no pause for 60 s after
+    /// work was seen, which is about one request a second for that time.
+    #[arg(long, value_name = "CADENCE", default_value = "eager", hide_default_value = true)]
+    pub cadence: Cadence,
+
     /// Take over items that somebody polled but did not confirm for N milliseconds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     pub reclaim_older_than_ms: Option<u64>,
+
+    /// Stop for good at a step of making a session's jail (crash tests), see `worker exec`
+    #[arg(long, value_name = "STEP", hide = true)]
+    pub halt_at: Option<String>,
 
     /// Check options, key, policy and audit file, say what would be used, and stop
     #[arg(long)]
@@ -221,6 +220,17 @@ Examples:
   sudo worker poll --jail --environment-id env_… --environment-key-file /etc/stockade/key
   sudo worker poll --jail --check
   worker poll --jail --once --drain-on-empty";
+
+/// How often an empty queue is asked (POLL-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Cadence {
+    /// Without pauses while work is likely.
+    #[value(help = "no pause for 60 s after work was seen")]
+    Eager,
+    /// As the official workers do.
+    #[value(help = "a pause of 1 to 3 s after every empty poll")]
+    Sdk,
+}
 
 /// How long the control plane may hold an empty poll (POLL-1): 1 to 999 ms, or not at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -435,7 +445,7 @@ fn document(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> V
         "max_sessions": settings.max_sessions,
         "memory_reserve_bytes": settings.memory_reserve_bytes,
         "max_idle_ms": settings.max_idle.map(milliseconds),
-        "retain_ms": milliseconds(settings.retain),
+        "retain_ms": ready.policy.filesystem.retain.value.map(milliseconds),
         "tool_timeout_ms": settings.tool_timeout.map(milliseconds),
         "drain_timeout_ms": milliseconds(settings.drain_timeout),
         "once": settings.once,

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
 use stockade_runtime::host::HostFacts;
@@ -32,8 +31,8 @@ pub struct Template {
     pub writable: Vec<BoundRequest>,
     /// The worker's own environment, from which the policy may pass names on.
     pub environment: std::collections::BTreeMap<String, String>,
-    /// How long a session's jail is kept for its next work item.
-    pub retain: Duration,
+    /// Test aid, see [`spec::JailSpec::halt_at`].
+    pub halt_at: Option<String>,
 }
 
 /// Why a session has no jail.
@@ -71,7 +70,8 @@ impl JailError {
 #[derive(Debug)]
 pub struct Jails {
     template: Template,
-    launcher: Mutex<Launcher>,
+    /// None once the worker ends.
+    launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
     kept: Mutex<HashMap<String, Idle>>,
 }
@@ -86,7 +86,7 @@ struct Idle {
 impl Jails {
     /// Makes jails from `template` by `launcher`.
     pub fn new(template: Template, launcher: Launcher, record: Arc<Record>) -> Jails {
-        let (launcher, kept) = (Mutex::new(launcher), Mutex::default());
+        let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
         Jails { template, launcher, record, kept }
     }
 
@@ -130,12 +130,15 @@ impl Jails {
             outputs_child: template.outputs.as_ref().map(|_| directory_name(session_id)),
             writable: template.writable.clone(),
             tools: true,
+            halt_at: template.halt_at.clone(),
             ..Request::default()
         };
         let spec = spec::build(&template.policy, &template.facts, request)?;
         let launcher = {
             let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
-            launcher.another().map_err(|source| JailError::Launcher { source })?
+            let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+            let another = launcher.as_mut().ok_or_else(gone).and_then(Launcher::another);
+            another.map_err(|source| JailError::Launcher { source })?
         };
         Ok(Session::start(launcher, spec, template.run_directory.clone()).await?)
     }
@@ -169,11 +172,14 @@ impl Jails {
         Ok(session)
     }
 
-    /// Keeps the jail for the session's next work item if the operator wants that and no tool
-    /// process has to be let run; ends it otherwise.
+    /// Keeps the jail for the session's next work item, without its processes, if the policy says so;
+    /// ends it otherwise.
     pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
-        if keep && !self.template.retain.is_zero() && session.quiesce().await.is_ok() {
-            let until = Instant::now() + self.template.retain;
+        let retain = self.template.policy.filesystem.retain.value.filter(|_| keep);
+        if let Some(retain) = retain
+            && session.quiesce().await.is_ok()
+        {
+            let until = Instant::now() + retain;
             let idle = Idle { session, ids: ids.clone(), until };
             let replaced = self.kept().insert(session_id.to_owned(), idle);
             tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
@@ -215,10 +221,9 @@ impl Jails {
     fn receipt(&self, ids: &AuditIds, jail: &str, end: &End) {
         let template = &self.template;
         let place = |what: &str, found: &Option<BoundRequest>| {
-            found.as_ref().map(|found| Kept {
-                what: what.into(),
-                path: Text::of(&found.source.display()),
-            })
+            found
+                .as_ref()
+                .map(|found| Kept { what: what.into(), path: Text::of(&found.source.display()) })
         };
         let kept = [place("workdir", &template.workdir), place("outputs", &template.outputs)];
         let lost: u64 = end.exports.iter().map(|export| export.failed).sum();
@@ -249,6 +254,14 @@ impl Jails {
             left: List::of(&end.left),
         };
         self.record.write(ids, &event);
+    }
+
+    /// Waits until every jail is taken apart and the launcher is gone. No jail can be made after.
+    pub fn end(&self) {
+        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(launcher) = launcher {
+            launcher.wait();
+        }
     }
 
     /// Ends kept jails whose time is over; all of them if `all`.

@@ -22,7 +22,7 @@ use stockade_runtime::audit::{Event, Ids as AuditIds, List, StopReason};
 use stockade_runtime::host::Level;
 use stockade_runtime::jail::{self, Launcher};
 
-use crate::cli::poll::Ready;
+use crate::cli::poll::{Cadence, Ready};
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
@@ -39,6 +39,8 @@ use tools::Tools;
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
 const THREADS: usize = 2;
+/// Journals of sessions that nobody has touched for so long are removed.
+const JOURNAL_AGE: Duration = Duration::from_secs(30 * 86_400);
 /// How often kept jails are looked at.
 const EXPIRY: Duration = Duration::from_secs(1);
 
@@ -145,6 +147,9 @@ pub fn run(
     let exit = runtime.block_on(async {
         let journals = FileJournals::new(&places.journal, &places.results)
             .context("cannot open the journal of tool calls")?;
+        if let Err(error) = journals.sweep(JOURNAL_AGE) {
+            tracing::warn!(event = "journal.not_swept", error = %error, "old journals are still there");
+        }
         let queue = match Queue::new(
             queue_settings(settings)?,
             key,
@@ -181,13 +186,16 @@ pub fn run(
         keeper.abort();
         jails.expire(true).await;
         let (exit, reason) = outcome(&end, heard.urgency(), &record, settings.once);
-        record.write(&nothing, &Event::WorkerStopped { reason });
+        let recorded = record.write(&nothing, &Event::WorkerStopped { reason });
+        let exit = if recorded { exit } else { Exit::Evidence };
+        places.leave();
         let reason = serde_json::to_value(reason).unwrap_or_default();
         tracing::info!(event = "worker.stopped", reason = reason.as_str(), "worker stopped");
         anyhow::Ok(exit)
     })?;
     // Threads that wait for a launcher which does not answer must not hold the exit up.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    jails.end();
     Ok(exit)
 }
 
@@ -263,7 +271,8 @@ fn template(
         })
     };
     let found = || -> Result<_, Exit> {
-        let workdir = settings.workdir.as_deref().map(|path| inspect(path, "the working directory"));
+        let workdir =
+            settings.workdir.as_deref().map(|path| inspect(path, "the working directory"));
         let outputs = settings.outputs_dir.as_deref().map(|path| inspect(path, "the outputs"));
         let writable = policy.filesystem.writable.iter();
         let writable = writable.map(|path| inspect(&path.value, "a writable path of the policy"));
@@ -279,7 +288,7 @@ fn template(
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),
-        retain: settings.retain,
+        halt_at: settings.halt_at.clone(),
     }))
 }
 
@@ -301,8 +310,7 @@ fn recover(level: Level, record: &Record) -> anyhow::Result<()> {
 
 fn queue_settings(settings: &Settings) -> anyhow::Result<QueueSettings> {
     let base_url = settings.base_url.to_string().parse().context("cannot use the base URL")?;
-    let mut queue =
-        QueueSettings::new(base_url, &settings.environment_id, &settings.worker_id);
+    let mut queue = QueueSettings::new(base_url, &settings.environment_id, &settings.worker_id);
     // Checked there with the same rule, and its exception.
     queue.insecure_http = true;
     queue.workspace_id = settings.workspace_id.clone();
@@ -311,6 +319,9 @@ fn queue_settings(settings: &Settings) -> anyhow::Result<QueueSettings> {
         queue.custom_headers.append(name.clone(), value.clone());
     }
     queue.block_ms = settings.block_ms;
+    if settings.cadence == Cadence::Sdk {
+        queue.cadence = queue::Cadence::Sdk;
+    }
     queue.reclaim_older_than_ms = settings.reclaim_older_than_ms;
     queue.drain = settings.drain_on_empty;
     queue.max_idle = settings.max_idle;

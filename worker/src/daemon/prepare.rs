@@ -1,7 +1,9 @@
 //! Directories of the daemon, made while it still has the rights of whoever started it.
 
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
+use stockade_runtime::audit::Digest;
 use stockade_runtime::host::Level;
 use stockade_runtime::jail;
 
@@ -40,10 +42,27 @@ pub fn places(settings: &Settings, level: Level) -> Result<Places, PlaceError> {
             memory.unwrap_or_else(|| settings.state_dir.clone()).join("stockade-results")
         }
     };
-    let places = Places { journal: settings.state_dir.join("journal"), results };
-    for path in [&places.journal, &places.results] {
+    // Journals and results belong together: workers with other journals have other results.
+    let own = results.join(name_of(&settings.state_dir));
+    let places = Places { journal: settings.state_dir.join("journal"), results: own };
+    for path in [&places.journal, &results, &places.results] {
         jail::control_side_directory(path, level)
             .map_err(|source| PlaceError { path: path.clone(), source })?;
     }
     Ok(places)
+}
+
+/// A short name for a directory.
+fn name_of(directory: &Path) -> String {
+    let mut name = Digest::of(directory.as_os_str().as_bytes()).to_string();
+    name.truncate(16);
+    name
+}
+
+impl Places {
+    /// Removes the directory of results if nothing is left in it, at the end of a run.
+    pub fn leave(&self) {
+        // Results that are still to be posted keep it.
+        let _kept = std::fs::remove_dir(&self.results);
+    }
 }

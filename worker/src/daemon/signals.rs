@@ -2,8 +2,8 @@
 //! environment key again.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds};
@@ -15,6 +15,9 @@ use crate::queue::{EnvironmentKeySetter, Shutdown};
 
 const DEADLINE: u32 = 1 << 16;
 const DRAINING: u32 = 1 << 17;
+
+/// After the drain timeout: for posting that calls were killed (SHUT-2).
+const LAST_POSTS: Duration = Duration::from_secs(5);
 
 /// What made the worker stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,14 +100,20 @@ pub fn listen(
                     reread(&reload).await;
                     continue;
                 }
+                // The queue kills at this time too, and has a moment to tell the sessions of it.
                 () = passed => {
-                    tracing::warn!(
-                        event = "worker.drain_timeout",
-                        "the drain timeout passed, ending what still runs"
-                    );
-                    said.store(DEADLINE, Ordering::Relaxed);
-                    shutdown.cancel();
-                    deadline = None;
+                    if said.compare_exchange(DRAINING, DEADLINE, Ordering::Relaxed, Ordering::Relaxed)
+                        .is_ok()
+                    {
+                        tracing::warn!(
+                            event = "worker.drain_timeout",
+                            "the drain timeout passed, ending what still runs"
+                        );
+                        deadline = Some(tokio::time::Instant::now() + LAST_POSTS);
+                    } else {
+                        shutdown.cancel();
+                        deadline = None;
+                    }
                     continue;
                 }
             };

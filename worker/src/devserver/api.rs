@@ -397,8 +397,8 @@ impl State {
         };
         let page: Vec<Value> =
             self.queue.items.iter().skip(from).take(limit).map(|work| self.show(work)).collect();
-        let next =
-            (from + limit < self.queue.items.len()).then(|| format!("workpage_{}", from + limit));
+        let end = from.saturating_add(limit);
+        let next = (end < self.queue.items.len()).then(|| format!("workpage_{end}"));
         Reply::json(&json!({"data": page, "next_page": next}))
     }
 

@@ -14,6 +14,7 @@ const VERSIONS: &[&str] = &["2026-10-21", "2023-06-01"];
 pub fn headers(state: &mut State, endpoint: Endpoint, ask: &mut Ask) -> Result<(), Reply> {
     version(state, endpoint, ask);
     beta(state, endpoint, ask);
+    body(state, endpoint, ask);
     let who = credential(state, endpoint, ask)?;
     ask.who = who;
     let name = match &ask.who {
@@ -61,6 +62,15 @@ fn beta(state: &mut State, endpoint: Endpoint, ask: &Ask) {
     };
     if !right {
         state.violate("bad_beta", None, format!("{endpoint:?} has anthropic-beta {values:?}"));
+    }
+}
+
+/// HDR-7
+fn body(state: &mut State, endpoint: Endpoint, ask: &Ask) {
+    let kind = ask.header("content-type").unwrap_or_default();
+    if !ask.body.is_empty() && !kind.starts_with("application/json") {
+        let detail = format!("{endpoint:?} has a body of content-type {kind:?}");
+        state.violate("bad_body", None, detail);
     }
 }
 

@@ -149,6 +149,9 @@ fn push_events(state: &mut State, id: &str, ask: &Ask) -> Result<Value, Reply> {
     Ok(json!({"ids": ids}))
 }
 
+/// The farthest jump of the clock: a year.
+const ADVANCE_MAX_MS: u64 = 366 * 86_400_000;
+
 /// How far the clock is to jump.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -158,6 +161,10 @@ struct Advance {
 
 fn advance(state: &mut State, ask: &Ask) -> Result<Value, Reply> {
     let by: Advance = read(ask)?;
+    let sum = state.clock.now() / 1000 + by.ms.min(ADVANCE_MAX_MS + 1);
+    if sum > ADVANCE_MAX_MS {
+        return Err(Reply::error(400, "the clock does not run farther than a year"));
+    }
     state.clock.advance(Duration::from_millis(by.ms));
     let now = state.clock.now();
     state.queue.expire(now);

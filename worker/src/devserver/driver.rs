@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::script::{End, Start};
 use super::session::{Session, Signal, Verdict};
 use super::state::{Plane, State};
-use super::steps::{Act, CallStep, Step};
+use super::steps::{Act, Step};
 
 /// Why a session is given up.
 type GivenUp = String;
@@ -76,7 +76,11 @@ async fn steps(plane: &Plane, at: usize) -> Result<(), GivenUp> {
 }
 
 fn is_gap(step: &Step) -> bool {
-    matches!(&step.act, Act::Call(CallStep { gap: true, .. }) | Act::Emit { gap: true, .. })
+    match &step.act {
+        Act::Call(call) => call.gap,
+        Act::Emit { gap, .. } => *gap,
+        _ => false,
+    }
 }
 
 /// The next step that a control endpoint pushed; none when the run is to end.

@@ -90,7 +90,7 @@ pub fn list(state: &mut State, at: usize, ask: &Ask) -> Reply {
     if descending {
         wanted.reverse();
     }
-    let end = (page.from + page.size).min(wanted.len());
+    let end = page.from.saturating_add(page.size).min(wanted.len());
     let part = wanted.get(page.from.min(end)..end).unwrap_or_default();
     let mut body = String::from("{\"data\":[");
     for (number, event) in part.iter().enumerate() {

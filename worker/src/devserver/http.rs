@@ -22,9 +22,10 @@ use super::state::{Plane, Who};
 use super::{api, checks, dev};
 
 /// Bytes of a request's body.
-const BODY_MAX: usize = 64 * 1024 * 1024;
-/// Time for the head of a request.
-const HEAD_TIME: Duration = Duration::from_secs(30);
+const BODY_MAX: usize = 32 * 1024 * 1024;
+/// Time for the head of a request. It also ends connections that nobody uses, which must not happen
+/// between two heartbeats.
+const HEAD_TIME: Duration = Duration::from_secs(600);
 /// How long an answer that never comes is withheld: nobody waits longer.
 const HANG_TIME: Duration = Duration::from_secs(3600);
 

@@ -122,7 +122,8 @@ impl Store {
                 _ => entries.push(self.show(&memory.id, full, clock)),
             }
         }
-        let next = (from + limit < entries.len()).then(|| format!("mempage_{}", from + limit));
+        let end = from.saturating_add(limit);
+        let next = (end < entries.len()).then(|| format!("mempage_{end}"));
         let data: Vec<Value> = entries.into_iter().skip(from).take(limit).collect();
         Reply::json(&json!({"data": data, "next_page": next}))
     }

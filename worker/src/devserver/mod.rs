@@ -124,7 +124,7 @@ async fn until_done(plane: Plane) {
         let woken = changed.notified();
         tokio::pin!(woken);
         woken.as_mut().enable();
-        if plane.lock().done() {
+        if plane.lock().begun() && plane.lock().done() {
             // The last answer is still on its way.
             tokio::time::sleep(Duration::from_millis(20)).await;
             return;

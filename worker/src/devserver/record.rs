@@ -91,14 +91,13 @@ impl State {
     /// What was violated; at the end, also what shows only then.
     pub fn violations(&self, at_end: bool) -> Vec<Violation> {
         let mut all = self.record.violations.clone();
-        if !at_end {
-            return all;
-        }
         let at_us = self.clock.now();
-        all.extend(self.queue.items.iter().filter_map(|work| {
+        let items = if at_end { &self.queue.items[..] } else { &[] };
+        all.extend(items.iter().filter_map(|work| {
             let detail = unstopped(work)?;
             Some(Violation { kind: "missing_stop", at_us, session: work.session.clone(), detail })
         }));
+        all.retain(|one| !self.settings.tolerate.iter().any(|kind| kind == one.kind));
         all
     }
 
@@ -279,4 +278,32 @@ pub fn table(report: &Value) -> String {
     }
     out.push_str(&format!("{}\n", report["result"].as_str().unwrap_or_default()));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn violations_and_header_values_are_bounded() {
+        let mut record = Record::default();
+        for _ in 0..=VIOLATIONS_MAX {
+            record.violation("api_key", 0, None, String::new());
+        }
+        assert_eq!((record.violations.len(), record.violations_dropped), (VIOLATIONS_MAX, 1));
+        for number in 0..2 * VALUES_MAX {
+            Record::value(&mut record.versions, &number.to_string());
+        }
+        assert_eq!(record.versions.len(), VALUES_MAX);
+    }
+
+    #[test]
+    fn percentiles_of_few_values_are_among_them() {
+        assert_eq!(percentiles(vec![])["p50"], Value::Null);
+        let three = percentiles(vec![3, 1, 2]);
+        assert_eq!(
+            (&three["p50"], &three["p99"], &three["max"]),
+            (&json!(2), &json!(3), &json!(3))
+        );
+    }
 }

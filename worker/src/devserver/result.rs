@@ -107,7 +107,7 @@ impl State {
         let result_of = event["tool_use_id"].as_str().or(event["custom_tool_use_id"].as_str());
         let is_result = event["type"] != "user.tool_confirmation";
         if let Some(id) = result_of.filter(|_| is_result) {
-            self.note_result(session, &id.to_owned(), event, who);
+            self.note_result(session, id, event, who);
         }
         let one = &mut self.sessions[session];
         if let (false, Some(id)) = (is_result, result_of) {

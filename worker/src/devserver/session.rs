@@ -16,7 +16,10 @@ use super::script::SessionScript;
 use super::steps::CallStep;
 
 /// Events of one session.
-const EVENTS_MAX: usize = 4_000_000;
+const EVENTS_MAX: usize = 1_000_000;
+
+/// Failures of one session that are kept.
+const FAILURES_MAX: usize = 1000;
 
 /// One event of the log, written once.
 #[derive(Debug)]
@@ -87,6 +90,7 @@ pub struct Session {
     pub status: String,
     pub created_at: Micros,
     pub log: Vec<Arc<Event>>,
+    events_max: usize,
     streams: Vec<mpsc::UnboundedSender<Signal>>,
     pub calls: Vec<Call>,
     by_id: HashMap<String, usize>,
@@ -119,6 +123,7 @@ impl Session {
             script,
             created_at: now,
             log: Vec::new(),
+            events_max: EVENTS_MAX,
             streams: Vec::new(),
             calls: Vec::new(),
             by_id: HashMap::new(),
@@ -157,9 +162,15 @@ impl Session {
         let json = Value::Object(fields).to_string();
         let event = Arc::new(Event { id: id.clone(), kind, json, stamp });
         self.note_status(&event.kind);
-        if self.log.len() < EVENTS_MAX {
-            self.log.push(Arc::clone(&event));
+        if self.log.len() >= self.events_max {
+            if !self.ended {
+                self.fail(format!("more than {} events", self.events_max));
+            }
+            self.ended = true;
+            self.changed.notify_waiters();
+            return id;
         }
+        self.log.push(Arc::clone(&event));
         self.signal(&Signal::Event(event));
         if self.reading() {
             self.mark_delivered(&id, now);
@@ -320,8 +331,31 @@ impl Session {
     }
 
     pub fn fail(&mut self, what: String) {
-        if self.failures.len() < 1000 {
+        if self.failures.len() < FAILURES_MAX {
             self.failures.push(what);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_with_too_many_events_fails_and_ends() {
+        let mut session = Session::new(1, "s".to_owned(), Arc::default(), 0);
+        session.events_max = 2;
+        for _ in 0..4 {
+            session.emit(json!({"type": "a"}), String::new(), 0);
+        }
+        assert_eq!((session.log.len(), session.ended), (2, true));
+        assert_eq!(session.failures, ["more than 2 events"]);
+    }
+
+    #[test]
+    fn failures_of_one_session_are_bounded() {
+        let mut session = Session::new(1, "s".to_owned(), Arc::default(), 0);
+        (0..2 * FAILURES_MAX).for_each(|_| session.fail("x".to_owned()));
+        assert_eq!(session.failures.len(), FAILURES_MAX);
     }
 }

@@ -38,6 +38,8 @@ pub struct Identity {
     pub environment: String,
     pub key: String,
     pub operator_key: String,
+    /// A part of every sessions token of this run.
+    token_part: String,
 }
 
 impl Identity {
@@ -53,6 +55,7 @@ impl Identity {
                 None => format!("sk-ant-oat01-dev-{}", random()?),
             },
             operator_key: format!("sk-ant-api03-dev-{}", random()?),
+            token_part: random()?,
         })
     }
 }
@@ -149,9 +152,8 @@ impl State {
     /// SIM-1: a session without a live item gets one.
     pub fn ensure_work(&mut self, session: usize) {
         let now = self.clock.now();
-        self.queue.expire(now);
         let one = &self.sessions[session];
-        if !self.queue.live(&one.id) {
+        if !self.queue.live_at(&one.id, now) {
             let metadata = one.script.work_metadata.clone();
             let id = one.id.clone();
             self.queue.add(Some("session"), Some(&id), metadata, now);
@@ -173,11 +175,7 @@ impl State {
         let kind = session.map_or(Secret::None, |at| self.sessions[at].script.secret);
         let token = match kind {
             Secret::Token | Secret::Padded => {
-                format!(
-                    "sk-ant-req-dev-{}-{holding}-{}",
-                    item.id,
-                    self.identity.operator_key.len() + work
-                )
+                format!("sk-ant-req-dev-{}-{}-{holding}", self.identity.token_part, item.id)
             }
             Secret::None => return None,
             Secret::Garbage => return Some("%%% no base64 %%%".to_owned()),
@@ -198,6 +196,11 @@ impl State {
         let session = &self.sessions[at];
         let open = session.script.end == End::Open && !self.finished && !session.ended;
         (session.driven || session.ended) && !open && !self.queue.live(&session.id)
+    }
+
+    /// Whether there was anything to do, or nothing will come.
+    pub fn begun(&self) -> bool {
+        self.finished || !self.queue.items.is_empty()
     }
 
     /// Whether everything is done.

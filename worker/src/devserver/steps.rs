@@ -71,7 +71,7 @@ pub struct Step {
 /// What a step does.
 #[derive(Debug, Clone)]
 pub enum Act {
-    Call(CallStep),
+    Call(Box<CallStep>),
     Message(String),
     /// A verdict on a call that waits for one.
     Confirm {
@@ -144,7 +144,7 @@ impl TryFrom<StepScript> for Step {
             None => None,
         };
         let call = written.call()?;
-        let mut acts: Vec<Act> = call.clone().map(Act::Call).into_iter().collect();
+        let mut acts: Vec<Act> = call.map(Box::new).map(Act::Call).into_iter().collect();
         acts.extend(written.other_acts());
         if acts.len() > 1 {
             return Err("a step does more than one thing: write one step for each".to_owned());

@@ -3,7 +3,7 @@
 //! Every call gets the time, so that tests need not wait. Leases expire when somebody looks
 //! ([`Queue::expire`]), which every call does first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::clock::Micros;
 
@@ -69,7 +69,7 @@ impl Holding {
         self.first_beat_at.get_or_insert(now);
         self.last_beat_at = Some(now);
         if let Ok(ttl @ 1..) = Micros::try_from(ttl) {
-            self.interval = Some((ttl * SECOND / 2).clamp(SECOND, INTERVAL_MAX_US));
+            self.interval = Some((ttl.saturating_mul(SECOND) / 2).clamp(SECOND, INTERVAL_MAX_US));
         }
     }
 }
@@ -115,7 +115,7 @@ impl Work {
     fn extend(&mut self, now: Micros, ttl: i64) {
         self.ttl = ttl;
         let ttl = Micros::try_from(ttl).unwrap_or(0);
-        self.lease_until = (ttl > 0).then_some(now.saturating_add(ttl * SECOND));
+        self.lease_until = (ttl > 0).then_some(now.saturating_add(ttl.saturating_mul(SECOND)));
     }
 
     fn expire(&mut self, now: Micros) {
@@ -165,6 +165,8 @@ pub struct Queue {
     pub items: Vec<Work>,
     /// Worker ids and when they polled last.
     pub pollers: BTreeMap<String, Micros>,
+    /// The newest item of each session; older ones are stopped.
+    newest: HashMap<String, usize>,
     beats: u64,
 }
 
@@ -177,6 +179,9 @@ impl Queue {
         metadata: BTreeMap<String, String>,
         now: Micros,
     ) -> usize {
+        if let Some(session) = session {
+            self.newest.insert(session.to_owned(), self.items.len());
+        }
         self.items.push(Work {
             id: format!("work_{:06}", self.items.len() + 1),
             kind: kind.map(str::to_owned),
@@ -229,15 +234,24 @@ impl Queue {
         let each = self.items.iter().filter_map(|work| match work.state {
             State::Queued => work.claimed_at.map(|at| at.saturating_add(reclaim)),
             State::Stopped => None,
-            _ => work.lease_until.map(|until| until + 1),
+            _ => work.lease_until.map(|until| until.saturating_add(1)),
         });
         each.min()
     }
 
     /// Whether `session` has an item that is not stopped.
     pub fn live(&self, session: &str) -> bool {
-        let of = |work: &&Work| work.session.as_deref() == Some(session);
-        self.items.iter().filter(of).any(|work| work.state != State::Stopped)
+        let newest = self.newest.get(session).and_then(|at| self.items.get(*at));
+        newest.is_some_and(|work| work.state != State::Stopped)
+    }
+
+    /// The same after a look at the clock.
+    pub fn live_at(&mut self, session: &str, now: Micros) -> bool {
+        let newest = self.newest.get(session).and_then(|at| self.items.get_mut(*at));
+        newest.is_some_and(|work| {
+            work.expire(now);
+            work.state != State::Stopped
+        })
     }
 }
 

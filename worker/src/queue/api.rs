@@ -124,7 +124,15 @@ impl ItemApi {
             .json(body)
             .retries(0)
             .timeout(POST_TIMEOUT);
-        self.client.send(&self.credential, &request).await.map(drop)
+        let reply = self.client.send(&self.credential, &request).await?;
+        // Whoever said 200 without speaking JSON was not the control plane (§0, transient).
+        let json = serde_json::from_slice::<serde::de::IgnoredAny>(&reply.body).is_ok();
+        let empty = reply.body.iter().all(u8::is_ascii_whitespace);
+        if json || empty {
+            Ok(())
+        } else {
+            Err(ApiError::Unreadable { what: "an answer to a result" })
+        }
     }
 
     fn work_request(&self, verb: &str) -> Result<Request, ApiError> {

@@ -78,10 +78,10 @@ impl ApiError {
     /// One word for logs, never content.
     pub fn label(&self) -> String {
         match self {
-            ApiError::Status { status, body, .. } => match &body.kind {
-                Some(kind) => format!("{status} {kind}"),
-                None => status.to_string(),
-            },
+            ApiError::Status { status, body, request_id } => {
+                let parts = [body.kind.as_deref(), request_id.as_deref()];
+                parts.into_iter().flatten().fold(status.to_string(), |text, part| text + " " + part)
+            }
             ApiError::Transport { .. } => "connection".to_owned(),
             ApiError::Timeout { .. } => "timeout".to_owned(),
             ApiError::TooLarge { .. } => "too large".to_owned(),
@@ -112,6 +112,7 @@ struct Inner {
 
 const REDIRECTS_MAX: usize = 5;
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+const REQUEST_ID_BYTES_MAX: usize = 100;
 const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
 const WORKER_ID: HeaderName = HeaderName::from_static("anthropic-worker-id");
 
@@ -247,7 +248,7 @@ fn failure(incoming: &Incoming, body: &[u8]) -> Failure {
     let error = ApiError::Status {
         status: incoming.status,
         body: Box::new(parse_error(body)),
-        request_id: id.map(str::to_owned),
+        request_id: id.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).map(str::to_owned),
     };
     (error, incoming.headers.clone())
 }

@@ -10,6 +10,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 
+use super::wire::event::object;
+
 /// A credential that cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -129,7 +131,7 @@ fn token_of(secret: &str) -> Option<SecretString> {
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     let secret = secret.trim().replace('-', "+").replace('_', "/");
     let bytes = GeneralPurpose::new(&alphabet::STANDARD, lenient).decode(&secret).ok()?;
-    let known: Known = serde_json::from_slice(&bytes).ok()?;
+    let known: Known = object(&bytes).ok()?;
     let usable = known.sessions_token.expose_secret();
     let usable = !usable.is_empty() && usable.bytes().all(|byte| byte.is_ascii_graphic());
     usable.then_some(known.sessions_token)
@@ -167,6 +169,7 @@ mod tests {
             "a".to_owned(),
             encode("not json"),
             encode("[]"),
+            encode(r#"["sk-ant-req-1"]"#),
             encode("null"),
             encode("{}"),
             encode(r#"{"sessions_token":7}"#),

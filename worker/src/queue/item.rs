@@ -19,8 +19,8 @@ use super::credential::{Credential, EnvironmentKey, WorkSecret, item_credential}
 use super::events::{Ids, Progress, emit};
 use super::feed::Feed;
 use super::gate::{Gate, Owner};
-use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools as _};
-use super::journal::{JournalStore, SharedJournal};
+use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening};
+use super::journal::{Journal, JournalError, JournalStore, SharedJournal};
 use super::lease::{Keeper, LeaseView, first_view, keep};
 use super::perform::{Bench, Performer};
 use super::post::Poster;
@@ -51,6 +51,9 @@ pub struct Shared<H: Host> {
 /// LEASE-12; SHUT-4 after a second signal.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT_CANCELLED: Duration = Duration::from_secs(2);
+/// How long a session waits for the item that held it before: a killed call and a teardown.
+const JOURNAL_WAIT_MAX: Duration = Duration::from_secs(30);
+const JOURNAL_RETRY: Duration = Duration::from_millis(50);
 /// Names served by the local toolset; what a session without tools answers for.
 const TOOLSET: &[&str] = &["bash", "read", "write", "edit", "glob", "grep"];
 
@@ -203,9 +206,10 @@ impl<H: Host> Work<'_, H> {
             emit!(info, self.ids, "session.terminated", "skipping a terminated session");
             return ItemEnd::SessionEnded;
         }
-        let journal = match self.shared.journals.open(session) {
-            Ok(journal) => SharedJournal::new(journal),
-            Err(error) => {
+        let journal = match self.unless_over(self.journal(session)).await {
+            Ok(Ok(journal)) => SharedJournal::new(journal),
+            Err(how) => return how,
+            Ok(Err(error)) => {
                 emit!(error, self.ids, "journal.refused", "the session cannot be served",
                     error = %chain(&error));
                 return ItemEnd::Failed;
@@ -216,6 +220,20 @@ impl<H: Host> Work<'_, H> {
             emit!(warn, self.ids, "journal.not_closed", "the journal stays behind", error = %error);
         }
         how
+    }
+
+    /// This worker may get a session again whose lease it has just lost: the item before is a
+    /// moment from letting go of the journal then.
+    async fn journal(&self, session: &str) -> Result<Box<dyn Journal>, JournalError> {
+        let give_up = Instant::now() + JOURNAL_WAIT_MAX;
+        loop {
+            match self.shared.journals.open(session) {
+                Err(JournalError::Locked { .. }) if Instant::now() < give_up => {
+                    tokio::time::sleep(JOURNAL_RETRY).await;
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// LEASE-19.

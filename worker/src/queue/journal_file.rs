@@ -12,6 +12,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
@@ -81,6 +82,36 @@ impl FileJournals {
         })
     }
 
+    /// Removes journals of sessions that did not come back for `age`; returns how many. Those in
+    /// use stay.
+    ///
+    /// # Errors
+    /// A directory that cannot be read, or a file that cannot be removed.
+    pub fn sweep(&self, age: Duration) -> io::Result<usize> {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.journal_dir)? {
+            let path = entry?.path();
+            let Some(name) =
+                path.file_stem().filter(|_| path.extension() == Some("jsonl".as_ref()))
+            else {
+                continue;
+            };
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            // A clock that went back makes a journal young, which keeps it.
+            let old = file.metadata()?.modified()?.elapsed().is_ok_and(|passed| passed >= age);
+            let free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+            if old && free && is_still_there(&file, &path)? {
+                remove_directory(&self.results_dir.join(name))?;
+                fs::remove_file(&path)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
     fn open_file(&self, session: &str) -> Result<FileJournal, JournalError> {
         let failed = |source| JournalError::Open { session: session.to_owned(), source };
         let name = sha256_hex(session.as_bytes());
@@ -103,6 +134,14 @@ impl FileJournals {
             }
         }
         Err(JournalError::Locked { session: session.to_owned() })
+    }
+}
+
+/// Also if it is not there.
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -279,7 +318,7 @@ impl Journal for FileJournal {
     fn close(&mut self) -> io::Result<()> {
         if self.calls.values().all(|state| *state == State::Settled) {
             // The file goes while it is still locked.
-            fs::remove_dir_all(&self.results)?;
+            remove_directory(&self.results)?;
             return fs::remove_file(&self.path);
         }
         self.append(&Line::Closed)?;

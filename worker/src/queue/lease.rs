@@ -65,6 +65,8 @@ const TTL_BEFORE_FIRST_BEAT: Duration = Duration::from_secs(90);
 const POST_WINDOW_BEFORE_FIRST_BEAT: Duration = Duration::from_secs(300);
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const INTERVAL_MAX: Duration = Duration::from_secs(30);
+/// Between beats of which none was accepted yet: no call is started meanwhile (RACE-1).
+const INTERVAL_UNCONFIRMED_MAX: Duration = Duration::from_secs(2);
 /// A TTL beyond this is a mistake of the server's.
 const TTL_SECONDS_MAX: f64 = 86_400.0;
 
@@ -159,9 +161,10 @@ impl LeaseState {
             return Next::End(LeaseEnd::AssumedLost);
         }
         self.ambiguous |= error.is_ambiguous();
-        // LEASE-5.
+        // LEASE-5. Before the first success the TTL is a guess, and it may be much shorter.
         let remaining = self.ttl.saturating_sub(since);
-        Next::Wait(self.interval.min(INTERVAL_MIN.max(remaining / 4)))
+        let longest = if self.confirmed { self.interval } else { INTERVAL_UNCONFIRMED_MAX };
+        Next::Wait(longest.min(INTERVAL_MIN.max(remaining / 4)))
     }
 
     /// The value and TTL to go on with if a refused beat was our own: only after a lost answer,
@@ -175,11 +178,6 @@ impl LeaseState {
             && server.state.as_deref() == Some("active");
         plausible
             .then(|| Some((server.last_heartbeat.clone()?, server.ttl_seconds.unwrap_or(0.0))))?
-    }
-
-    /// The item ended while the host was suspended (RACE-20).
-    pub fn is_stale(&self, now: Duration) -> bool {
-        now.saturating_sub(self.last_success) > self.ttl
     }
 
     fn view(&self, end: Option<LeaseEnd>) -> LeaseView {

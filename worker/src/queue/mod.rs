@@ -38,33 +38,27 @@ mod wire;
 
 use std::sync::Arc;
 
-pub use api::ItemApi;
-pub use client::{ApiError, Client, Reply};
-pub use clock::{BootTime, SharedUptime, Uptime};
-pub use credential::{
-    Credential, CredentialError, EnvironmentKey, EnvironmentKeySetter, WorkSecret, decode_secret,
-};
+use client::Client;
+use clock::BootTime;
+pub use credential::{EnvironmentKey, EnvironmentKeySetter};
 pub use events::{Ids, Progress};
 pub use gate::Owner;
-pub use heartbeat::HeartbeatThread;
+use heartbeat::HeartbeatThread;
 pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools};
-pub use item::Shared;
-pub use journal::{JournalError, JournalStore, MemoryJournals};
+use item::Shared;
+use journal::JournalStore;
 pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
 pub use poll::{PollRefused, QueueEnd};
-pub use random::Random;
-pub use request::{BadId, Beta, Request};
-pub use settings::{
-    Cadence, DEFAULT_BASE_URL, QueueSettings, SettingsError, default_worker_id,
-    parse_custom_headers,
-};
-pub use shutdown::{Level, Shutdown, ShutdownWatch};
-pub use transport::{Body, HttpTransport};
-pub use wire::event::{Call, CallKind, Permission};
+use random::Random;
+use settings::SettingsError;
+pub use settings::{Cadence, QueueSettings};
+#[cfg(test)]
+pub use shutdown::Level;
+pub use shutdown::{Shutdown, ShutdownWatch};
+use transport::HttpTransport;
+pub use wire::event::{Call, CallKind};
 pub use wire::outcome::{CallOutcome, ContentBlock};
-pub use wire::session::{MemoryStoreRef, Session, SessionStatus, SkillRef};
-pub use wire::work::{WorkItem, WorkKind};
 
 /// One environment's queue, ready to run.
 pub struct Queue<H: Host> {
@@ -98,11 +92,9 @@ impl<H: Host> Queue<H> {
         let heartbeats =
             HeartbeatThread::start().map_err(|source| QueueError::Thread { source })?;
         let random = Random::system();
-        let client = || -> Result<Client, SettingsError> {
-            let transport = HttpTransport::new(settings.ca_file.as_deref())?;
-            Ok(Client::new(&settings, Arc::new(transport), random.clone()))
-        };
-        let (client, lease_client) = (client()?, client()?);
+        let [main, lease] = HttpTransport::pools(settings.ca_file.as_deref())?;
+        let client = Client::new(&settings, Arc::new(main), random.clone());
+        let lease_client = Client::new(&settings, Arc::new(lease), random.clone());
         let shared = Shared {
             host,
             key,
@@ -124,10 +116,5 @@ impl<H: Host> Queue<H> {
     /// The control plane refuses the poll for good (POLL-5).
     pub async fn run(&self, shutdown: ShutdownWatch) -> Result<QueueEnd, PollRefused> {
         poll::run(Arc::clone(&self.shared), shutdown).await
-    }
-
-    /// Serves one item that was claimed and acked elsewhere; the stop is posted here.
-    pub async fn serve(&self, item: WorkItem, shutdown: ShutdownWatch) -> ItemEnd {
-        item::serve(Arc::clone(&self.shared), item, shutdown).await
     }
 }

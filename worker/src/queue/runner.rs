@@ -398,7 +398,13 @@ impl<H: Host> Runner<H> {
     /// IDLE-10: only telemetry for a long time; ask the session itself.
     async fn check_backstop(&mut self) {
         let session = self.ids.session.clone();
-        let answer = self.api.session(&session).await;
+        // A lease or shutdown that changes meanwhile goes first; the look is then repeated.
+        let answer = tokio::select! {
+            biased;
+            Ok(()) = self.lease.changed() => return,
+            () = self.shutdown.reached(Level::Drain) => return,
+            answer = self.api.session(&session) => answer,
+        };
         let now = Instant::now();
         self.gate.idle.backstop_checked(now);
         let status =

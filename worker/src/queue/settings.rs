@@ -96,7 +96,7 @@ impl QueueSettings {
             block_ms: Some(999),
             reclaim_older_than_ms: None,
             drain: false,
-            cadence: Cadence::Eager { warm: Duration::from_secs(10) },
+            cadence: Cadence::Eager { warm: Duration::from_secs(60) },
             max_idle: Some(Duration::from_secs(60)),
             tool_timeout: Duration::from_secs(150),
             tool_timeout_max: Duration::from_secs(3600),

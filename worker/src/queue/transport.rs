@@ -72,14 +72,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct HttpTransport(reqwest::Client);
 
 impl HttpTransport {
-    /// One pool of connections.
+    /// Pools of connections that share nothing but the root certificates.
     ///
     /// # Errors
-    /// [`SettingsError::Tls`] if there is no usable root certificate.
-    pub fn new(ca_file: Option<&Path>) -> Result<HttpTransport, SettingsError> {
+    /// [`SettingsError::Tls`] if the file holds no certificate or TLS cannot be set up.
+    pub fn pools<const N: usize>(
+        ca_file: Option<&Path>,
+    ) -> Result<[HttpTransport; N], SettingsError> {
+        let config = tls(ca_file)?;
+        let pools: Result<Vec<_>, _> = (0..N).map(|_| HttpTransport::new(config.clone())).collect();
+        let wrong = |_| SettingsError::Tls { reason: "no pools".to_owned() };
+        pools?.try_into().map_err(wrong)
+    }
+
+    fn new(config: rustls::ClientConfig) -> Result<HttpTransport, SettingsError> {
         let wrong = |reason: String| SettingsError::Tls { reason };
         let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(ca_file)?)
+            .tls_backend_preconfigured(config)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .connect_timeout(CONNECT_TIMEOUT)

@@ -20,6 +20,7 @@ workspace_storage = "memory"
 tmp_size = "1MiB"
 tmp_inodes = 100
 shm_size = "1MiB"
+retain = "1h"
 [process]
 pids = 100
 open_files = 100
@@ -42,7 +43,7 @@ set = { LANG = "C" }
 
 /// `section.key`, the line of the parent's value, and an equal, a narrower and a wider value.
 #[rustfmt::skip]
-const KEYS: [(&str, usize, &str, &str, &str); 33] = [
+const KEYS: [(&str, usize, &str, &str, &str); 34] = [
     ("require.level",                3, "\"root\"",     "\"root\"",     "\"rootless\""),
     ("require.landlock_abi",         4, "3",            "4",            "2"),
     ("require.cgroup",               5, "false",        "true",         "false"),
@@ -61,21 +62,22 @@ const KEYS: [(&str, usize, &str, &str, &str); 33] = [
     ("filesystem.tmp_size",         14, "\"1MiB\"",     "4096",         "1048577"),
     ("filesystem.tmp_inodes",       15, "100",          "16",           "101"),
     ("filesystem.shm_size",         16, "\"1024K\"",    "\"4KiB\"",     "\"2MiB\""),
-    ("process.pids",                18, "100",          "1",            "101"),
-    ("process.open_files",          19, "100",          "99",           "101"),
-    ("process.wall_time",           20, "\"60m\"",      "\"1ms\"",      "\"3601s\""),
-    ("process.wall_time",           20, "\"60m\"",      "\"1ms\"",      "\"none\""),
-    ("process.cpu_time",            21, "\"60m\"",      "\"1s\"",       "\"none\""),
-    ("process.cpus",                22, "\"2\"",        "0.5",          "2.001"),
-    ("process.memory",              23, "\"1GiB\"",     "\"4MiB\"",     "\"2GiB\""),
-    ("process.swap",                24, "\"1MiB\"",     "0",            "\"2MiB\""),
-    ("process.nice",                26, "5",            "19",           "4"),
-    ("process.io_rate",             27, "\"1MiB\"",     "\"64KiB\"",    "\"none\""),
-    ("process.output",              28, "\"1MiB\"",     "1",            "\"2MiB\""),
-    ("process.hide_uptime",         29, "false",        "true",         "false"),
-    ("syscalls.groups",             31, "[\"files\", \"base\"]", "[\"base\"]", "[\"base\", \"signals\"]"),
-    ("environment.pass",            33, "[\"TZ\", \"TERM\"]", "[]",     "[\"TERM\", \"HOME\"]"),
-    ("environment.set",             34, "{ LANG = \"C\" }", "{ LANG = \"C.UTF-8\", NEW = \"1\" }", ""),
+    ("filesystem.retain",           17, "\"60m\"",      "\"none\"",     "\"3601s\""),
+    ("process.pids",                19, "100",          "1",            "101"),
+    ("process.open_files",          20, "100",          "99",           "101"),
+    ("process.wall_time",           21, "\"60m\"",      "\"1ms\"",      "\"3601s\""),
+    ("process.wall_time",           21, "\"60m\"",      "\"1ms\"",      "\"none\""),
+    ("process.cpu_time",            22, "\"60m\"",      "\"1s\"",       "\"none\""),
+    ("process.cpus",                23, "\"2\"",        "0.5",          "2.001"),
+    ("process.memory",              24, "\"1GiB\"",     "\"4MiB\"",     "\"2GiB\""),
+    ("process.swap",                25, "\"1MiB\"",     "0",            "\"2MiB\""),
+    ("process.nice",                27, "5",            "19",           "4"),
+    ("process.io_rate",             28, "\"1MiB\"",     "\"64KiB\"",    "\"none\""),
+    ("process.output",              29, "\"1MiB\"",     "1",            "\"2MiB\""),
+    ("process.hide_uptime",         30, "false",        "true",         "false"),
+    ("syscalls.groups",             32, "[\"files\", \"base\"]", "[\"base\"]", "[\"base\", \"signals\"]"),
+    ("environment.pass",            34, "[\"TZ\", \"TERM\"]", "[]",     "[\"TERM\", \"HOME\"]"),
+    ("environment.set",             35, "{ LANG = \"C\" }", "{ LANG = \"C.UTF-8\", NEW = \"1\" }", ""),
 ];
 
 fn child(key: &str, value: &str, parent: &str) -> Result<super::super::Policy, PolicyError> {
@@ -122,14 +124,14 @@ fn the_error_of_a_wider_value_reads_as_one_sentence() {
     assert_eq!(
         error.to_string(),
         "child.toml:3:18: cannot set `process.memory` to \"2GiB\": wider than \"1GiB\", set at \
-         parent.toml:23:10"
+         parent.toml:24:10"
     );
     assert!(error.hint().expect("a hint").contains("may only narrow"));
     let error = child("environment.pass", "[\"HOME\"]", PARENT).expect_err("wider");
     assert_eq!(
         error.to_string(),
         "child.toml:3:21: cannot set `environment.pass[0]` to \"HOME\": wider than [\"TERM\", \
-         \"TZ\"], set at parent.toml:33:8"
+         \"TZ\"], set at parent.toml:34:8"
     );
 }
 
@@ -173,8 +175,8 @@ fn values_keep_the_place_where_they_were_written() {
     let policy = child("process.pids", "7", PARENT).expect("narrower");
     let place = |origin: &super::super::Origin| origin.to_string();
     assert_eq!(place(&policy.process.pids.origin), "child.toml:3:16");
-    assert_eq!(place(&policy.process.nice.origin), "parent.toml:26:8");
-    assert_eq!(place(&policy.environment.set["LANG"].origin), "parent.toml:34:16");
+    assert_eq!(place(&policy.process.nice.origin), "parent.toml:27:8");
+    assert_eq!(place(&policy.environment.set["LANG"].origin), "parent.toml:35:16");
     assert_eq!(place(&policy.filesystem.read_only[1].origin), "parent.toml:9:23");
     assert_eq!(policy.network.origin.file, "policies/base.toml");
     assert_eq!(policy.name, "child");

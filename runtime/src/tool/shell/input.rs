@@ -101,7 +101,7 @@ mod tests {
             ("{}", "bash: command is required"), // TOOL-BASH-10
             (r#"{"command":""}"#, "bash: command is required"),
             (r#"{"command":null,"restart":false}"#, "bash: command is required"),
-            (r#"{"command":3}"#, "invalid bash input: invalid type: number, expected a string"),
+            (r#"{"command":3}"#, "invalid bash input: invalid type: integer"),
             (
                 r#"{"timeout_ms":0.5,"command":"a"}"#,
                 "invalid bash input: `timeout_ms` is not an integer",

@@ -29,7 +29,7 @@ pub use keeper::{KeeperEnds, ShellPlan, keep};
 
 use super::call::{Block, CallFacts, ShellFate, ToolResult};
 use input::Request;
-use link::{FromKeeper, Link, ToKeeper, write_all};
+use link::{FromKeeper, Link, ToKeeper};
 use output::Tail;
 use watch::Ending;
 
@@ -164,7 +164,8 @@ impl Shell {
             ended_unseen: false,
             scratch: vec![0; 1 << 16].into(),
         };
-        for pipe in [shell.output.as_fd(), shell.status.as_fd()] {
+        // The commands, too: a process that fills the pipe while the shell is stopped must not stop us.
+        for pipe in [shell.output.as_fd(), shell.status.as_fd(), shell.commands.as_fd()] {
             if rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).is_err() {
                 shell.state = State::Lost; // not a pipe: nothing can be run over it
             }
@@ -191,7 +192,7 @@ impl Shell {
             Err(text) => ToolResult::error(text),
             Ok(request) => self.perform(&request, cancel).unwrap_or_else(|_lost| {
                 self.state = State::Lost;
-                ToolResult::error(GONE)
+                gone()
             }),
         };
         result.facts.wall_us = u64::try_from(received.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -214,7 +215,7 @@ impl Shell {
 
     fn perform(&mut self, request: &Request, cancel: BorrowedFd<'_>) -> io::Result<ToolResult> {
         if self.state == State::Lost {
-            return Ok(ToolResult::error(GONE));
+            return Ok(gone());
         }
         if request.restart {
             self.kill(ToKeeper::KillAll)?;
@@ -248,8 +249,13 @@ impl Shell {
             let reason = io::Error::from_raw_os_error(error.raw_os_error());
             return Ok(ToolResult::error(format!("bash: cannot hand over the command: {reason}")));
         }
-        write_all(self.commands.as_fd(), script::lines(&nonce).as_bytes())?;
-        let ending = self.watch(&mut tail, &nonce, deadline, Some(cancel))?;
+        let mut ending = match self.tell(&script::lines(&nonce))? {
+            true => self.watch(&mut tail, &nonce, deadline, Some(cancel))?,
+            false => Ending::Lost,
+        };
+        if ending == Ending::Status(1) && !self.obeys(&mut tail)? {
+            ending = Ending::Lost;
+        }
         let survived = match ending {
             Ending::TimedOut | Ending::Cancelled => self.end_command(&mut tail, &nonce)?,
             Ending::Lost => {
@@ -286,11 +292,21 @@ impl Shell {
         Ok(false)
     }
 
+    /// Whether a silent failure was the command's own. A restricted shell (`set -r`), or one whose
+    /// descriptors were closed, cannot open the file of the command, which looks the same.
+    fn obeys(&mut self, tail: &mut Tail) -> io::Result<bool> {
+        self.drain(tail)?;
+        let nonce = nonce()?;
+        if tail.total() > 0 || self.write_script(r"\builtin return 77").is_err() {
+            return Ok(true);
+        }
+        Ok(self.tell(&script::lines(&nonce))? && self.comes_back(tail, &nonce)? == Some(77))
+    }
+
     /// Takes back what the signal did to the shell, or ends it. True if it is still the same.
     fn settle(&mut self, tail: &mut Tail) -> io::Result<bool> {
         let nonce = nonce()?;
-        write_all(self.commands.as_fd(), script::settle(&nonce).as_bytes())?;
-        if self.comes_back(tail, &nonce)?.is_some() {
+        if self.tell(&script::settle(&nonce))? && self.comes_back(tail, &nonce)?.is_some() {
             return Ok(true);
         }
         self.kill_shell()?;
@@ -367,6 +383,12 @@ impl Shell {
         };
         ToolResult { content: vec![Block::Text(text)], is_error: failed, facts }
     }
+}
+
+/// The last result of a session whose keeper does not answer.
+fn gone() -> ToolResult {
+    let facts = CallFacts { shell: ShellFate::Gone, ..CallFacts::default() };
+    ToolResult { facts, ..ToolResult::error(GONE) }
 }
 
 /// A number for people; only what the keeper may meet has words of its own.

@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_status_line_of_a_process_is_read_whatever_its_name_is() {
-        let rest = "7 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4711 99 1";
+        let rest = "7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4711 99 1";
         let case = |name: &str, state: &str| format!("12 ({name}) {state} 3 {rest}").into_bytes();
         for name in ["sleep", "a) Z 9 9 (b", "\u{fffd} )"] {
             let got = parse_stat(12, &case(name, "S")).expect("alive");

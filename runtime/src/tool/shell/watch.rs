@@ -195,6 +195,20 @@ impl Shell {
         Ok(None)
     }
 
+    /// Writes our lines to the shell, whole or not at all; false if there is no room, which there
+    /// always is unless a process of the tool tree filled the pipe.
+    pub(super) fn tell(&self, lines: &str) -> io::Result<bool> {
+        debug_assert!(lines.len() <= 4096, "PIPE_BUF, pipe(7)");
+        loop {
+            match rustix::io::write(&self.commands, lines.as_bytes()) {
+                Ok(written) => return Ok(written == lines.len()),
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// A program may have left the description that all others share non-blocking.
     pub(super) fn make_output_block(&self) -> io::Result<()> {
         let Some(writer) = &self.output_writer else { return Ok(()) };

@@ -180,3 +180,29 @@ async fn faults_can_be_injected_and_forgotten_while_it_runs() {
     assert_eq!(wrong.status, 400);
     assert!(wrong.json()["error"]["message"].as_str().is_some_and(|text| text.contains("sing")));
 }
+
+#[tokio::test]
+async fn an_answer_can_be_late_or_never_come() {
+    use std::time::{Duration, Instant};
+    let server = Server::new(&with_fault("on = \"poll\"\ndo = \"slow\"\nms = 40")).await;
+    let began = Instant::now();
+    assert!(!server.poll().await.is_null());
+    assert!(began.elapsed() >= Duration::from_millis(40));
+    for (kind, done) in [("hang", false), ("hang-after", true)] {
+        let server = Server::new(&with_fault(&format!("on = \"poll\"\ndo = \"{kind}\""))).await;
+        let hung = tokio::time::timeout(Duration::from_millis(50), server.poll()).await;
+        assert!(hung.is_err(), "{kind}: {hung:?}");
+        assert_eq!(server.poll().await.is_null(), done, "{kind}");
+    }
+}
+
+// RACE-2 of an ack: applied, and the answer lost
+#[tokio::test]
+async fn an_ack_whose_answer_was_lost_is_applied() {
+    let server = Server::new(&with_fault("on = \"ack\"\ndo = \"504-after\"")).await;
+    let item = server.poll().await;
+    let ack = format!("{WORK}/{}/ack", item["id"].as_str().expect("an item"));
+    assert_eq!(server.post(&ack, "").await.status, 504);
+    server.advance(6);
+    assert!(server.poll().await.is_null(), "it is not free again");
+}

@@ -70,6 +70,9 @@ impl Server {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        if !body.is_empty() && !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/json");
+        }
         sender.send_request(request.body(Full::new(Bytes::from(body))).expect("valid")).await
     }
 

@@ -264,3 +264,109 @@ async fn every_kind_of_step_leaves_its_event() {
     stream.until("session.deleted").await;
     assert_eq!(stream.next().await, None, "a deletion closes the stream");
 }
+
+#[tokio::test]
+async fn many_sessions_with_many_calls_stay_in_order() {
+    let script = "[[session]]\ncopies = 20\nrepeat = 2\ncalls = [{ bash = \"a\", repeat = 25 }]";
+    let server = Server::new(script).await;
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let claim = server.claim().await;
+        let stream = server.attach(&claim).await;
+        open.push((claim, stream));
+    }
+    for _ in 0..50 {
+        for (claim, stream) in &mut open {
+            let call = stream.call().await;
+            assert_eq!(server.result(claim, &call, "x").await.status, 200);
+        }
+    }
+    for (claim, stream) in &mut open {
+        stream.until("session.status_terminated").await;
+        assert_eq!(server.stop(claim, "{\"force\":true}").await.status, 204);
+    }
+    assert!(server.plane.lock().done());
+    let report = server.plane.lock().report(true);
+    assert_eq!(
+        (&report["result"], &report["latency_us"]["count"]),
+        (&json!("passed"), &json!(1000))
+    );
+}
+
+// SIM-1, UNK-5
+#[tokio::test]
+async fn a_stopped_item_is_followed_by_another_where_the_script_says_so() {
+    for (again, key) in [(false, ""), (true, "requeue_on_stop = true")] {
+        let script = format!("[[session]]\n{key}\ncalls = [{{ bash = \"a\" }}]");
+        let server = Server::new(&script).await;
+        let claim = server.claim().await;
+        server.attach(&claim).await.call().await;
+        assert_eq!(server.stop(&claim, "{\"force\":true}").await.status, 204);
+        assert_eq!(!server.poll().await.is_null(), again, "{key}");
+        assert!(!server.plane.lock().done(), "a result is missing");
+    }
+}
+
+// SIM-1
+#[tokio::test]
+async fn a_message_of_the_user_wakes_a_dormant_session() {
+    let server =
+        Server::new("[[session]]\nend = \"idle\"\ncalls = [{ wait_stopped = true }]").await;
+    let claim = server.claim().await;
+    let mut stream = server.attach(&claim).await;
+    assert_eq!(server.stop(&claim, "{\"force\":true}").await.status, 204);
+    stream.until("session.status_idle").await;
+    let path = format!("/v1/sessions/{}/events", claim.session);
+    let body = json!({"events": [{"type": "user.message", "content": []}]}).to_string();
+    assert_eq!(server.operator("POST", &path, &body).await.status, 200);
+    assert_eq!(server.claim().await.session, claim.session);
+}
+
+// PERM-8
+#[tokio::test]
+async fn a_user_confirms_over_the_protocol_too() {
+    let server =
+        Server::new("[[session]]\ncalls = [{ bash = \"a\", permission = \"ask\", wait = true }]")
+            .await;
+    let claim = server.claim().await;
+    let mut stream = server.attach(&claim).await;
+    let call = stream.call().await;
+    assert_eq!(server.result(&claim, &call, "early").await.status, 400);
+    let path = format!("/v1/sessions/{}/events", claim.session);
+    let wrong = json!({"events": [{"type": "user.tool_confirmation", "tool_use_id": call}]});
+    assert_eq!(server.operator("POST", &path, &wrong.to_string()).await.status, 400);
+    let verdict = json!({"events": [{"type": "user.tool_confirmation", "tool_use_id": call, "result": "allow"}]});
+    assert_eq!(server.operator("POST", &path, &verdict.to_string()).await.status, 200);
+    assert_eq!(server.result(&claim, &call, "x").await.status, 200);
+}
+
+// SESS-2, LEASE-18
+#[tokio::test]
+async fn a_session_can_be_over_before_anybody_came() {
+    let server =
+        Server::new("[server]\nended_stream = 404\n[[session]]\nstatus = \"terminated\"").await;
+    let claim = server.claim().await;
+    let path = format!("/v1/sessions/{}", claim.session);
+    assert_eq!(server.ask(&claim.token, "GET", &path, "").await.json()["status"], "terminated");
+    let stream = server.ask(&claim.token, "GET", &format!("{path}/events/stream"), "").await;
+    assert_eq!(stream.status, 404);
+    assert_eq!(server.stop(&claim, "{\"force\":true}").await.status, 204);
+    assert!(server.plane.lock().done());
+}
+
+#[tokio::test]
+async fn requests_and_pushes_are_bounded() {
+    let server = Server::new("[[session]]\nend = \"open\"").await;
+    let claim = server.claim().await;
+    let message = json!({"type": "user.message", "content": []});
+    let path = format!("/v1/sessions/{}/events", claim.session);
+    let many = json!({"events": vec![message; 1001]}).to_string();
+    assert_eq!(server.ask(&claim.token, "POST", &path, &many).await.status, 400);
+    let large = "x".repeat(32 * 1024 * 1024 + 1);
+    assert_eq!(server.ask(&claim.token, "POST", &path, &large).await.status, 413);
+    let steps = json!(vec![json!({"delay_ms": 0}); 100_001]);
+    assert_eq!(server.dev("POST", "sessions/session/steps", &steps).await.status, 400);
+    let sessions = json!({"copies": 9_999});
+    assert_eq!(server.dev("POST", "sessions", &sessions).await.status, 200);
+    assert_eq!(server.dev("POST", "sessions", &json!({})).await.status, 400);
+}

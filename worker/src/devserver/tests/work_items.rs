@@ -183,7 +183,7 @@ async fn wrong_headers_are_violations() {
     let (version, beta) = (("anthropic-version", "2026-10-21"), ("anthropic-beta", AGENTS));
     let worker = ("anthropic-worker-id", "w");
     #[rustfmt::skip]
-    let cases: [(&str, Vec<(&str, &str)>, u16); 6] = [
+    let cases = [
         ("bad_version",     vec![("anthropic-version", "2020-01-01"), beta, worker],        200),
         ("bad_version",     vec![beta, worker],                                             200),
         ("bad_beta",        vec![version, worker],                                          200),
@@ -216,6 +216,42 @@ async fn wrong_headers_are_violations() {
     assert_eq!(server.violations(), ["dual_credential", "no_credential"]);
 }
 
+// HDR-7
+#[tokio::test]
+async fn bodies_where_none_belong_and_of_other_types_are_violations() {
+    let server = Server::new(ONE).await;
+    let id = server.poll().await["id"].as_str().expect("an item").to_owned();
+    assert_eq!(server.post(&format!("{WORK}/{id}/ack"), "{}").await.status, 200);
+    let beat = format!("{WORK}/{id}/heartbeat?expected_last_heartbeat=NO_HEARTBEAT");
+    assert_eq!(server.post(&beat, "{}").await.status, 200);
+    assert_eq!(server.post(&format!("{WORK}/{id}/heartbeat"), "").await.status, 400);
+    assert_eq!(server.post(&format!("{WORK}/{id}/stop"), "").await.status, 204);
+    assert_eq!(server.violations(), ["bad_body", "bad_body", "bad_heartbeat", "bad_body"]);
+    let bearer = format!("Bearer {}", server.key);
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("anthropic-version", "2023-06-01"),
+        ("anthropic-beta", AGENTS),
+        ("content-type", "text/plain"),
+    ];
+    let stop = format!("{WORK}/{id}/stop");
+    server.with("POST", &stop, &headers, "{}".to_owned()).await;
+    assert_eq!(server.violations().len(), 5);
+}
+
+#[tokio::test]
+async fn numbers_at_the_edge_break_nothing() {
+    let server = Server::new(&format!("[server]\nttl_seconds = {}\n{ONE}", i64::MAX)).await;
+    let claim = server.claim().await;
+    assert_eq!(server.get(&format!("{WORK}/poll?block_ms=1")).await.json(), Value::Null);
+    let far = u64::MAX;
+    assert_eq!(server.get(&format!("{WORK}?page=workpage_{far}")).await.status, 200);
+    assert_eq!(server.list(&claim, &format!("&page=evpage_{far}")).await.status, 200);
+    assert_eq!(server.get(&format!("{WORK}/poll?reclaim_older_than_ms={far}")).await.status, 200);
+    assert_eq!(server.dev("POST", "advance", &json!({"ms": far})).await.status, 400);
+    assert_eq!(server.get(&format!("{WORK}/stats")).await.status, 200);
+}
+
 // AUTH-5, AUTH-6
 #[tokio::test]
 async fn a_token_is_good_for_its_own_item_only() {
@@ -237,4 +273,49 @@ async fn items_of_other_types_and_without_data_can_be_queued() {
     assert_eq!(server.poll().await["data"], json!({"type": "healthcheck"}));
     assert_eq!(server.poll().await["data"], Value::Null);
     assert!(!server.plane.lock().done());
+}
+
+// UNK-2, UNK-4
+#[tokio::test]
+async fn what_the_protocol_leaves_open_can_be_chosen() {
+    let script = format!("[server]\nack_repeat = 409\nstop_status = 200\nttl_seconds = 0\n{ONE}");
+    let server = Server::new(&script).await;
+    let claim = server.claim().await;
+    let ack = format!("{WORK}/{}/ack", claim.id);
+    assert_eq!(server.post(&ack, "").await.status, 409);
+    server.advance(10_000);
+    let beat = server.beat(&claim.token, &claim.id, &claim.heartbeat).await.json();
+    assert_eq!((&beat["ttl_seconds"], &beat["state"]), (&json!(0), &json!("active")), "LEASE-3");
+    let stopped = server.stop(&claim, "{\"force\":true}").await;
+    assert_eq!((stopped.status, &stopped.json()["state"]), (200, &json!("stopped")));
+}
+
+// AUTH-3, AUTH-4
+#[tokio::test]
+async fn a_secret_comes_in_every_form() {
+    #[rustfmt::skip]
+    let cases = [("token", true), ("padded", true), ("none", false), ("garbage", false)];
+    for (kind, token) in cases {
+        let server = Server::new(&format!("[[session]]\nsecret = \"{kind}\"")).await;
+        let item = server.poll().await;
+        assert_eq!(token_of(&item).is_some(), token, "{kind}");
+        assert_eq!(item["secret"].is_null(), kind == "none", "{kind}");
+    }
+    // Without a token the key serves for everything.
+    let server = Server::new("[[session]]\nsecret = \"none\"\ncalls = [{ bash = \"a\" }]").await;
+    let claim = server.claim().await;
+    let call = server.attach(&claim).await.call().await;
+    assert_eq!(server.result(&claim, &call, "x").await.status, 200);
+    server.advance(301);
+    assert_eq!(server.poll().await["id"], json!(claim.id));
+    assert_eq!(server.violations(), [""; 0]);
+}
+
+#[tokio::test]
+async fn violations_that_a_test_provokes_can_be_tolerated() {
+    let script = format!("[server]\ntolerate = [\"heartbeat_chain\", \"missing_stop\"]\n{ONE}");
+    let server = Server::new(&script).await;
+    let claim = server.claim().await;
+    assert_eq!(server.beat(&claim.token, &claim.id, "NO_HEARTBEAT").await.status, 412, "WRUN-4");
+    assert_eq!(server.at_end(), [""; 0]);
 }

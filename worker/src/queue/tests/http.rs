@@ -32,7 +32,7 @@ async fn server(answers: Vec<&'static str>) -> (String, JoinHandle<Vec<String>>)
 fn client(base: &str) -> (Client, Credential) {
     let settings = QueueSettings::new(base.parse().expect("a URL"), "env_1", "host-1");
     settings.check().expect("loopback");
-    let transport = HttpTransport::new(None).expect("a transport");
+    let [transport] = HttpTransport::pools(None).expect("a transport");
     let client = Client::new(&settings, Arc::new(transport), Random::fixed(0.0));
     (client, Credential::Session("sk-token".into()))
 }
@@ -41,6 +41,7 @@ fn client(base: &str) -> (Client, Credential) {
 async fn a_post_without_a_body_says_so_and_a_poll_carries_the_worker_id() {
     // HDR-4, HDR-7, HDR-10.
     let ok = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnull";
+    let (lines, _guard) = super::secrets::captured("trace");
     let (base, served) = server(vec![ok, ok]).await;
     let (client, by) = client(&base);
     let ack = Request::post(&["environments", "env_1", "work", "w", "ack"]).expect("a request");
@@ -55,6 +56,10 @@ async fn a_post_without_a_body_says_so_and_a_poll_carries_the_worker_id() {
     assert!(heads[1].contains("get /prefix/v1/environments/env_1/work/poll?block_ms=999 "));
     assert!(heads[1].contains("anthropic-worker-id: host-1\r\n"));
     assert!(!heads[0].contains("anthropic-worker-id"));
+    // AUTH-8: the crates below log as well.
+    let text = String::from_utf8(lines.lock().expect("not poisoned").clone()).expect("text");
+    assert!(text.contains("reqwest") || text.contains("hyper"), "the trace was captured");
+    assert!(!text.contains("sk-token"));
 }
 
 #[tokio::test]
@@ -96,6 +101,6 @@ fn an_extra_ca_file_must_hold_a_certificate() {
     let place = tempfile::TempDir::new().expect("a directory");
     let path = place.path().join("ca.pem");
     std::fs::write(&path, "no certificate").expect("written");
-    assert!(HttpTransport::new(Some(&path)).is_err());
-    assert!(HttpTransport::new(Some(&place.path().join("missing.pem"))).is_err());
+    assert!(HttpTransport::pools::<1>(Some(&path)).is_err());
+    assert!(HttpTransport::pools::<1>(Some(&place.path().join("missing.pem"))).is_err());
 }

@@ -146,6 +146,20 @@ fn a_torn_line_makes_everything_unanswered_uncertain() {
 }
 
 #[test]
+fn journals_of_sessions_that_do_not_come_back_are_swept() {
+    // INV-10: those in use and the young ones stay.
+    let place = TempDir::new().expect("a directory");
+    let mut journal = open(&place, "boot1");
+    journal.intent("t", "bash", "00").expect("written");
+    let all = journals(&place, "boot1");
+    assert_eq!(all.sweep(Duration::ZERO).expect("swept"), 0, "in use");
+    drop(journal);
+    assert_eq!(all.sweep(Duration::from_secs(3600)).expect("swept"), 0, "young");
+    assert_eq!(all.sweep(Duration::ZERO).expect("swept"), 1);
+    assert_eq!(files(&place), 0);
+}
+
+#[test]
 fn a_session_has_one_worker_on_a_host() {
     let place = TempDir::new().expect("a directory");
     let first = open(&place, "boot1");

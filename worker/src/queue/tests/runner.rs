@@ -364,6 +364,8 @@ async fn a_held_call_waits_without_limit_and_runs_when_it_is_allowed() {
     tokio::time::sleep(SECOND * 7200).await;
     assert!(world.plane.posted().is_empty() && !item.is_finished());
     world.plane.emit(confirmation("t", "allow"));
+    world.plane.until("a post", |plane| !plane.posted().is_empty()).await;
+    world.plane.emit(end_turn());
     assert_eq!(item.await.expect("an end"), ItemEnd::Idle);
     assert_eq!(world.plane.posted_ids(), ["t"]);
 }

@@ -164,11 +164,13 @@ impl Plane {
 
     /// Waits on the test clock until something holds.
     pub async fn until(&self, what: &str, holds: impl Fn(&Plane) -> bool) {
-        for _ in 0..2_000_000 {
+        for step in 0..400_000_u64 {
             if holds(self) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            // Fine steps first; what takes minutes is not looked for by the millisecond.
+            let pause = if step < 40_000 { 1 } else { 100 };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         panic!("waited in vain until {what}");
     }

@@ -130,6 +130,14 @@ struct Members {
     stop_reason: Value,
 }
 
+/// An object and nothing else: serde would read an array into a structure as well.
+pub fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, serde_json::Error> {
+    match json.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => serde_json::from_slice(json),
+        _ => Err(serde::de::Error::custom("not an object")),
+    }
+}
+
 /// Text that is not empty; anything else counts as absent.
 fn lenient<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(from)? {
@@ -143,7 +151,7 @@ fn lenient<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Erro
 /// # Errors
 /// Only what is not a JSON object (SSE-5).
 pub fn parse_event(json: &[u8]) -> Result<Event, serde_json::Error> {
-    let members: Members = serde_json::from_slice(json)?;
+    let members: Members = object(json)?;
     let other = Event::Other { telemetry: false };
     let Some(kind) = members.kind.clone() else { return Ok(other) };
     Ok(match kind.as_str() {
@@ -222,7 +230,7 @@ pub fn parse_page(body: &[u8]) -> Result<Page, serde_json::Error> {
         #[serde(default, deserialize_with = "lenient")]
         next_page: Option<String>,
     }
-    let raw: Raw<'_> = serde_json::from_slice(body)?;
+    let raw: Raw<'_> = object(body)?;
     let events = raw.data.iter().map(|event| parse_event(event.get().as_bytes()));
     Ok(Page { events: events.collect::<Result<_, _>>()?, next: raw.next_page })
 }
