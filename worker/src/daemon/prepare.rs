@@ -1,7 +1,10 @@
 //! Directories of the daemon, made while it still has the rights of whoever started it.
 
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use stockade_runtime::audit::Digest;
 use stockade_runtime::host::Level;
@@ -10,13 +13,15 @@ use stockade_runtime::jail;
 use crate::settings::Settings;
 
 /// Where the queue keeps what must outlive a killed worker.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Places {
-    /// Which calls were begun: ids and hashes, on disk.
+    /// Which calls were begun: ids and hashes, on disk. By way of a descriptor: the control side is
+    /// nobody, and may not be able to pass the directories above.
     pub journal: PathBuf,
     /// Results that are not posted yet: content, so in memory where the host has such a place, and
     /// gone when their work item has ended.
     pub results: PathBuf,
+    _directory: OwnedFd,
 }
 
 /// A directory that cannot be used.
@@ -44,12 +49,19 @@ pub fn places(settings: &Settings, level: Level) -> Result<Places, PlaceError> {
     };
     // Journals and results belong together: workers with other journals have other results.
     let own = results.join(name_of(&settings.state_dir));
-    let places = Places { journal: settings.state_dir.join("journal"), results: own };
-    for path in [&places.journal, &results, &places.results] {
-        jail::control_side_directory(path, level)
-            .map_err(|source| PlaceError { path: path.clone(), source })?;
+    let journal = settings.state_dir.join("journal");
+    let unusable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| PlaceError { path, source }
+    };
+    for path in [&journal, &results, &own] {
+        jail::control_side_directory(path, level).map_err(unusable(path))?;
     }
-    Ok(places)
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(&journal, flags, Mode::empty())
+        .map_err(|error| unusable(&journal)(error.into()))?;
+    let journal = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    Ok(Places { journal, results: own, _directory: directory })
 }
 
 /// A short name for a directory.

@@ -69,7 +69,7 @@ impl Record {
                 written
             }
             Progress::Acked => self.write(&about, &Event::ItemAcked {}),
-            Progress::CallUnknown { call, .. } => self.write(
+            Progress::CallUnknown { call } => self.write(
                 &about.with_tool_call(call),
                 &Event::CallEnded {
                     status: CallStatus::Unknown,
@@ -79,10 +79,10 @@ impl Record {
                     timed_out: false,
                 },
             ),
-            Progress::Posted { call, .. } => {
+            Progress::Posted { call } => {
                 self.write(&about.with_tool_call(call), &Event::CallPosted {})
             }
-            Progress::PostFailed { call, for_good, .. } => {
+            Progress::PostFailed { call, for_good } => {
                 let reason = if *for_good { NotPosted::Rejected } else { NotPosted::GaveUp };
                 self.write(&about.with_tool_call(call), &Event::CallNotPosted { reason })
             }
@@ -95,7 +95,6 @@ impl Record {
                 self.sync_soon();
                 written
             }
-            _ => true,
         };
         // A failure is remembered, and acted upon where a call or a jail would start.
         debug_assert!(written || self.has_failed());

@@ -215,10 +215,7 @@ impl Client {
         headers.insert(header::AUTHORIZATION, bearer);
         headers.insert(header::ACCEPT, HeaderValue::from_static(request.accept));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.remove("anthropic-beta");
-        if let Some(beta) = request.beta.value() {
-            headers.insert("anthropic-beta", HeaderValue::from_static(beta));
-        }
+        headers.insert("anthropic-beta", HeaderValue::from_static(BETA));
         if request.worker_id {
             headers.insert(WORKER_ID, inner.worker_id.clone());
         }
@@ -232,6 +229,8 @@ impl Client {
     }
 }
 
+/// HDR-2.
+const BETA: &str = "managed-agents-2026-04-01";
 const USER_AGENT: &str = concat!("stockade-worker/", env!("CARGO_PKG_VERSION"));
 
 /// An error and the headers that came with it.

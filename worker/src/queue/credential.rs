@@ -88,11 +88,6 @@ impl Credential {
             Credential::Session(token) => token.clone(),
         }
     }
-
-    /// Whether this is the token of one session only (memory needs it, AUTH-6).
-    pub fn is_session(&self) -> bool {
-        matches!(self, Credential::Session(_))
-    }
 }
 
 /// What was found in the `secret` of a work item (AUTH-3).

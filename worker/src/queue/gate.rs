@@ -45,6 +45,9 @@ pub enum Finish {
 /// Which names this worker serves.
 pub type Owner = Box<dyn Fn(&str, CallKind) -> bool + Send + Sync>;
 
+/// Ids that are remembered for one session.
+pub const REMEMBERED_MAX: usize = 1_000_000;
+
 /// State of the session as far as calls are concerned (protocol §5.1).
 pub struct Gate {
     owner: Owner,
@@ -61,6 +64,7 @@ pub struct Gate {
     dead_threads: HashSet<String>,
     history: History,
     session_ended: bool,
+    remembered_max: usize,
     /// Public: the runner reads deadlines from it.
     pub idle: IdleClock,
 }
@@ -86,8 +90,13 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// At the first attach.
-    pub fn new(owner: Owner, max_idle: Option<Duration>, now: Instant) -> Gate {
+    /// At the first attach. The product's `remembered_max` is [`REMEMBERED_MAX`].
+    pub fn new(
+        owner: Owner,
+        max_idle: Option<Duration>,
+        remembered_max: usize,
+        now: Instant,
+    ) -> Gate {
         Gate {
             owner,
             seen: HashSet::new(),
@@ -101,6 +110,7 @@ impl Gate {
             dead_threads: HashSet::new(),
             history: History::default(),
             session_ended: false,
+            remembered_max,
             idle: IdleClock::new(max_idle, now),
         }
     }
@@ -115,9 +125,10 @@ impl Gate {
         self.busy.is_empty() && self.held.is_empty() && self.foreign.is_empty()
     }
 
-    /// Ids that are remembered; for the bound on them.
-    pub fn remembered(&self) -> usize {
-        self.seen.len() + self.answered.len() + self.verdicts.len() + self.dead_threads.len()
+    /// More ids are remembered than may be: the session must end.
+    pub fn is_full(&self) -> bool {
+        let lists = [self.seen.len(), self.answered.len(), self.verdicts.len()];
+        lists.iter().sum::<usize>() + self.dead_threads.len() > self.remembered_max
     }
 
     #[cfg(test)]

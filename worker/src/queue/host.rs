@@ -4,14 +4,12 @@
 
 use std::future::Future;
 
-use super::api::ItemApi;
 use super::events::{Ids, Progress};
 use super::gate::Owner;
 use super::lease::LeaseEnd;
 use super::wire::event::Call;
 use super::wire::outcome::CallOutcome;
 use super::wire::session::Session;
-use super::wire::work::WorkItem;
 
 pub use tokio_util::sync::CancellationToken as CancelToken;
 
@@ -28,10 +26,7 @@ pub trait SessionTools: Send + 'static {
 /// Everything known when the tools of a session are to be made.
 pub struct Opening<'a> {
     pub ids: &'a Ids,
-    pub item: &'a WorkItem,
     pub session: &'a Session,
-    /// Requests with the credential of the item: skills, memory.
-    pub api: &'a ItemApi,
 }
 
 /// Tools that could not be made. Nothing of the session runs.
@@ -127,6 +122,6 @@ pub trait Host: Send + Sync + 'static {
     /// it.
     fn close(&self, tools: Self::Tools, how: ItemEnd) -> impl Future<Output = ()> + Send;
 
-    /// Hears of everything; returns before the effect takes place where [`Progress`] says so.
+    /// Hears how far items and calls are; returns before the effect takes place where [`Progress`] says so.
     fn observe(&self, ids: &Ids, progress: &Progress<'_>);
 }

@@ -46,6 +46,8 @@ pub struct Shared<H: Host> {
     pub journals: Arc<dyn JournalStore>,
     pub uptime: SharedUptime,
     pub random: Random,
+    /// Ids that one session may have; see [`Gate::is_full`].
+    pub remembered_max: usize,
 }
 
 /// LEASE-12; SHUT-4 after a second signal.
@@ -89,14 +91,11 @@ pub async fn serve<H: Host>(
             );
             ItemEnd::NotASession
         }
-        WorkKind::Session(session) => {
-            let session = session.clone();
-            lead(&shared, &item, &session, &api, &ids, shutdown.clone()).await
-        }
+        WorkKind::Session(session) => lead(&shared, session, &api, &ids, shutdown.clone()).await,
     };
     shared.host.observe(&ids, &Progress::Ended { how });
     if how.stops() {
-        stop(&shared, &api, &ids, shutdown).await;
+        stop(&api, &ids, shutdown).await;
     } else {
         emit!(warn, ids, "work.released", "lease lost, released without stopping");
     }
@@ -125,11 +124,11 @@ pub async fn discard<H: Host>(
         environment: ids.environment.as_str().into(),
         work: item.id.as_str().into(),
     };
-    stop(shared, &api, ids, shutdown).await;
+    stop(&api, ids, shutdown).await;
 }
 
 /// LEASE-12: once, on a fresh time limit.
-async fn stop<H: Host>(shared: &Shared<H>, api: &ItemApi, ids: &Ids, mut shutdown: ShutdownWatch) {
+async fn stop(api: &ItemApi, ids: &Ids, mut shutdown: ShutdownWatch) {
     let hurried = async {
         shutdown.reached(Level::Cancel).await;
         tokio::time::sleep(STOP_LIMIT_CANCELLED).await;
@@ -143,13 +142,11 @@ async fn stop<H: Host>(shared: &Shared<H>, api: &ItemApi, ids: &Ids, mut shutdow
     if let Err(error) = &done {
         emit!(warn, ids, "work.stop_failed", "force-stop failed", error = %error);
     }
-    shared.host.observe(ids, &Progress::Stopped { done: done.is_ok() });
 }
 
 /// Heartbeats around everything else of a session.
 async fn lead<H: Host>(
     shared: &Arc<Shared<H>>,
-    item: &WorkItem,
     session: &str,
     api: &ItemApi,
     ids: &Ids,
@@ -167,7 +164,7 @@ async fn lead<H: Host>(
     };
     let beats = shared.heartbeats.spawn(keep(keeper, Arc::clone(&view)));
     let lease = view.subscribe();
-    let work = Work { shared, item, api, ids, lease: lease.clone(), shutdown };
+    let work = Work { shared, api, ids, lease: lease.clone(), shutdown };
     let how = work.session(session).await;
     finished.cancel();
     // A beat that is on its way may say something else: the first reason stands (RACE-14).
@@ -187,7 +184,6 @@ async fn lead<H: Host>(
 /// One session item.
 struct Work<'a, H: Host> {
     shared: &'a Arc<Shared<H>>,
-    item: &'a WorkItem,
     api: &'a ItemApi,
     ids: &'a Ids,
     lease: watch::Receiver<LeaseView>,
@@ -250,8 +246,7 @@ impl<H: Host> Work<'_, H> {
 
     async fn with_journal(&self, session: &Session, journal: &SharedJournal) -> ItemEnd {
         let host = &self.shared.host;
-        host.observe(self.ids, &Progress::Opening);
-        let opening = Opening { ids: self.ids, item: self.item, session, api: self.api };
+        let opening = Opening { ids: self.ids, session };
         let opened = match self.unless_over(host.open(opening)).await {
             Ok(opened) => opened,
             Err(how) => return how,
@@ -261,7 +256,6 @@ impl<H: Host> Work<'_, H> {
             Err(OpenError { for_model, for_log }) => {
                 // Fail closed, and visibly so for the session.
                 emit!(error, self.ids, "session.not_opened", "work item failed", error = %for_log);
-                host.observe(self.ids, &Progress::OpenFailed);
                 self.serve(session, Bench::Refusing { for_model }, journal).await
             }
         };
@@ -287,9 +281,8 @@ impl<H: Host> Work<'_, H> {
         let served = Served::of(&bench, settings);
         let random = shared.random.clone();
         let attached = Attached {
-            host: Arc::clone(&shared.host),
             ids: self.ids.clone(),
-            gate: Gate::new(served.owner, served.max_idle, Instant::now()),
+            gate: Gate::new(served.owner, served.max_idle, shared.remembered_max, Instant::now()),
             feed: Feed::new(
                 self.api.clone(),
                 self.ids.clone(),

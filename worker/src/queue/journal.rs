@@ -4,7 +4,6 @@
 //! after that. A call with an intent and no result was interrupted: its outcome is unknown, it is
 //! answered with an error and never run again. The files are in [`super::journal_file`].
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -104,51 +103,4 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
         let _written = write!(hex, "{byte:02x}");
         hex
     })
-}
-
-/// Keeps everything in memory: at most once within one process, for `worker run` without a
-/// state directory.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct MemoryJournals;
-
-impl JournalStore for MemoryJournals {
-    fn open(&self, _session: &str) -> Result<Box<dyn Journal>, JournalError> {
-        Ok(Box::new(MemoryJournal::default()))
-    }
-}
-
-#[derive(Default)]
-struct MemoryJournal(HashMap<String, Known>);
-
-impl Journal for MemoryJournal {
-    fn known(&self, call: &str) -> io::Result<Known> {
-        Ok(self.0.get(call).cloned().unwrap_or(Known::Nothing))
-    }
-
-    fn intent(&mut self, call: &str, _tool: &str, _input_sha256: &str) -> io::Result<()> {
-        self.0.insert(call.to_owned(), Known::Intent);
-        Ok(())
-    }
-
-    fn result(&mut self, call: &str, body: &Bytes) -> io::Result<()> {
-        self.0.insert(call.to_owned(), Known::Result(body.clone()));
-        Ok(())
-    }
-
-    fn settled(&mut self, call: &str) -> io::Result<()> {
-        self.0.insert(call.to_owned(), Known::Settled);
-        Ok(())
-    }
-
-    fn may_have_lost_writes(&self) -> bool {
-        false
-    }
-
-    fn presume_started(&mut self, _calls: &[(&str, &str)]) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn close(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -43,6 +43,7 @@ use clock::BootTime;
 pub use credential::{EnvironmentKey, EnvironmentKeySetter};
 pub use events::{Ids, Progress};
 pub use gate::Owner;
+use gate::REMEMBERED_MAX;
 use heartbeat::HeartbeatThread;
 pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools};
 use item::Shared;
@@ -104,6 +105,7 @@ impl<H: Host> Queue<H> {
             journals,
             uptime: Arc::new(BootTime),
             random,
+            remembered_max: REMEMBERED_MAX,
             settings,
         };
         Ok(Queue { shared: Arc::new(shared), _heartbeats: heartbeats })

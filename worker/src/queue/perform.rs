@@ -106,7 +106,7 @@ impl<H: Host> Performer<H> {
                     tool_use_id = id,
                     tool = tool
                 );
-                self.host.observe(&self.ids, &Progress::CallUnknown { call: id, tool });
+                self.host.observe(&self.ids, &Progress::CallUnknown { call: id });
                 self.keep(call, &CallOutcome::error(unknown_outcome(tool)))
             }
             Ok(Known::Nothing) => match self.run(call, to).await {
@@ -136,7 +136,8 @@ impl<H: Host> Performer<H> {
             let text = format!("{}: not run: the worker cannot record the call", call.name);
             return Some(CallOutcome::error(text));
         }
-        announce(self.host.as_ref(), &self.ids, call, &digest);
+        emit!(debug, self.ids, "call.starting", "executing tool", tool_use_id = %call.id,
+            tool = %call.name, input_bytes = call.input.get().len());
         let start = Instant::now();
         let stop = to.kill.child_token();
         let limit = start + self.limits.of(call);
@@ -161,8 +162,6 @@ impl<H: Host> Performer<H> {
         let timed_out = matches!(why, Some(Stopped::TimedOut));
         let is_error = outcome.as_ref().is_none_or(|outcome| outcome.is_error);
         let (id, tool, took) = (call.id.as_str(), call.name.as_str(), start.elapsed());
-        let ended = Progress::CallEnded { call: id, tool, is_error, timed_out, took };
-        self.host.observe(&self.ids, &ended);
         emit!(
             info,
             self.ids,
@@ -198,27 +197,25 @@ impl<H: Host> Performer<H> {
         if to.moot.is_cancelled() {
             return self.settle(call, Finish::Moot);
         }
-        let (id, body_bytes, digest) = (call.id.as_str(), body.len(), sha256_hex(body));
-        let posting = Progress::Posting { call: id, body_bytes, body_sha256: &digest };
-        self.host.observe(&self.ids, &posting);
+        let id = call.id.as_str();
         let posted = tokio::select! {
             biased;
             () = to.kill.cancelled() => return Finish::Unanswered,
             () = reached(to.until.clone(), POST_AFTER_LIMIT) => return Finish::Unanswered,
             posted = self.poster.post(id, body, &to.until, &to.moot) => posted,
         };
-        let failed = |attempts, for_good| Progress::PostFailed { call: id, attempts, for_good };
+        let failed = |for_good| Progress::PostFailed { call: id, for_good };
         match posted {
-            Posted::Done { attempts } => {
-                self.host.observe(&self.ids, &Progress::Posted { call: id, attempts });
+            Posted::Done => {
+                self.host.observe(&self.ids, &Progress::Posted { call: id });
                 self.settle(call, Finish::Answered)
             }
-            Posted::Refused { attempts } => {
-                self.host.observe(&self.ids, &failed(attempts, true));
+            Posted::Refused => {
+                self.host.observe(&self.ids, &failed(true));
                 self.settle(call, Finish::GaveUp)
             }
-            Posted::GaveUpForNow { attempts } => {
-                self.host.observe(&self.ids, &failed(attempts, false));
+            Posted::GaveUpForNow => {
+                self.host.observe(&self.ids, &failed(false));
                 Finish::Unanswered
             }
             Posted::Moot => self.settle(call, Finish::Moot),
@@ -232,21 +229,6 @@ impl<H: Host> Performer<H> {
         }
         finish
     }
-}
-
-fn announce<H: Host>(host: &H, ids: &Ids, call: &Call, digest: &str) {
-    let input_bytes = call.input.get().len();
-    let starting = Progress::CallStarting {
-        call: &call.id,
-        kind: call.kind,
-        tool: &call.name,
-        thread: call.thread.as_deref(),
-        input_bytes,
-        input_sha256: digest,
-    };
-    host.observe(ids, &starting);
-    emit!(debug, ids, "call.starting", "executing tool", tool_use_id = %call.id, tool = %call.name,
-        input_bytes);
 }
 
 /// One word for people.

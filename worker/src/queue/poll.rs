@@ -116,7 +116,6 @@ impl<H: Host> Poller<H> {
                 Ok(Some(item)) => self.claimed(item, permit).await,
                 Ok(None) => {
                     drop(permit);
-                    self.host_hears(&Progress::Polled { work: false });
                     if self.shared.settings.drain {
                         emit!(info, self.ids, "poll.drained", "queue drained");
                         return Ok(QueueEnd::Empty);
@@ -137,10 +136,6 @@ impl<H: Host> Poller<H> {
                 return Ok(QueueEnd::Shutdown);
             }
         }
-    }
-
-    fn host_hears(&self, progress: &Progress<'_>) {
-        self.shared.host.observe(&self.ids, progress);
     }
 
     /// `None` at shutdown, which goes first (SHUT-2).
@@ -186,7 +181,6 @@ impl<H: Host> Poller<H> {
         let pause = loop_backoff(failures, &self.shared.random);
         emit!(warn, self.ids, "poll.failed", "poll failed", error = %error.label(),
             attempt = failures, pause_ms = pause.as_millis() as u64);
-        self.host_hears(&Progress::PollFailed { failures });
         pause
     }
 
@@ -201,7 +195,6 @@ impl<H: Host> Poller<H> {
         }
         let ids = ids_of(&self.shared.settings, &item);
         let host = Arc::clone(&self.shared.host);
-        host.observe(&ids, &Progress::Polled { work: true });
         emit!(info, ids, "work.claimed", "claimed work", kind = item.kind.name());
         host.observe(&ids, &Progress::Claimed);
         if self.shutdown.level() > Level::Run {
@@ -225,9 +218,7 @@ impl<H: Host> Poller<H> {
 
     /// POLL-8, POLL-9.
     async fn ack_failed(&mut self, item: WorkItem, ids: &Ids, error: &ApiError) -> Duration {
-        let fatal = error.is_fatal();
-        self.shared.host.observe(ids, &Progress::AckFailed { fatal });
-        if !fatal {
+        if !error.is_fatal() {
             self.ack_failures = self.ack_failures.saturating_add(1);
             let pause = loop_backoff(self.ack_failures, &self.shared.random);
             emit!(warn, ids, "work.ack_failed", "ack failed", error = %error.label(),

@@ -17,11 +17,11 @@ use super::random::{Random, post_backoff};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Posted {
     /// It is on the server.
-    Done { attempts: u32 },
+    Done,
     /// Refused for good; posting again is of no use (RUN-25).
-    Refused { attempts: u32 },
+    Refused,
     /// The window is over; the next history decides (RUN-4).
-    GaveUpForNow { attempts: u32 },
+    GaveUpForNow,
     /// The result is not wanted any more, and was not accepted before (RACE-7, RUN-27).
     Moot,
 }
@@ -56,23 +56,23 @@ impl Poster {
         loop {
             attempts += 1;
             let error = match self.attempt(body, moot).await {
-                Some(Ok(())) => return Posted::Done { attempts },
+                Some(Ok(())) => return Posted::Done,
                 Some(Err(error)) => error,
                 None => return Posted::Moot,
             };
             if says_already_answered(&error) {
-                return Posted::Done { attempts };
+                return Posted::Done;
             }
             if error.is_fatal() {
                 emit!(error, self.ids, "post.refused", "result refused for good",
                     tool_use_id = call, attempt = attempts, error = %error.label());
-                return Posted::Refused { attempts };
+                return Posted::Refused;
             }
             let left = self.left(start, until);
             if last_chance || left.is_zero() {
                 emit!(error, self.ids, "post.failed", "result could not be posted",
                     tool_use_id = call, attempt = attempts, error = %error.label());
-                return Posted::GaveUpForNow { attempts };
+                return Posted::GaveUpForNow;
             }
             let pause = post_backoff(attempts, &self.random);
             // The last attempt is at the end of the window.

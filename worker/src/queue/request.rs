@@ -1,30 +1,10 @@
-//! One request as the rest of the queue describes it: path, query, beta, limits.
+//! One request as the rest of the queue describes it: path, query, limits.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Method;
-
-/// Value of `anthropic-beta` (HDR-2); exactly one, or none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beta {
-    ManagedAgents,
-    Memory,
-    /// Skills (HDR-3).
-    None,
-}
-
-impl Beta {
-    /// The header's value.
-    pub fn value(self) -> Option<&'static str> {
-        match self {
-            Beta::ManagedAgents => Some("managed-agents-2026-04-01"),
-            Beta::Memory => Some("agent-memory-2026-07-22"),
-            Beta::None => None,
-        }
-    }
-}
 
 /// What to ask of the control plane.
 #[derive(Clone)]
@@ -33,7 +13,6 @@ pub struct Request {
     pub(super) path: String,
     pub(super) query: String,
     pub(super) body: Option<Bytes>,
-    pub(super) beta: Beta,
     pub(super) accept: &'static str,
     pub(super) worker_id: bool,
     pub(super) timeout: Duration,
@@ -69,14 +48,6 @@ impl Request {
         Request::new(Method::POST, segments)
     }
 
-    /// DELETE.
-    ///
-    /// # Errors
-    /// As for [`Request::get`].
-    pub fn delete(segments: &[&str]) -> Result<Request, BadId> {
-        Request::new(Method::DELETE, segments)
-    }
-
     fn new(method: Method, segments: &[&str]) -> Result<Request, BadId> {
         let mut path = String::from("/v1");
         for segment in segments {
@@ -91,7 +62,6 @@ impl Request {
             path,
             query: String::new(),
             body: None,
-            beta: Beta::ManagedAgents,
             accept: "application/json",
             worker_id: false,
             timeout: TIMEOUT,
@@ -113,12 +83,6 @@ impl Request {
     /// Sets a JSON body.
     pub fn json(mut self, body: Bytes) -> Request {
         self.body = Some(body);
-        self
-    }
-
-    /// Sets the beta header.
-    pub fn beta(mut self, beta: Beta) -> Request {
-        self.beta = beta;
         self
     }
 
@@ -192,13 +156,5 @@ mod tests {
         let request = Request::post(&["x"]).expect("a request");
         let request = request.query("expected_last_heartbeat", "2026-01-02T03:04:05.6+02:00");
         assert_eq!(request.query, "?expected_last_heartbeat=2026-01-02T03%3A04%3A05.6%2B02%3A00");
-    }
-
-    #[test]
-    fn each_resource_has_its_beta() {
-        // HDR-2, HDR-3.
-        assert_eq!(Beta::ManagedAgents.value(), Some("managed-agents-2026-04-01"));
-        assert_eq!(Beta::Memory.value(), Some("agent-memory-2026-07-22"));
-        assert_eq!(Beta::None.value(), None);
     }
 }

@@ -4,14 +4,13 @@
 //! the shutdown, whichever comes first; the rules are in [`super::gate`] and [`super::idle`].
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::clock::SharedUptime;
-use super::events::{Ids, Progress, emit};
+use super::events::{Ids, emit};
 use super::feed::{Feed, News, WAITING_MAX};
 use super::gate::{Action, Finish, Gate};
 use super::host::{CancelToken, Host, ItemEnd};
@@ -25,12 +24,9 @@ use super::wire::session::{SessionStatus, parse_session};
 
 /// Calls that may wait; reading pauses above it.
 const QUEUE_MAX: usize = 1000;
-/// Ids that are remembered for one session.
-const REMEMBERED_MAX: usize = 1_000_000;
 
 /// What the runner works with.
 pub struct Session<H: Host> {
-    pub host: Arc<H>,
     pub ids: Ids,
     pub gate: Gate,
     pub feed: Feed,
@@ -46,7 +42,6 @@ pub struct Session<H: Host> {
 type Performance<H> = BoxFuture<'static, (Box<Performer<H>>, Call, Finish)>;
 
 struct Runner<H: Host> {
-    host: Arc<H>,
     ids: Ids,
     gate: Gate,
     queue: VecDeque<Call>,
@@ -62,7 +57,6 @@ struct Runner<H: Host> {
     journal: SharedJournal,
     /// The feed has said its last word.
     feed_over: bool,
-    reconnects: u32,
     /// Set once it is clear how this ends; then nothing new is routed or started.
     ending: Option<ItemEnd>,
     api: super::api::ItemApi,
@@ -74,7 +68,6 @@ pub async fn run<H: Host>(session: Session<H>) -> (ItemEnd, Performer<H>) {
     let api = session.feed.api.clone();
     let feed = AbortOnDrop(tokio::spawn(session.feed.run(sender)));
     let mut runner = Runner {
-        host: session.host,
         ids: session.ids,
         gate: session.gate,
         queue: VecDeque::new(),
@@ -88,7 +81,6 @@ pub async fn run<H: Host>(session: Session<H>) -> (ItemEnd, Performer<H>) {
         drain_limit: session.drain_limit,
         ends_at: session.at_most.map(|at_most| Instant::now() + at_most),
         feed_over: false,
-        reconnects: 0,
         ending: None,
         api,
     };
@@ -286,8 +278,6 @@ impl<H: Host> Runner<H> {
                 Vec::new()
             }
             News::HistoryDone => {
-                let reconnects = self.reconnects;
-                self.host.observe(&self.ids, &Progress::Attached { reconnects });
                 let actions = self.gate.history_done(now);
                 self.account_for_lost_writes(&actions);
                 actions
@@ -300,11 +290,7 @@ impl<H: Host> Runner<H> {
                 self.log_live(&event);
                 self.gate.live(event, now)
             }
-            News::Disconnected => {
-                self.reconnects = self.reconnects.saturating_add(1);
-                self.host.observe(&self.ids, &Progress::Disconnected);
-                Vec::new()
-            }
+            News::Disconnected => Vec::new(),
             News::Refused => {
                 self.end(ItemEnd::StreamRefused);
                 Vec::new()
@@ -315,7 +301,7 @@ impl<H: Host> Runner<H> {
             // RUN-8, RUN-12: no result is accepted any more.
             self.kill(ItemEnd::SessionEnded);
         }
-        if self.gate.remembered() > REMEMBERED_MAX {
+        if self.gate.is_full() {
             emit!(
                 error,
                 self.ids,
@@ -360,16 +346,13 @@ impl<H: Host> Runner<H> {
             Action::Held { id, name } => {
                 emit!(info, self.ids, "call.held", "awaiting confirmation", tool_use_id = %id,
                     tool = %name);
-                self.host.observe(&self.ids, &Progress::Held { call: &id, tool: &name });
             }
             Action::Denied { id } => {
                 emit!(info, self.ids, "call.denied", "denied", tool_use_id = %id);
-                self.host.observe(&self.ids, &Progress::Denied { call: &id });
             }
             Action::NotOwned { id, name } => {
                 emit!(info, self.ids, "call.not_owned", "tool not owned", tool_use_id = %id,
                     tool = %name);
-                self.host.observe(&self.ids, &Progress::NotOwned { call: &id, tool: &name });
             }
         }
     }

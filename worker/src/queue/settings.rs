@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::HeaderMap;
 use url::{Host, Url};
 
 /// Settings of one environment's queue.
@@ -13,11 +13,11 @@ pub struct QueueSettings {
     /// Lets `base_url` be http:// on another host than this one.
     pub insecure_http: bool,
     pub environment_id: String,
-    /// Unique per process (POLL-14); see [`default_worker_id`].
+    /// Unique per process (POLL-14).
     pub worker_id: String,
     pub workspace_id: Option<String>,
     pub anthropic_version: String,
-    /// Added to every request; see [`parse_custom_headers`].
+    /// Added to every request; none of those that the client sets (AUTH-7, HDR-10).
     pub custom_headers: HeaderMap,
     /// How long the server may hold a poll: 1..=999; none does not wait (POLL-1).
     pub block_ms: Option<u16>,
@@ -59,7 +59,6 @@ pub enum Cadence {
 /// Shortest time between the starts of two empty polls of the eager cadence.
 pub const EAGER_SPACING: Duration = Duration::from_millis(250);
 
-pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
 pub const DEFAULT_VERSION: &str = "2026-10-21";
 
 /// Settings that cannot work.
@@ -76,8 +75,6 @@ pub enum SettingsError {
     BaseUrl { reason: &'static str },
     #[error("cannot poll with block_ms {value}: from 1 to 999")]
     BlockMs { value: u16 },
-    #[error("cannot use custom header in line {line}: {reason}")]
-    CustomHeader { line: usize, reason: &'static str },
     #[error("cannot set up TLS: {reason}")]
     Tls { reason: String },
 }
@@ -159,45 +156,6 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// `<hostname>-<12 hex digits>` (POLL-14).
-pub fn default_worker_id() -> String {
-    let uname = rustix::system::uname();
-    let host: String =
-        uname.nodename().to_string_lossy().chars().filter(char::is_ascii_graphic).collect();
-    let host = if host.is_empty() { "worker".to_owned() } else { host };
-    format!("{host}-{:012x}", fastrand::u64(..1 << 48))
-}
-
-/// Headers that are ours alone: credentials (AUTH-7, HDR-10) and what belongs to the connection.
-const RESERVED: &[&str] = &[
-    "authorization",
-    "x-api-key",
-    "proxy-authorization",
-    "host",
-    "connection",
-    "content-length",
-    "transfer-encoding",
-];
-
-/// Reads lines of `Name: value`. Credentials among them are dropped silently, as SDKs do.
-///
-/// # Errors
-/// A line that is no header; its text is not repeated, it may be a secret.
-pub fn parse_custom_headers(lines: &str) -> Result<HeaderMap, SettingsError> {
-    let mut headers = HeaderMap::new();
-    for (at, line) in lines.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let wrong = |reason| SettingsError::CustomHeader { line: at + 1, reason };
-        let (name, value) = line.split_once(':').ok_or_else(|| wrong("no colon"))?;
-        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong("bad name"))?;
-        let mut value = HeaderValue::from_str(value.trim()).map_err(|_| wrong("bad value"))?;
-        value.set_sensitive(true);
-        if !RESERVED.contains(&name.as_str()) {
-            headers.insert(name, value);
-        }
-    }
-    Ok(headers)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,33 +189,11 @@ mod tests {
     #[test]
     fn empty_ids_and_a_zero_hold_are_refused() {
         // AUTH-11, POLL-1.
-        let good = settings(DEFAULT_BASE_URL);
+        let good = settings("https://api.example.com");
         assert!(QueueSettings { environment_id: String::new(), ..good.clone() }.check().is_err());
         assert!(QueueSettings { worker_id: "a b".into(), ..good.clone() }.check().is_err());
         assert!(QueueSettings { block_ms: Some(0), ..good.clone() }.check().is_err());
         assert!(QueueSettings { block_ms: Some(1000), ..good.clone() }.check().is_err());
         assert!(QueueSettings { block_ms: None, ..good }.check().is_ok());
-    }
-
-    #[test]
-    fn custom_headers_cannot_carry_another_credential() {
-        // AUTH-7, HDR-10.
-        let headers = parse_custom_headers(
-            "X-Tag: one\nAuthorization: Bearer x\n\n X-API-KEY : y\nHost: z\n",
-        )
-        .expect("headers");
-        assert_eq!(headers.len(), 1);
-        assert_eq!(headers["x-tag"], "one");
-        assert!(!format!("{headers:?}").contains("one"), "values are not shown");
-        assert!(parse_custom_headers("no colon").is_err());
-    }
-
-    #[test]
-    fn worker_ids_differ_and_begin_with_the_host() {
-        // POLL-14.
-        let (one, two) = (default_worker_id(), default_worker_id());
-        assert_ne!(one, two);
-        let (host, hex) = one.rsplit_once('-').expect("a dash");
-        assert!(!host.is_empty() && hex.len() == 12);
     }
 }

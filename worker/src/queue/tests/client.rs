@@ -1,16 +1,20 @@
-//! The client: generic retries, redirects, limits (HTTP-1..5, AUTH-7, HDR-2, HDR-3).
+//! The client: generic retries, redirects, limits (HTTP-1..5, AUTH-7, HDR-2).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::settings::parse_custom_headers;
+use super::super::client::ApiError;
+use super::super::credential::Credential;
+use super::super::request::Request;
 use super::super::*;
 use super::world::*;
 
-fn client(plane: &Arc<Plane>, headers: &str) -> (Client, Credential) {
+fn client(plane: &Arc<Plane>, headers: &[(&'static str, &str)]) -> (Client, Credential) {
     let base = "https://plane.test".parse().expect("a URL");
     let mut settings = QueueSettings::new(base, "env_1", "host-1");
-    settings.custom_headers = parse_custom_headers(headers).expect("headers");
+    for (name, value) in headers {
+        settings.custom_headers.append(*name, value.parse().expect("a value"));
+    }
     settings.workspace_id = Some("wrkspc_1".to_owned());
     let client = Client::new(&settings, Arc::new(Arc::clone(plane)), Random::fixed(0.0));
     (client, Credential::Session("sk-token".into()))
@@ -26,7 +30,7 @@ async fn a_request_is_sent_three_times_at_most() {
     for code in [408, 409, 429, 500, 503] {
         let plane = Plane::new();
         plane.state().sessions.extend(vec![status(code); 3]);
-        let (client, by) = client(&plane, "");
+        let (client, by) = client(&plane, &[]);
         let error = client.send(&by, &request()).await.expect_err("an error");
         assert_eq!(error.status(), Some(code));
         assert!(!error.is_fatal());
@@ -36,7 +40,7 @@ async fn a_request_is_sent_three_times_at_most() {
     for code in [400, 401, 404, 412, 422] {
         let plane = Plane::new();
         plane.state().sessions.push_back(status(code));
-        let (client, by) = client(&plane, "");
+        let (client, by) = client(&plane, &[]);
         assert!(client.send(&by, &request()).await.expect_err("an error").is_fatal(), "{code}");
         assert_eq!(plane.seen("sesn_1").len(), 1);
     }
@@ -51,7 +55,7 @@ async fn the_server_may_say_whether_and_when_to_ask_again() {
         Answer::With(404, vec![("x-should-retry", "true"), ("retry-after", "3")]),
         ok(),
     ]);
-    let (client, by) = client(&plane, "");
+    let (client, by) = client(&plane, &[]);
     client.send(&by, &request()).await.expect("an answer");
     let at: Vec<f64> = plane.seen("sesn_1").iter().map(|s| s.at.as_secs_f64()).collect();
     assert_eq!(at, [0.0, 1.5, 4.5]);
@@ -74,7 +78,7 @@ async fn a_hung_request_times_out_and_is_sent_again() {
     // HTTP-3.
     let plane = Plane::new();
     plane.state().sessions.extend([Answer::Hang, Answer::Break, ok()]);
-    let (client, by) = client(&plane, "");
+    let (client, by) = client(&plane, &[]);
     let request = request().timeout(Duration::from_secs(2));
     client.send(&by, &request).await.expect("an answer");
     assert_eq!(plane.seen("sesn_1").len(), 3);
@@ -85,7 +89,7 @@ async fn an_answer_above_the_limit_is_refused() {
     // INV-11.
     let plane = Plane::new();
     plane.state().sessions.push_back(Answer::Text(200, "x".repeat(101)));
-    let (client, by) = client(&plane, "");
+    let (client, by) = client(&plane, &[]);
     let error = client.send(&by, &request().body_bytes_max(100)).await;
     assert!(matches!(error, Err(ApiError::TooLarge { bytes_max: 100 })));
     plane.state().sessions.push_back(Answer::Text(200, "x".repeat(100)));
@@ -96,7 +100,8 @@ async fn an_answer_above_the_limit_is_refused() {
 async fn a_redirect_to_another_host_takes_nothing_of_ours_along() {
     // HTTP-5.
     let plane = Plane::new();
-    let (client, by) = client(&plane, "X-Secret: planted\nAuthorization: Bearer other");
+    let (client, by) =
+        client(&plane, &[("x-secret", "planted"), ("authorization", "Bearer other")]);
     let to = |url| Answer::With(307, vec![("location", url)]);
     plane.state().sessions.extend([to("https://other.test/sesn_1"), ok()]);
     client.send(&by, &request()).await.expect("an answer");
@@ -127,19 +132,12 @@ async fn a_redirect_to_another_host_takes_nothing_of_ours_along() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn skills_go_without_a_beta_and_memory_with_its_own() {
-    // HDR-2, HDR-3.
+async fn there_is_one_beta_and_no_setting_replaces_it() {
+    // HDR-2.
     let plane = Plane::new();
-    let (client, by) = client(&plane, "anthropic-beta: skills-2025-10-02");
-    for (beta, want) in [
-        (Beta::ManagedAgents, "managed-agents-2026-04-01"),
-        (Beta::Memory, "agent-memory-2026-07-22"),
-        (Beta::None, ""),
-    ] {
-        client.send(&by, &request().beta(beta)).await.expect("an answer");
-        let seen = plane.seen("sesn_1");
-        let last = seen.last().expect("a request");
-        assert_eq!(last.header("anthropic-beta"), want);
-        assert!(last.headers.get_all("anthropic-beta").iter().count() <= 1);
-    }
+    let (client, by) = client(&plane, &[("anthropic-beta", "a"), ("anthropic-beta", "b")]);
+    client.send(&by, &request()).await.expect("an answer");
+    let seen = plane.seen("sesn_1");
+    let values: Vec<_> = seen[0].headers.get_all("anthropic-beta").iter().collect();
+    assert_eq!(values, ["managed-agents-2026-04-01"]);
 }

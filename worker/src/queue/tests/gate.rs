@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::super::gate::{Action, Finish, Gate};
+use super::super::gate::{Action, Finish, Gate, REMEMBERED_MAX};
 use super::super::wire::event::CallKind;
 use super::world::{call, confirmation, end_turn, event, result_of, thread_end};
 
@@ -13,7 +13,7 @@ const MAX: Duration = Duration::from_secs(60);
 
 fn gate() -> Gate {
     let owner = |name: &str, kind: CallKind| kind == CallKind::Builtin && name == "bash";
-    Gate::new(Box::new(owner), Some(MAX), Instant::now())
+    Gate::new(Box::new(owner), Some(MAX), REMEMBERED_MAX, Instant::now())
 }
 
 fn history(gate: &mut Gate, events: &[Value]) -> Vec<String> {
@@ -114,7 +114,7 @@ fn a_denied_call_never_runs_even_if_it_was_allowed_before() {
 #[test]
 fn a_custom_call_is_gated_like_a_builtin() {
     // PERM-1.
-    let mut gate = Gate::new(Box::new(|_, _| true), Some(MAX), Instant::now());
+    let mut gate = Gate::new(Box::new(|_, _| true), Some(MAX), REMEMBERED_MAX, Instant::now());
     let call =
         json!({"type":"agent.custom_tool_use","id":"t","name":"x","evaluated_permission":"ask"});
     assert_eq!(live(&mut gate, &call), ["held t"]);
@@ -279,4 +279,22 @@ fn a_long_history_does_not_keep_the_input_of_answered_calls() {
         assert!(gate.collected() <= 64, "{}", gate.collected());
     }
     assert!(shown(gate.history_done(Instant::now())).is_empty());
+}
+
+#[test]
+fn a_session_is_full_when_more_ids_are_remembered_than_may_be() {
+    // INV-11: calls, results, verdicts and threads count.
+    let gate_of = |remembered_max| {
+        Gate::new(Box::new(|_, _| true), Some(MAX), remembered_max, Instant::now())
+    };
+    let events = [call("a"), confirmation("a", "allow"), result_of("b"), thread_end("x")];
+    for (remembered_max, full) in [(4, false), (3, true)] {
+        let mut gate = gate_of(remembered_max);
+        for value in &events {
+            assert!(!gate.is_full());
+            live(&mut gate, value);
+        }
+        assert_eq!(gate.is_full(), full, "{remembered_max}");
+    }
+    assert_eq!(REMEMBERED_MAX, 1_000_000);
 }

@@ -7,6 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use super::super::credential::Credential;
+use super::super::request::Request;
 use super::super::*;
 
 /// Answers the connections in order, each with these bytes; returns what it was sent.

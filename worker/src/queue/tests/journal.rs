@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::super::journal::{Journal, Known};
+use super::super::journal::{Journal, JournalError, Known, sha256_hex};
 use super::super::*;
 use super::world::*;
 
@@ -143,6 +143,21 @@ fn a_torn_line_makes_everything_unanswered_uncertain() {
     drop(journal);
     let journal = open(&place, "boot1");
     assert_eq!(journal.known("u").expect("readable"), Known::Intent, "later lines are whole");
+}
+
+#[test]
+fn a_journal_of_more_than_64_mib_is_refused() {
+    // INV-11. A file with a hole: nothing that large is written.
+    let place = TempDir::new().expect("a directory");
+    let journals = journals(&place, "boot1");
+    let path = place.path().join(format!("journal/{}.jsonl", sha256_hex(b"sesn_1")));
+    for (bytes, opens) in [(64 << 20, true), ((64 << 20) + 1, false)] {
+        fs::File::create(&path).expect("a file").set_len(bytes).expect("a hole");
+        match journals.open("sesn_1") {
+            Ok(_) => assert!(opens, "{bytes}"),
+            Err(error) => assert!(!opens, "{bytes}: {error}"),
+        }
+    }
 }
 
 #[test]

@@ -1,14 +1,31 @@
 //! One attached session: RUN-1..28, SSE-3..6, IDLE-6..10, RACE-7.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::super::api::ItemApi;
+use super::super::credential::Credential;
+use super::super::feed::{Feed, News};
 use super::super::*;
+use super::secrets::captured;
 use super::world::*;
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// How often the log names this event.
+fn logged(lines: &Mutex<Vec<u8>>, event: &str) -> usize {
+    let lines = lines.lock().expect("not poisoned");
+    String::from_utf8_lossy(&lines).matches(&format!("\"event\":\"{event}\"")).count()
+}
+
+/// A call that the server has denied.
+fn denied(id: &str) -> Value {
+    let mut denied = call(id);
+    denied["evaluated_permission"] = json!("deny");
+    denied
+}
 
 #[tokio::test(start_paused = true)]
 async fn an_event_between_attach_and_list_is_served_once() {
@@ -167,25 +184,24 @@ async fn an_answer_that_is_there_already_counts_as_posted() {
 #[tokio::test(start_paused = true)]
 async fn calls_run_one_at_a_time_in_order_and_each_is_posted_before_the_next() {
     // RUN-13; events are read meanwhile.
+    let (lines, _guard) = captured("info");
     let world = World::new();
     let item = world.serve();
     world.plane.until("attached", |plane| plane.seen("/events").len() == 1).await;
     for id in ["a", "b", "c"] {
         world.plane.emit(call_with(id, json!({"take_ms": 3000})));
     }
-    let mut denied = call("d");
-    denied["evaluated_permission"] = json!("deny");
-    world.plane.emit(denied);
-    world.plane.until("the denial is read", |_| !world.host.noted("Denied").is_empty()).await;
+    world.plane.emit(denied("d"));
+    world.plane.until("the denial is read", |_| logged(&lines, "call.denied") == 1).await;
     assert_eq!(world.host.noted("run"), ["run a"], "while the first call runs");
     world.plane.until("three posts", |plane| plane.posted().len() == 3).await;
     let log = world.host.log.lock().expect("not poisoned").clone();
     let steps: Vec<String> = log
         .iter()
         .filter(|entry| entry.starts_with("run") || entry.starts_with("Posted "))
-        .map(|entry| entry.split(", attempts").next().expect("a word").to_owned())
+        .cloned()
         .collect();
-    let posted = |id: &str| format!("Posted {{ call: \"{id}\"");
+    let posted = |id: &str| format!("Posted {{ call: \"{id}\" }}");
     let want = [
         "run a".to_owned(),
         posted("a"),
@@ -202,6 +218,7 @@ async fn calls_run_one_at_a_time_in_order_and_each_is_posted_before_the_next() {
 #[tokio::test(start_paused = true)]
 async fn calls_of_others_are_left_alone() {
     // RUN-16, both kinds.
+    let (lines, _guard) = captured("info");
     let world = World::new();
     let theirs = json!({"type":"agent.custom_tool_use","id":"x","name":"theirs","input":{}});
     let web = json!({"type":"agent.tool_use","id":"w","name":"web_search","input":{}});
@@ -210,7 +227,7 @@ async fn calls_of_others_are_left_alone() {
     world.serve_to_idle().await;
     assert_eq!(world.plane.posted_ids(), ["m"]);
     assert_eq!(world.plane.posted()[0]["type"], "user.custom_tool_result", "EV-1");
-    assert_eq!(world.host.noted("NotOwned").len(), 2);
+    assert_eq!(logged(&lines, "call.not_owned"), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -392,4 +409,81 @@ async fn an_item_without_an_idle_limit_stays() {
     let item = world.serve();
     tokio::time::sleep(SECOND * 5000).await;
     assert!(!item.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_with_too_many_ids_is_handed_back() {
+    // INV-11.
+    for (calls, end) in [(10, ItemEnd::Idle), (11, ItemEnd::TooMuch)] {
+        let mut world = World::new();
+        // Each call is remembered, and each answer.
+        Arc::get_mut(&mut world.shared).expect("not shared yet").remembered_max = 20;
+        for at in 0..calls {
+            let id = format!("t{at}");
+            world.plane.state().history.extend([call(&id), result_of(&id)]);
+        }
+        assert_eq!(world.serve_to_idle().await, end, "{calls}");
+        assert_eq!(world.plane.seen("/stop").len(), 1, "{calls}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reading_pauses_while_a_thousand_calls_wait() {
+    // INV-11.
+    let (lines, _guard) = captured("info");
+    let world = World::new();
+    let _item = world.serve();
+    world.plane.until("attached", |plane| plane.seen("/events").len() == 1).await;
+    world.plane.emit(call_with("first", json!({"take_ms": 60_000})));
+    for at in 0..999 {
+        world.plane.emit(call(&format!("t{at}")));
+    }
+    world.plane.emit(denied("below"));
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(logged(&lines, "call.denied"), 1, "999 wait: the next event is read");
+    world.plane.emit(call("last"));
+    world.plane.emit(denied("above"));
+    tokio::time::sleep(SECOND * 30).await;
+    assert_eq!(logged(&lines, "call.denied"), 1, "1000 wait: it is not");
+    assert_eq!(world.host.noted("run"), ["run first"]);
+    tokio::time::sleep(SECOND * 60).await;
+    assert_eq!(logged(&lines, "call.denied"), 2, "it is read once there is room");
+    assert_eq!(world.plane.posted_ids().last().map(String::as_str), Some("last"), "none is lost");
+    assert_eq!(world.plane.posted_ids().len(), 1001);
+}
+
+/// How a history of so many pages is reported, and how many of them were asked for.
+async fn history_of(pages: usize) -> (bool, usize) {
+    let world = World::new();
+    let page = |at: usize| {
+        let next = if at == pages { Value::Null } else { json!(at.to_string()) };
+        Answer::Json(200, json!({"data": [], "next_page": next}))
+    };
+    world.plane.state().pages.extend((1..=pages).map(page));
+    let Shared { client, key, random, .. } = &*world.shared;
+    let api = ItemApi {
+        client: client.clone(),
+        credential: Credential::Environment(key.clone()),
+        environment: "env_1".into(),
+        work: "work_1".into(),
+    };
+    let feed = Feed::new(api, Ids::default(), "sesn_1", random.clone(), SECOND);
+    let (sender, mut news) = tokio::sync::mpsc::channel(1);
+    let feed = tokio::spawn(feed.run(sender));
+    let done = loop {
+        match news.recv().await.expect("news") {
+            News::HistoryDone => break true,
+            News::HistoryFailed => break false,
+            _ => {}
+        }
+    };
+    feed.abort();
+    (done, world.plane.seen("/events").len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_history_without_an_end_is_given_up_after_ten_thousand_pages() {
+    // INV-11, RUN-6.
+    assert_eq!(history_of(10_000).await, (true, 10_000));
+    assert_eq!(history_of(10_001).await, (false, 10_000));
 }

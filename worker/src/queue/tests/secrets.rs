@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
+use reqwest::header::HeaderValue;
 use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -49,7 +50,7 @@ async fn no_credential_and_no_content_is_ever_logged() {
     let json = json!({"sessions_token": token, "ingress": "PLANTED-INGRESS"}).to_string();
     let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json);
     let headers = |settings: &mut QueueSettings| {
-        settings.custom_headers = parse_custom_headers("X-Tag: PLANTED-HEADER").expect("headers");
+        settings.custom_headers.insert("x-tag", HeaderValue::from_static("PLANTED-HEADER"));
     };
     let world = World::with(headers, Arc::new(MemoryJournals));
     let mut item = work("session");

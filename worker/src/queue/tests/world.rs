@@ -1,6 +1,7 @@
 //! The scripted control plane and the scripted host that the tests share.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::super::clock::fake::TestTime;
+use super::super::clock::{SharedUptime, fake::TestTime};
+use super::super::journal::{Journal, JournalError, Known};
 use super::super::transport::{Body, BoxFuture, Incoming, Outgoing, Transport, TransportError};
 use super::super::wire::event::parse_event;
 use super::super::*;
@@ -383,6 +385,51 @@ impl Host for Arc<TestHost> {
     }
 }
 
+/// Keeps everything in memory.
+pub struct MemoryJournals;
+
+impl JournalStore for MemoryJournals {
+    fn open(&self, _session: &str) -> Result<Box<dyn Journal>, JournalError> {
+        Ok(Box::new(MemoryJournal::default()))
+    }
+}
+
+#[derive(Default)]
+struct MemoryJournal(HashMap<String, Known>);
+
+impl Journal for MemoryJournal {
+    fn known(&self, call: &str) -> io::Result<Known> {
+        Ok(self.0.get(call).cloned().unwrap_or(Known::Nothing))
+    }
+
+    fn intent(&mut self, call: &str, _tool: &str, _input_sha256: &str) -> io::Result<()> {
+        self.0.insert(call.to_owned(), Known::Intent);
+        Ok(())
+    }
+
+    fn result(&mut self, call: &str, body: &Bytes) -> io::Result<()> {
+        self.0.insert(call.to_owned(), Known::Result(body.clone()));
+        Ok(())
+    }
+
+    fn settled(&mut self, call: &str) -> io::Result<()> {
+        self.0.insert(call.to_owned(), Known::Settled);
+        Ok(())
+    }
+
+    fn may_have_lost_writes(&self) -> bool {
+        false
+    }
+
+    fn presume_started(&mut self, _calls: &[(&str, &str)]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 pub struct World {
     pub plane: Arc<Plane>,
     pub host: Arc<TestHost>,
@@ -426,6 +473,7 @@ impl World {
             journals,
             uptime: Arc::clone(&time) as SharedUptime,
             random,
+            remembered_max: REMEMBERED_MAX,
         });
         let (shutdown, watch) = Shutdown::new();
         World { plane, host, time, shared, shutdown, watch }

@@ -21,16 +21,8 @@ pub const NO_OUTPUT: &str = "(no output)";
 #[derive(Clone, PartialEq)]
 pub enum ContentBlock {
     Text(String),
-    Image {
-        media_type: String,
-        data: Vec<u8>,
-    },
-    Document {
-        media_type: String,
-        data: Vec<u8>,
-    },
-    /// A block in the form of the wire; anything but a known type is shown as its JSON.
-    Json(Value),
+    Image { media_type: String, data: Vec<u8> },
+    Document { media_type: String, data: Vec<u8> },
 }
 
 /// What a call gave.
@@ -61,20 +53,11 @@ impl CallOutcome {
         CallOutcome { is_error: true, ..CallOutcome::text(text) }
     }
 
-    /// Text from bytes of any kind; what is not UTF-8 becomes U+FFFD (RUN-22).
-    pub fn from_bytes(bytes: &[u8], is_error: bool) -> CallOutcome {
-        CallOutcome {
-            content: vec![ContentBlock::Text(String::from_utf8_lossy(bytes).into_owned())],
-            is_error,
-        }
-    }
-
     /// How much of texts and files there is.
     pub fn bytes(&self) -> usize {
         let size = |block: &ContentBlock| match block {
             ContentBlock::Text(text) => text.len(),
             ContentBlock::Image { data, .. } | ContentBlock::Document { data, .. } => data.len(),
-            ContentBlock::Json(value) => value.to_string().len(),
         };
         self.content.iter().map(size).sum()
     }
@@ -118,7 +101,6 @@ impl Left {
             ContentBlock::Text(text) => self.text(text),
             ContentBlock::Image { media_type, data } => self.media("image", media_type, data),
             ContentBlock::Document { media_type, data } => self.media("document", media_type, data),
-            ContentBlock::Json(value) => self.json(value),
         }
     }
 
@@ -148,21 +130,6 @@ impl Left {
         self.media -= data.len();
         let data = base64::engine::general_purpose::STANDARD.encode(data);
         json!({"type": kind, "source": {"type": "base64", "media_type": media_type, "data": data}})
-    }
-
-    /// A block that is already in the form of the wire.
-    fn json(&mut self, value: &Value) -> Value {
-        let kind = value.get("type").and_then(Value::as_str);
-        if let (Some("text"), Some(text)) = (kind, value.get("text").and_then(Value::as_str)) {
-            return self.text(text);
-        }
-        let json = value.to_string();
-        let passes = matches!(kind, Some("image" | "document" | "search_result"));
-        if passes && json.len() <= self.media {
-            self.media -= json.len();
-            return value.clone();
-        }
-        self.text(&json)
     }
 }
 
@@ -218,23 +185,15 @@ mod tests {
         let none = json!([{"type":"text","text":"(no output)"}]);
         assert_eq!(posted(vec![]), none);
         assert_eq!(posted(vec![ContentBlock::Text(String::new())]), none);
-        assert_eq!(posted(vec![ContentBlock::Json(json!({"type":"text","text":""}))]), none);
     }
 
     #[test]
-    fn known_blocks_pass_and_others_are_shown_as_json() {
+    fn bytes_of_an_image_are_base64() {
         // RUN-21, EV-2.
-        let search = json!({"type":"search_result","source":"s","title":"t","content":[]});
-        let odd = json!({"type":"odd","a":1});
-        let got = posted(vec![
-            ContentBlock::Json(search.clone()),
-            ContentBlock::Json(odd.clone()),
-            ContentBlock::Image { media_type: "image/png".into(), data: vec![0xff, 0xfe] },
-        ]);
-        assert_eq!(got[0], search);
-        assert_eq!(got[1], json!({"type":"text","text":odd.to_string()}));
+        let data = vec![0xff, 0xfe];
+        let got = posted(vec![ContentBlock::Image { media_type: "image/png".into(), data }]);
         let source = json!({"type":"base64","media_type":"image/png","data":"//4="});
-        assert_eq!(got[2], json!({"type":"image","source":source}));
+        assert_eq!(got, json!([{"type":"image","source":source}]));
     }
 
     #[test]
@@ -250,15 +209,5 @@ mod tests {
         assert_eq!(media[0]["type"], "text");
         let many = posted(vec![ContentBlock::Text("x".into()); BLOCKS_MAX + 2]);
         assert_eq!(many.as_array().map(Vec::len), Some(BLOCKS_MAX + 1));
-    }
-
-    #[test]
-    fn invalid_bytes_become_replacement_characters() {
-        // RUN-22.
-        let outcome = CallOutcome::from_bytes(b"a\xff\xed\xa0\x80b", false);
-        let body = result_body(&call("agent.tool_use"), &outcome);
-        let value: Value = serde_json::from_slice(&body).expect("JSON");
-        let text = value["events"][0]["content"][0]["text"].as_str().expect("text").to_owned();
-        assert!(text.starts_with('a') && text.ends_with('b') && text.contains('\u{fffd}'));
     }
 }

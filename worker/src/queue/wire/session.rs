@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::text;
-use super::work::metadata;
 
 /// Snapshot of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +69,13 @@ pub fn parse_session(id: &str, body: &[u8]) -> Option<Session> {
         skills: skills.filter_map(skill).collect(),
         memory_stores: stores.filter_map(memory_store).collect(),
     })
+}
+
+/// The `metadata` member; values that are not text do not count.
+fn metadata(value: &Value) -> BTreeMap<String, String> {
+    let members = value.get("metadata").and_then(Value::as_object);
+    let pairs = members.into_iter().flatten();
+    pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {

@@ -1,7 +1,5 @@
 //! Work items and heartbeat answers (protocol §2.2).
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use super::super::credential::{WorkSecret, decode_secret};
@@ -11,11 +9,7 @@ use super::text;
 #[derive(Debug, Clone)]
 pub struct WorkItem {
     pub id: String,
-    pub environment_id: Option<String>,
     pub kind: WorkKind,
-    /// Hints for staging; `session.metadata` goes before it (UNK-14).
-    pub metadata: BTreeMap<String, String>,
-    pub created_at: Option<String>,
     /// Never printed, never serialised.
     pub secret: WorkSecret,
 }
@@ -77,21 +71,7 @@ fn item(value: &Value) -> Option<WorkItem> {
         Some(Value::String(secret)) => decode_secret(secret),
         Some(_) => WorkSecret::Unusable,
     };
-    Some(WorkItem {
-        id: text(value, "id")?,
-        environment_id: text(value, "environment_id"),
-        kind,
-        metadata: metadata(value),
-        created_at: text(value, "created_at"),
-        secret,
-    })
-}
-
-/// The `metadata` member; values that are not text do not count.
-pub(super) fn metadata(value: &Value) -> BTreeMap<String, String> {
-    let members = value.get("metadata").and_then(Value::as_object);
-    let pairs = members.into_iter().flatten();
-    pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+    Some(WorkItem { id: text(value, "id")?, kind, secret })
 }
 
 /// Answer to a heartbeat.
@@ -146,8 +126,6 @@ mod tests {
                 "secret":null,"created_at":""}"#,
         );
         assert_eq!(item.kind, WorkKind::Session("sesn_1".into()));
-        assert_eq!(item.metadata.get("k").map(String::as_str), Some("v"));
-        assert_eq!(item.created_at, None);
         for (data, want) in [
             (r#","data":{"type":"healthcheck","id":"x"}"#, Some("healthcheck")),
             (r#","data":{"type":"health_check"}"#, Some("health_check")),
