@@ -255,3 +255,17 @@ fn control_side_and_init_hold_no_privilege_and_jails_cannot_reach_the_binary() {
     assert_ne!(uids[0], uids[1], "control side and init share an id");
     assert!(running.wait().ok());
 }
+
+#[test]
+fn a_worker_whose_standard_error_is_gone_goes_on() {
+    // A log pipe that breaks must not end a worker and its jails.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = std::process::Command::new(e2e::locate::worker())
+        .args(["--log-level", "debug", "exec", "--", "true"])
+        .stdin(std::process::Stdio::null())
+        .stderr(writer)
+        .status()
+        .expect("the worker runs");
+    assert_eq!(status.code(), Some(0));
+}

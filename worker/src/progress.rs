@@ -22,59 +22,80 @@ const FIELDS_MAX: usize = 32;
 /// How much of an id is shown: its end, which differs most.
 const SHORT_ID: usize = 8;
 
-/// Name of an event, and its sentence (OBS-5). `{x}` is a field; one that ends in `_us` or `_ms` is
-/// written as a duration, `bytes` as a size.
+/// Name of an event, and its sentence (OBS-5). `{x}` is a field; one that ends in `_us`, `_ms` or `_s`
+/// is written as a duration, one that ends in `bytes` as a size. Of several sentences the first counts
+/// whose fields are all there. Events in which something went wrong end with their field `error`.
 #[rustfmt::skip]
 const PHRASES: &[(&str, &str)] = &[
-    ("worker.started",          "worker {version} started, level {level}, policy {policy}"),
-    ("worker.stopped",          "worker stopped: {reason}"),
-    ("worker.draining",         "stopping: {active} sessions may finish their calls"),
-    ("config.reloaded",         "read again: {what}"),
-    ("recovery",                "removed what an earlier worker left: {removed}"),
-    ("poll.started",            "polling for work of {environment}"),
+    // The worker.
+    ("worker.started",          "worker {version} started: level {level}, policy {policy}, sessions at a time: {sessions}"),
+    ("worker.recovered",        "removed what an earlier worker left ({removed})"),
+    ("worker.draining",         "stopping: nothing new is started, running calls have {timeout_ms}"),
+    ("worker.drain_timeout",    "the drain timeout passed, ending what still runs"),
+    ("worker.cancelling",       "ending what still runs"),
+    ("worker.stopped",          "worker stopped ({reason})"),
+    ("key.reloaded",            "read the environment key again"),
+    ("key.not_reloaded",        "could not read the environment key again, the old one stays in use"),
+    ("audit.failed",            "the audit log cannot be written, nothing more is started"),
+    ("audit.sync_failed",       "the audit log did not reach the disk"),
+    ("admission.waiting",       "claiming nothing: {available_bytes} of memory are free, {reserve_bytes} must stay"),
+    // The queue.
+    ("poll.starting",           "waiting for work of {environment}"),
+    ("poll.idle",               "still no work after {idle_s}"),
     ("poll.idle",               "no work yet"),
-    ("poll.still_idle",         "still polling, no work for {idle_ms}"),
-    ("poll.failed",             "poll failed (try {attempt}), next in {wait_ms}"),
-    ("poll.rejected",           "poll refused for good"),
-    ("poll.drained",            "queue is empty"),
-    ("item.claimed",            "claimed {work} ({kind})"),
-    ("item.ack_failed",         "could not confirm {work}"),
-    ("item.skipped",            "skipped {work}: a {kind} is not run here"),
-    ("item.no_token",           "{work} came with a secret that holds no token"),
-    ("item.ended",              "item ended: {reason}"),
-    ("item.failed",             "item failed"),
-    ("item.stop_failed",        "could not hand the item back"),
-    ("item.released",           "lease lost, let go without stopping"),
-    ("heartbeat.failed",        "heartbeat failed (try {attempt})"),
-    ("heartbeat.rejected",      "heartbeat refused for good"),
-    ("heartbeat.stop",          "control plane asks to stop ({state})"),
-    ("lease.lost",              "lease lost ({state})"),
-    ("lease.assumed_lost",      "lease assumed lost: no heartbeat for {silent_ms}"),
-    ("session.started",         "session started"),
-    ("session.over",            "session was over already"),
+    ("poll.failed",             "poll failed (try {attempt}), again in {pause_ms}"),
+    ("poll.refused",            "poll refused for good"),
+    ("poll.drained",            "the queue is empty"),
+    ("work.claimed",            "claimed a {kind}"),
+    ("work.ack_failed",         "could not confirm the claim (try {attempt}), again in {pause_ms}"),
+    ("work.ack_refused",        "claim refused for good"),
+    ("work.not_a_session",      "skipped: {kind} is not run here"),
+    ("work.secret_without_token", "came with a secret that holds no token, using the environment key"),
+    ("work.stop_failed",        "could not hand the item back"),
+    ("work.released",           "lease lost, let go without stopping"),
+    ("work.ended",              "done ({how})"),
+    ("lease.shutdown",          "the control plane asks to stop ({state})"),
+    ("lease.transient",         "heartbeat failed, again in {pause_ms}"),
+    ("lease.rejected",          "heartbeat refused for good"),
+    ("lease.lost",              "lease lost: another worker has it"),
+    ("lease.assumed_lost",      "lease assumed lost: no heartbeat succeeded in time"),
+    ("lease.failed",            "heartbeats failed"),
+    // One session.
+    ("runner.starting",         "attached to the session"),
+    ("session.not_fetched",     "could not ask for the session"),
+    ("session.not_opened",      "no jail, every call is answered with an error"),
+    ("session.terminated",      "the session was over already"),
     ("session.idle",            "session idle, letting go"),
-    ("session.terminated",      "session terminated"),
-    ("session.disposed",        "everything of the session removed"),
-    ("stream.disconnected",     "stream lost, again in {wait_ms}"),
-    ("stream.failed",           "stream refused for good"),
-    ("reconcile.failed",        "could not read the history"),
-    ("call.started",            "{tool} started"),
-    ("call.ended",              "{tool} {status}"),
+    ("session.ended",           "the session ended"),
+    ("session.too_long",        "the session has too many events, letting go"),
+    ("stream.disconnected",     "event stream lost ({reason}), again in {pause_ms}"),
+    ("stream.refused",          "event stream refused for good"),
+    ("history.failed",          "could not read the history"),
+    ("thread.ended",            "a thread was terminated"),
+    ("journal.refused",         "not served: the journal of its calls cannot be used"),
+    ("journal.unreadable",      "a kept result cannot be read"),
+    ("journal.unwritable",      "cannot write the journal of calls"),
+    ("journal.not_swept",       "old journals of calls are still there"),
+    ("journal.not_closed",      "the journal of calls stays behind"),
+    // Its calls.
+    ("call.starting",           "{tool} starts, {input_bytes} of input"),
+    ("call.ended",              "{tool} {status}, {output_bytes}"),
+    ("call.unknown",            "{tool} was interrupted by the end of an earlier worker, its outcome is unknown"),
+    ("call.stuck",              "a killed call did not return"),
+    ("call.held",               "{tool} waits for confirmation"),
+    ("call.denied",             "a call was denied"),
     ("call.not_owned",          "{tool} belongs to somebody else"),
-    ("call.awaiting",           "{tool} waits for confirmation"),
-    ("call.confirmed",          "{tool} confirmed"),
-    ("call.denied",             "{tool} denied"),
-    ("thread.terminated",       "thread {thread} terminated"),
-    ("send.retry",              "result not accepted (try {attempt}), again in {wait_ms}"),
-    ("send.failed",             "result not posted"),
-    ("skill.downloaded",        "skill {skill} downloaded"),
-    ("skill.failed",            "skill {skill} not downloaded"),
-    ("memory.downloaded",       "{count} memories downloaded"),
-    ("memory.failed",           "memories not synchronised"),
-    ("memory.cut_off",          "{count} memories not written: time was up"),
-    ("limit.hit",               "limit {limit} reached"),
-    ("egress.denied",           "network: {host}:{port} denied"),
-    ("jail.failed",             "no jail: {reason}"),
+    ("post.retry",              "result not accepted (try {attempt}), again in {pause_ms}"),
+    ("post.failed",             "result could not be posted"),
+    ("post.refused",            "result refused for good"),
+    // Its jail.
+    ("jail.running",            "jail ready after {ready_us}, level {level}"),
+    ("jail.kept",               "the jail is kept for the next work item"),
+    ("jail.resumed",            "the jail was kept"),
+    ("jail.lost",               "the jail ended in the middle of a call"),
+    ("jail.launcher_gone",      "the launcher of the jail is gone"),
+    ("jail.not_exported",       "{skipped} entries were not copied back"),
+    ("jail.ended",              "jail removed in {teardown_us}"),
 ];
 
 /// Writes events as lines for people.
@@ -82,12 +103,21 @@ const PHRASES: &[(&str, &str)] = &[
 pub struct Progress {
     /// A person watches: the time of day is enough.
     watched: bool,
+    /// Somebody looks for a fault: ids are shown.
+    verbose: bool,
+}
+
+impl Progress {
+    /// With ids, if events of `level` are shown.
+    pub fn for_level(level: Level) -> Progress {
+        Progress { verbose: level >= Level::DEBUG, ..Progress::default() }
+    }
 }
 
 impl Default for Progress {
     /// For standard error.
     fn default() -> Self {
-        Progress { watched: std::io::stderr().is_terminal() }
+        Progress { watched: std::io::stderr().is_terminal(), verbose: false }
     }
 }
 
@@ -106,7 +136,9 @@ where
         event.record(&mut fields);
         let colour = if writer.has_ansi_escapes() { Colour::On } else { Colour::Off };
         let level = *event.metadata().level();
-        writeln!(writer, "{}", line(SystemTime::now(), level, &fields, colour, self.watched))
+        let ids = if self.verbose { ids(&fields) } else { String::new() };
+        let line = line(SystemTime::now(), level, &fields, colour, self.watched);
+        writeln!(writer, "{line}{}", colour.paint(2, &ids))
     }
 }
 
@@ -154,7 +186,7 @@ impl Visit for Fields {
 }
 
 /// Without control characters (a name may come from a model), and not longer than the bound.
-fn visible(value: &str) -> String {
+pub fn visible(value: &str) -> String {
     let mut text = String::new();
     for (at, c) in value.chars().enumerate() {
         if at == VALUE_CHARS_MAX {
@@ -182,30 +214,22 @@ fn line(now: SystemTime, level: Level, fields: &Fields, colour: Colour, watched:
         Level::WARN => colour.paint(33, "warning: "),
         _ => String::new(),
     };
-    let what = sentence(fields).unwrap_or_else(|| generic(fields));
+    let what = sentence(fields, colour).unwrap_or_else(|| generic(fields));
     let _infallible = write!(out, " {mark}{what}");
     out
 }
 
 /// The end of an id.
-fn short(id: &str) -> &str {
+pub fn short(id: &str) -> &str {
     let start = id.char_indices().rev().nth(SHORT_ID - 1).map_or(0, |(at, _)| at);
     &id[start..]
 }
 
 /// The sentence of a known event that has all it needs; then duration and error, if there are any.
-fn sentence(fields: &Fields) -> Option<String> {
+fn sentence(fields: &Fields, colour: Colour) -> Option<String> {
     let event = fields.get("event")?;
-    let (_, phrase) = PHRASES.iter().find(|(name, _)| *name == event)?;
-    let mut out = String::new();
-    let mut rest = *phrase;
-    while let Some((before, after)) = rest.split_once('{') {
-        let (name, after) = after.split_once('}')?;
-        out.push_str(before);
-        out.push_str(&shown(name, fields.get(name)?));
-        rest = after;
-    }
-    out.push_str(rest);
+    let phrases = PHRASES.iter().filter(|(name, _)| *name == event);
+    let mut out = phrases.filter_map(|(_, phrase)| filled(phrase, fields, colour)).next()?;
     if let Some(took) = fields.get("duration_us") {
         let _infallible = write!(out, " ({})", shown("duration_us", took));
     }
@@ -215,13 +239,42 @@ fn sentence(fields: &Fields) -> Option<String> {
     Some(out)
 }
 
+/// The phrase with values in place of names, if it has them all.
+fn filled(phrase: &str, fields: &Fields, colour: Colour) -> Option<String> {
+    let (mut out, mut rest) = (String::new(), phrase);
+    while let Some((before, after)) = rest.split_once('{') {
+        let (name, after) = after.split_once('}')?;
+        let value = shown(name, fields.get(name).filter(|value| !value.is_empty())?);
+        out.push_str(before);
+        match (name, value.as_str()) {
+            ("status", "ok") => out.push_str(&colour.paint(32, &value)),
+            ("status", _) => out.push_str(&colour.paint(33, &value)),
+            _ => out.push_str(&value),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    Some(out)
+}
+
+/// For those who look for a fault.
+fn ids(fields: &Fields) -> String {
+    let mut out = String::new();
+    for (name, id) in ["work", "tool_use", "session"].map(|name| (name, fields.get(name))) {
+        if let Some(id) = id.filter(|id| !id.is_empty()) {
+            let _infallible = write!(out, " {name}={id}");
+        }
+    }
+    out
+}
+
 fn generic(fields: &Fields) -> String {
     let title = fields.get("message").or_else(|| fields.get("event")).unwrap_or("event");
     let mut out = title.to_owned();
     let told = |name: &str| matches!(name, "message" | "event" | "session" | "session_id");
-    for (name, value) in fields.0.iter().filter(|(name, _)| !told(name)) {
-        let quoted = value.contains(' ') || value.is_empty();
-        let _infallible = match quoted {
+    let worth = |(name, value): &&(&str, String)| !told(name) && !value.is_empty();
+    for (name, value) in fields.0.iter().filter(worth) {
+        let _infallible = match value.contains(' ') {
             true => write!(out, " {name}={value:?}"),
             false => write!(out, " {name}={value}"),
         };
@@ -235,8 +288,15 @@ fn shown(name: &str, value: &str) -> String {
     match (number, name.rsplit('_').next()) {
         (Some(number), Some("us")) => duration(Duration::from_micros(number)),
         (Some(number), Some("ms")) => duration(Duration::from_millis(number)),
+        (Some(number), Some("s")) => duration(Duration::from_secs(number)),
+        (Some(number), Some("bytes")) => size(number),
         _ => value.to_owned(),
     }
+}
+
+/// Microseconds for people.
+pub fn duration_us(us: u64) -> String {
+    duration(Duration::from_micros(us))
 }
 
 /// As precise as a person cares.
@@ -248,6 +308,15 @@ fn duration(duration: Duration) -> String {
         1..60 => format!("{:.1} s", duration.as_secs_f64()),
         60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
         _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+/// In the largest unit that leaves a whole part.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match UNITS.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} B"),
     }
 }
 
@@ -272,16 +341,18 @@ mod tests {
     fn events_are_sentences_with_time_and_the_end_of_the_session_id() {
         #[rustfmt::skip]
         let cases: &[(&[(&'static str, &str)], &str)] = &[
-            (&[("event", "poll.started"), ("environment_id", "env_1")],
-             "08:00:00 polling for work of env_1"),
-            (&[("event", "item.claimed"), ("work_id", "work_0123456789"), ("kind", "session"), ("session_id", "sesn_01ABCDEFGHIJ")],
-             "08:00:00 CDEFGHIJ claimed work_0123456789 (session)"),
-            (&[("event", "call.ended"), ("session", "s1"), ("tool", "bash"), ("status", "ok"), ("duration_us", "2500")],
-             "08:00:00 s1 bash ok (2 ms)"),
-            (&[("event", "poll.failed"), ("attempt", "3"), ("wait_ms", "8400"), ("error", "connection refused")],
-             "08:00:00 poll failed (try 3), next in 8.4 s: connection refused"),
-            (&[("event", "lease.assumed_lost"), ("session", "s1"), ("silent_ms", "61000")],
-             "08:00:00 s1 lease assumed lost: no heartbeat for 1 min 01 s"),
+            (&[("event", "poll.starting"), ("environment_id", "env_1"), ("work_id", ""), ("session_id", "")],
+             "08:00:00 waiting for work of env_1"),
+            (&[("event", "work.claimed"), ("work_id", "work_0123456789"), ("kind", "session"), ("session_id", "sesn_01ABCDEFGHIJ")],
+             "08:00:00 CDEFGHIJ claimed a session"),
+            (&[("event", "call.ended"), ("session", "s1"), ("tool", "bash"), ("status", "ok"), ("output_bytes", "4"), ("duration_us", "2500")],
+             "08:00:00 s1 bash ok, 4 B (2 ms)"),
+            (&[("event", "call.ended"), ("session", "s1"), ("tool", "read"), ("status", "error"), ("output_bytes", "2048"), ("duration_us", "90")],
+             "08:00:00 s1 read error, 2.0 KiB (90 µs)"),
+            (&[("event", "poll.failed"), ("attempt", "3"), ("pause_ms", "8400"), ("error", "connection refused")],
+             "08:00:00 poll failed (try 3), again in 8.4 s: connection refused"),
+            (&[("event", "poll.idle")], "08:00:00 no work yet"),
+            (&[("event", "poll.idle"), ("idle_s", "301")], "08:00:00 still no work after 5 min 01 s"),
         ];
         for (fields, want) in cases {
             assert_eq!(plain(fields), *want);
@@ -295,7 +366,7 @@ mod tests {
             "08:00:00 odd a=1 b=\"x y\""
         );
         assert_eq!(
-            plain(&[("event", "call.ended"), ("tool", "bash")]),
+            plain(&[("event", "call.ended"), ("tool", "bash"), ("status", "")]),
             "08:00:00 call.ended tool=bash"
         );
         assert_eq!(plain(&[]), "08:00:00 event");
@@ -303,14 +374,14 @@ mod tests {
 
     #[test]
     fn a_file_gets_the_date_and_colour_is_for_those_who_want_it() {
-        let fields = [("event", "item.failed"), ("session", "s1")];
+        let fields = [("event", "jail.lost"), ("session", "s1")];
         assert_eq!(
             text(Level::ERROR, &fields, Colour::Off, false),
-            "2027-01-15T08:00:00Z s1 error: item failed"
+            "2027-01-15T08:00:00Z s1 error: the jail ended in the middle of a call"
         );
         assert_eq!(
             text(Level::WARN, &fields, Colour::On, true),
-            "\u{1b}[2m08:00:00\u{1b}[0m \u{1b}[36ms1\u{1b}[0m \u{1b}[33mwarning: \u{1b}[0mitem failed"
+            "\u{1b}[2m08:00:00\u{1b}[0m \u{1b}[36ms1\u{1b}[0m \u{1b}[33mwarning: \u{1b}[0mthe jail ended in the middle of a call"
         );
     }
 
@@ -318,10 +389,12 @@ mod tests {
     #[test]
     fn a_value_cannot_write_a_line_of_its_own_or_speak_to_the_terminal() {
         let evil = "x\n08:00:00 all good\u{1b}[2J\u{202e}";
-        let line = plain(&[("event", "call.started"), ("tool", evil)]);
-        assert_eq!(line, "08:00:00 x\\n08:00:00 all good\\u{1b}[2J\\u{202e} started");
-        let long = plain(&[("event", "call.started"), ("tool", &"y".repeat(5000))]);
-        assert_eq!(long.chars().count(), "08:00:00  started".len() + VALUE_CHARS_MAX + 1);
+        let line = plain(&[("event", "call.held"), ("tool", evil)]);
+        let shown = "x\\n08:00:00 all good\\u{1b}[2J\\u{202e}";
+        assert_eq!(line, format!("08:00:00 {shown} waits for confirmation"));
+        let long = plain(&[("event", "call.held"), ("tool", &"y".repeat(5000))]);
+        let around = "08:00:00  waits for confirmation".len();
+        assert_eq!(long.chars().count(), around + VALUE_CHARS_MAX + 1);
     }
 
     #[test]
@@ -335,11 +408,61 @@ mod tests {
     }
 
     #[test]
-    fn every_phrase_is_well_formed_and_named_once() {
-        for (at, (name, phrase)) in PHRASES.iter().enumerate() {
-            assert_eq!(phrase.matches('{').count(), phrase.matches('}').count(), "{name}");
-            assert!(PHRASES[..at].iter().all(|(other, _)| other != name), "{name} twice");
+    fn sizes_have_the_largest_unit_that_fits() {
+        for (bytes, want) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")]
+        {
+            assert_eq!(size(bytes), want);
         }
+    }
+
+    /// Every phrase belongs to an event that is emitted, and the events of `queue` and `daemon` have one.
+    #[test]
+    fn phrases_and_events_of_sessions_are_the_same() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut source = String::new();
+        for folder in ["queue", "daemon"] {
+            for entry in std::fs::read_dir(root.join(folder)).expect("listed").flatten() {
+                let of_rust = entry.path().extension().is_some_and(|extension| extension == "rs");
+                if of_rust {
+                    source += &std::fs::read_to_string(entry.path()).expect("read");
+                }
+            }
+        }
+        for (name, phrase) in PHRASES {
+            assert!(source.contains(&format!("\"{name}\"")), "nothing emits {name}");
+            assert_eq!(phrase.matches('{').count(), phrase.matches('}').count(), "{name}");
+        }
+        // The word after the level and the ids, or after `event =`.
+        let is_name = |word: &&str| {
+            let plain = |c: char| c.is_ascii_lowercase() || c == '_';
+            word.split_once('.').is_some_and(|(a, b)| (a.to_owned() + b).chars().all(plain))
+        };
+        let after = |mark: &str| -> Vec<String> {
+            let parts = source.split(mark).skip(1);
+            parts
+                .filter_map(|rest| rest.split('"').nth(1))
+                .filter(is_name)
+                .map(str::to_owned)
+                .collect()
+        };
+        for name in after("emit!(").into_iter().chain(after("event = ").into_iter()) {
+            let quiet = ["call.confirmation", "event.name"].contains(&name.as_str());
+            assert!(
+                quiet || PHRASES.iter().any(|(known, _)| *known == name),
+                "no phrase for {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn ids_are_for_those_who_look_for_a_fault() {
+        let mut fields = Fields::default();
+        for (name, value) in [("work_id", "work_1"), ("session_id", ""), ("tool_use_id", "t1")] {
+            fields.push(name, value);
+        }
+        assert_eq!(ids(&fields), " work=work_1 tool_use=t1");
+        assert!(Progress::for_level(Level::DEBUG).verbose);
+        assert!(!Progress::for_level(Level::INFO).verbose);
     }
 
     #[derive(Clone, Default)]
@@ -363,15 +486,18 @@ mod tests {
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
             .with_writer(move || writer.clone())
-            .event_format(Progress { watched: true })
+            .event_format(Progress { watched: true, verbose: false })
             .finish();
         tracing::subscriber::with_default(subscriber, || {
             let id = "sesn_0123456789";
-            tracing::info!(event = "call.started", session = %id, tool = "bash", "tool call");
+            tracing::info!(event = "call.held", session = %id, tool = "bash", "tool call");
             tracing::warn!(event = "new.event", count = 3, "something new");
         });
         let out = String::from_utf8(memory.0.lock().expect("memory").clone()).expect("UTF-8");
         let lines: Vec<&str> = out.lines().map(|line| &line[8..]).collect();
-        assert_eq!(lines, [" 23456789 bash started", " warning: something new count=3"]);
+        assert_eq!(
+            lines,
+            [" 23456789 bash waits for confirmation", " warning: something new count=3"]
+        );
     }
 }

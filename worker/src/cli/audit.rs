@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use stockade_runtime::audit::{Digest, Expectation, Verification, verify};
 
+use super::audit_show;
 use super::policy::ReportFormat;
 use crate::exit::Exit;
 use crate::explain;
@@ -30,6 +31,10 @@ enum AuditCommand {
     /// as a whole; `--includes` does, with a digest that was noted elsewhere in time. Exits 8 if a
     /// log does not verify.
     Verify(VerifyArgs),
+    /// Show the records of a log, one line each
+    ///
+    /// Checks nothing: see `worker audit verify`.
+    Show(audit_show::ShowArgs),
 }
 
 #[derive(Debug, Args)]
@@ -51,7 +56,13 @@ struct VerifyArgs {
 
 /// Runs `worker audit`.
 pub fn run(args: &AuditArgs) -> anyhow::Result<Exit> {
-    let AuditCommand::Verify(args) = &args.command;
+    match &args.command {
+        AuditCommand::Verify(args) => check(args),
+        AuditCommand::Show(args) => audit_show::run(args),
+    }
+}
+
+fn check(args: &VerifyArgs) -> anyhow::Result<Exit> {
     let (mut exit, mut results) = (Exit::Success, Vec::new());
     let mut out = io::stdout().lock();
     for file in &args.files {
@@ -86,12 +97,12 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Exit> {
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {}", file.display())]
-struct Unreadable {
-    file: PathBuf,
-    source: io::Error,
+pub(super) struct Unreadable {
+    pub(super) file: PathBuf,
+    pub(super) source: io::Error,
 }
 
-fn open(file: &Path) -> io::Result<Box<dyn Read>> {
+pub(super) fn open(file: &Path) -> io::Result<Box<dyn Read>> {
     if file == Path::new("-") {
         return Ok(Box::new(io::stdin().lock()));
     }

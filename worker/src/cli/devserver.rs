@@ -53,9 +53,13 @@ pub struct DevserverArgs {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 
-    /// Keep what tools returned in the report
+    /// Keep what tools were asked and returned in the report
     #[arg(long)]
     keep_results: bool,
+
+    /// Print every call with its result and duration at the end
+    #[arg(long)]
+    transcript: bool,
 
     /// End when every session is done and its work item stopped
     #[arg(long)]
@@ -107,7 +111,7 @@ pub fn run(args: DevserverArgs) -> anyhow::Result<Exit> {
     let options = Options {
         script,
         identity,
-        keep_results: args.keep_results,
+        keep_results: args.keep_results || args.transcript,
         exit_when_done: args.exit_when_done,
         timeout: args.timeout,
     };
@@ -166,6 +170,9 @@ fn finish(args: &DevserverArgs, outcome: &devserver::Outcome) -> anyhow::Result<
     let report = &outcome.report;
     if let Some(path) = &args.report {
         write_whole(path, &format!("{report:#}\n"), 0o644)?;
+    }
+    if args.transcript {
+        std::io::stdout().lock().write_all(devserver::transcript(report).as_bytes())?;
     }
     eprint!("{}", devserver::table(report));
     let unfinished = outcome.timed_out && report["done"] != true;

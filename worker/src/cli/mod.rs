@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub mod audit;
+mod audit_show;
 pub mod devserver;
 pub mod policy;
 pub mod poll;
@@ -15,11 +16,12 @@ use crate::exit::Exit;
 use crate::progress::Progress;
 use crate::{doctor, exec, sweep};
 
-/// Run commands, each in a jail of its own on this host
+/// Run agent sessions and commands, each in a jail of its own on this host
 ///
-/// A jail is made of namespaces, a private mount tree, landlock, a system call filter and cgroup
-/// limits. No container engine and no virtual machine is needed. Started by root it gives the
-/// stronger level `root`, otherwise `rootless`; see `worker doctor`.
+/// `worker poll --jail` serves the sessions of a Claude Managed Agents self-hosted environment;
+/// `worker exec` runs one command. A jail is made of namespaces, a private mount tree, landlock, a
+/// system call filter and cgroup limits; no container engine and no virtual machine is needed. Started
+/// by root it gives the stronger level `root`, otherwise `rootless`; see `worker doctor`.
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -46,10 +48,11 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 success, 1 unexpected error, 2 usage, 3 policy invalid, 5 the host cannot provide the \
-required isolation, 8 an audit log does not verify or cannot be written, 9 a credential is refused, \
-10 an escape attempt succeeded. `exec` returns the command's own status: 124 \
-wall clock, 126 or 127 not runnable, 128+n signal n.";
+Exit codes: 0 success, 1 unexpected error, 2 usage, 3 policy or key invalid, 4 the control plane \
+refuses the key, 5 the host cannot provide the required isolation, 7 the drain timeout passed, 8 an \
+audit log does not verify or cannot be written, 9 a credential is refused, 10 an escape attempt \
+succeeded. `exec` returns the command's own status: 124 wall clock, 126 or 127 not runnable, 128+n \
+signal n. `poll` returns 128+n if signal n ended it at once.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -96,9 +99,11 @@ fn start_log(level: tracing::Level, format: LogFormat) {
         .with_max_level(level)
         .with_target(false)
         .with_ansi(colour)
+        // Telling that standard error is gone, on standard error, would end the process.
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     match format {
-        LogFormat::Text => log.event_format(Progress::default()).init(),
+        LogFormat::Text => log.event_format(Progress::for_level(level)).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }
@@ -125,7 +130,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match outcome {
         Ok(exit) => exit.code(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            crate::explain::say(&format!("error: {error:#}"));
             Exit::Unexpected.code()
         }
     }

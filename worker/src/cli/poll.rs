@@ -219,7 +219,10 @@ const EXAMPLES: &str = "\
 Examples:
   sudo worker poll --jail --environment-id env_… --environment-key-file /etc/stockade/key
   sudo worker poll --jail --check
-  worker poll --jail --once --drain-on-empty";
+  worker poll --jail --once --drain-on-empty
+
+Exit codes: 0 stopped, drained or done; 2 usage; 3 policy or key; 4 the control plane refuses the key;
+5 isolation; 7 the drain timeout passed; 8 audit log; 9 a credential is refused; 128+n signal n.";
 
 /// How often an empty queue is asked (POLL-2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -215,7 +215,14 @@ impl Jails {
         match session.end().await {
             Ok(end) => self.receipt(ids, &jail, &end),
             Err(error) => {
-                tracing::error!(event = "jail.lost", jail, error = %error, "the launcher is gone");
+                let session_id = ids.session.as_ref().map(|id| id.as_str());
+                tracing::error!(
+                    event = "jail.launcher_gone",
+                    session_id,
+                    jail,
+                    error = %error,
+                    "the launcher is gone"
+                );
                 self.repair.store(true, Ordering::Relaxed);
                 let left = List::of([format!("{jail}: until the next jail or sweep")]);
                 let event = Event::SessionDisposed {
@@ -253,6 +260,7 @@ impl Jails {
             tracing::warn!(
                 event = "jail.not_exported",
                 jail,
+                session_id = ids.session.as_ref().map(|id| id.as_str()),
                 skipped = export.skipped,
                 "entries were not copied back"
             );

@@ -166,6 +166,7 @@ pub fn run(
         if !record.write(&nothing, &started.1) {
             return Ok(Exit::Evidence);
         }
+        announce(settings, level);
         let heard = signals::listen(
             Arc::clone(&shutdown),
             settings.drain_timeout,
@@ -188,7 +189,8 @@ pub fn run(
         let recorded = record.write(&nothing, &Event::WorkerStopped { reason });
         let exit = if recorded { exit } else { Exit::Evidence };
         places.leave();
-        tracing::info!(event = "worker.stopped", reason = ?reason, "worker stopped");
+        let reason = serde_json::to_value(reason).unwrap_or_default();
+        tracing::info!(event = "worker.stopped", reason = reason.as_str(), "worker stopped");
         anyhow::Ok(exit)
     })?;
     // Threads that wait for a launcher which does not answer must not hold the exit up.
@@ -223,6 +225,19 @@ fn outcome(
         }
         (Ok(QueueEnd::Shutdown), _) => (Exit::Success, StopReason::Signal),
     }
+}
+
+/// The first log event of a run.
+fn announce(settings: &Settings, level: Level) {
+    tracing::info!(
+        event = "worker.started",
+        version = env!("CARGO_PKG_VERSION"),
+        level = %level,
+        policy = settings.policy,
+        sessions = settings.max_sessions,
+        audit_file = %settings.audit_file.display(),
+        "worker started"
+    );
 }
 
 /// The first record of a run.

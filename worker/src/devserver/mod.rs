@@ -34,12 +34,14 @@ mod state;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod transcript;
 mod work;
 
 pub use record::table;
 use script::Script;
 pub use state::Identity;
 use state::{Plane, State};
+pub use transcript::transcript;
 
 /// What the command line decides.
 #[derive(Debug)]

@@ -195,6 +195,7 @@ fn call(call: &Call, keep_results: bool) -> Value {
         "reposts": call.reposts,
     });
     if keep_results {
+        value["input"] = call.input.clone();
         value["result"] = call.result.clone().unwrap_or_default();
     }
     value

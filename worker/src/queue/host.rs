@@ -70,6 +70,26 @@ pub enum ItemEnd {
 }
 
 impl ItemEnd {
+    /// A word for log events.
+    pub fn label(self) -> &'static str {
+        match self {
+            ItemEnd::Idle => "idle",
+            ItemEnd::SessionEnded => "session ended",
+            ItemEnd::StopRequested => "stop requested",
+            ItemEnd::Lease(LeaseEnd::Lost) => "lease lost",
+            ItemEnd::Lease(LeaseEnd::AssumedLost) => "lease assumed lost",
+            ItemEnd::Lease(_) => "lease ended",
+            ItemEnd::Drained => "shutdown",
+            ItemEnd::Cancelled => "cancelled",
+            ItemEnd::StreamRefused => "event stream refused",
+            ItemEnd::TooMuch => "too much",
+            ItemEnd::OpenFailed => "no jail",
+            ItemEnd::Failed => "failed",
+            ItemEnd::NotASession => "not a session",
+            ItemEnd::NoCredential => "no credential",
+        }
+    }
+
     /// Whether the item must be handed back: always, unless it is somebody else's (LEASE-12,
     /// LEASE-13) or nothing can speak for it (AUTH-4).
     pub fn stops(self) -> bool {

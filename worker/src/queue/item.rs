@@ -81,13 +81,13 @@ pub async fn serve<H: Host>(
         work: ids.work.as_str().into(),
     };
     let how = match &item.kind {
-        WorkKind::Other(kind) => {
+        WorkKind::Other(_) => {
             emit!(
                 info,
                 ids,
                 "work.not_a_session",
                 "skipping an item that is not a session",
-                kind = kind.as_deref().unwrap_or("none")
+                kind = item.kind.name()
             );
             ItemEnd::NotASession
         }

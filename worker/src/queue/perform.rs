@@ -136,7 +136,7 @@ impl<H: Host> Performer<H> {
             let text = format!("{}: not run: the worker cannot record the call", call.name);
             return Some(CallOutcome::error(text));
         }
-        emit!(info, self.ids, "call.starting", "executing tool", tool_use_id = %call.id,
+        emit!(debug, self.ids, "call.starting", "executing tool", tool_use_id = %call.id,
             tool = %call.name, input_bytes = call.input.get().len());
         let start = Instant::now();
         let stop = to.kill.child_token();
@@ -169,9 +169,11 @@ impl<H: Host> Performer<H> {
             "tool call ended",
             tool_use_id = id,
             tool = tool,
+            status = outcome.as_ref().map_or("killed", |outcome| why_ended(timed_out, outcome)),
+            output_bytes = outcome.as_ref().map_or(0, CallOutcome::bytes),
             is_error,
             timed_out,
-            took_ms = took.as_millis() as u64
+            duration_us = took.as_micros() as u64
         );
         outcome
     }
@@ -202,9 +204,6 @@ impl<H: Host> Performer<H> {
             () = reached(to.until.clone(), POST_AFTER_LIMIT) => return Finish::Unanswered,
             posted = self.poster.post(id, body, &to.until, &to.moot) => posted,
         };
-        if to.moot.is_cancelled() && posted != Posted::Done {
-            return self.settle(call, Finish::Moot);
-        }
         let failed = |for_good| Progress::PostFailed { call: id, for_good };
         match posted {
             Posted::Done => {
@@ -219,6 +218,7 @@ impl<H: Host> Performer<H> {
                 self.host.observe(&self.ids, &failed(false));
                 Finish::Unanswered
             }
+            Posted::Moot => self.settle(call, Finish::Moot),
         }
     }
 
@@ -228,6 +228,15 @@ impl<H: Host> Performer<H> {
                 tool_use_id = %call.id, error = %error);
         }
         finish
+    }
+}
+
+/// One word for people.
+fn why_ended(timed_out: bool, outcome: &CallOutcome) -> &'static str {
+    match (timed_out, outcome.is_error) {
+        (true, _) => "timed out",
+        (false, true) => "error",
+        (false, false) => "ok",
     }
 }
 

@@ -195,7 +195,7 @@ impl<H: Host> Poller<H> {
         }
         let ids = ids_of(&self.shared.settings, &item);
         let host = Arc::clone(&self.shared.host);
-        emit!(info, ids, "work.claimed", "claimed work");
+        emit!(info, ids, "work.claimed", "claimed work", kind = item.kind.name());
         host.observe(&ids, &Progress::Claimed);
         if self.shutdown.level() > Level::Run {
             // SHUT-3: not acked, so it is handed out again.
@@ -209,7 +209,7 @@ impl<H: Host> Poller<H> {
         let (shared, shutdown) = (Arc::clone(&self.shared), self.shutdown.clone());
         self.items.spawn(async move {
             let how = item::serve(shared, item, shutdown).await;
-            emit!(info, ids, "work.ended", "work item ended", how = ?how);
+            emit!(info, ids, "work.ended", "work item ended", how = how.label());
             drop(permit);
             how
         });

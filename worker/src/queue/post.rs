@@ -22,7 +22,14 @@ pub enum Posted {
     Refused,
     /// The window is over; the next history decides (RUN-4).
     GaveUpForNow,
+    /// The result is not wanted any more, and was not accepted before (RACE-7, RUN-27).
+    Moot,
 }
+
+/// How long the answer to an attempt may take once the result is not wanted any more. The stream
+/// often shows our own result before the answer is here; leaving then would cost the connection, and
+/// nobody would know that the result was accepted.
+const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 /// What posting needs beside the body.
 pub struct Poster {
@@ -35,9 +42,7 @@ pub struct Poster {
 
 impl Poster {
     /// Posts `body`, the result of `call`. The window is the TTL of the lease, read before every
-    /// attempt (LEASE-15), and never longer than `until`. After `moot` nothing more is sent, but
-    /// what is on its way is waited for (RACE-7, RUN-27): the stream often tells of a result before
-    /// the request that brought it is answered.
+    /// attempt (LEASE-15), and never longer than `until`. No attempt begins after `moot`.
     pub async fn post(
         &self,
         call: &str,
@@ -50,8 +55,10 @@ impl Poster {
         let mut last_chance = false;
         loop {
             attempts += 1;
-            let Err(error) = self.api.post(&self.session, body.clone()).await else {
-                return Posted::Done;
+            let error = match self.attempt(body, moot).await {
+                Some(Ok(())) => return Posted::Done,
+                Some(Err(error)) => error,
+                None => return Posted::Moot,
             };
             if says_already_answered(&error) {
                 return Posted::Done;
@@ -62,9 +69,6 @@ impl Poster {
                 return Posted::Refused;
             }
             let left = self.left(start, until);
-            if moot.is_cancelled() {
-                return Posted::GaveUpForNow;
-            }
             if last_chance || left.is_zero() {
                 emit!(error, self.ids, "post.failed", "result could not be posted",
                     tool_use_id = call, attempt = attempts, error = %error.label());
@@ -78,9 +82,23 @@ impl Poster {
                 tool_use_id = call, attempt = attempts, error = %error.label(),
                 pause_ms = pause.as_millis() as u64);
             tokio::select! {
-                () = moot.cancelled() => return Posted::GaveUpForNow,
+                biased;
+                () = moot.cancelled() => return Posted::Moot,
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    /// One attempt; `None` if it had no answer soon after `moot`.
+    async fn attempt(&self, body: &Bytes, moot: &CancelToken) -> Option<Result<(), ApiError>> {
+        let late = async {
+            moot.cancelled().await;
+            tokio::time::sleep(ANSWER_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            answer = self.api.post(&self.session, body.clone()) => Some(answer),
+            () = late => None,
         }
     }
 

@@ -52,6 +52,15 @@ impl CallOutcome {
     pub fn error(text: impl Into<String>) -> CallOutcome {
         CallOutcome { is_error: true, ..CallOutcome::text(text) }
     }
+
+    /// How much of texts and files there is.
+    pub fn bytes(&self) -> usize {
+        let size = |block: &ContentBlock| match block {
+            ContentBlock::Text(text) => text.len(),
+            ContentBlock::Image { data, .. } | ContentBlock::Document { data, .. } => data.len(),
+        };
+        self.content.iter().map(size).sum()
+    }
 }
 
 /// The body that posts `outcome` as the result of `call`.

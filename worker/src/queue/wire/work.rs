@@ -23,6 +23,16 @@ pub enum WorkKind {
     Other(Option<String>),
 }
 
+impl WorkKind {
+    /// The type as it was sent.
+    pub fn name(&self) -> &str {
+        match self {
+            WorkKind::Session(_) => "session",
+            WorkKind::Other(kind) => kind.as_deref().unwrap_or("none"),
+        }
+    }
+}
+
 /// A body that no poll sends (POLL-6).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
