@@ -95,7 +95,7 @@ fn a_timeout_ends_the_command_and_everything_after_it_but_not_the_shell() {
 fn a_shell_that_does_not_come_back_is_replaced() {
     let mut tree = Tree::with(quick(), Proc::Given);
     let commands = [
-        "trap '' 60; sleep 60",
+        "trap '' 60; sleep 60; touch BAD",
         "trap - 60; sleep 60",
         "trap : 60; while :; do :; done; touch BAD",
         "exec sleep 60",
