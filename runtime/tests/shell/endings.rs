@@ -266,15 +266,13 @@ fn a_dead_keeper_is_an_explained_error_every_time() {
     let mut tree = Tree::new();
     tree.ok("true");
     tree.kill_keeper();
-    // INV-9: the first command was handed over before anybody knew.
-    for want in [
-        "bash: the processes of this session ended while this command ran; its outcome is unknown \
-         and it was not run again",
-        "bash: the processes of this session are gone; no shell can be started",
-        "bash: the processes of this session are gone; no shell can be started",
-    ] {
+    // INV-9: the first command may have been handed over before anybody knew.
+    let unknown = "bash: the processes of this session ended while this command ran; its outcome is \
+         unknown and it was not run again";
+    let gone = "bash: the processes of this session are gone; no shell can be started";
+    for may_be in [&[unknown, gone][..], &[gone], &[gone]] {
         let result = tree.call("true");
-        assert_eq!((text(&result).as_str(), result.is_error), (want, true));
+        assert!(result.is_error && may_be.contains(&text(&result).as_str()), "{}", text(&result));
     }
     assert!(!tree.shell().quiesce());
 }
