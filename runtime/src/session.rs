@@ -16,7 +16,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::jail::{
     self, CgroupEvents, Confinement, End, EnforcementReport, Event, ExecutorEnds, Failure,
-    KeeperSide, LimitHit, Launcher, Programs,
+    KeeperSide, Launcher, LimitHit, Programs,
 };
 use crate::spec::{CgroupPlan, JailSpec};
 use crate::tool::{
@@ -319,9 +319,10 @@ impl Room {
     fn of(spec: &JailSpec) -> Room {
         let plan = &spec.mounts;
         let scratch = (plan.scratch.bytes_max, plan.scratch.inodes_max);
-        let memory = plan.memory.iter().map(|mount| {
-            (Path::new("/").join(&mount.target), (mount.bytes_max, mount.inodes_max))
-        });
+        let memory = plan
+            .memory
+            .iter()
+            .map(|mount| (Path::new("/").join(&mount.target), (mount.bytes_max, mount.inodes_max)));
         Room { scratch, memory: memory.collect() }
     }
 

@@ -64,9 +64,16 @@ impl Site {
         line.extend(["120".to_owned(), "8".to_owned(), self.level.uid().to_string()]);
         line.extend(self.level.prefix());
         line.push(locate::worker().display().to_string());
-        line.extend(["poll", "--jail", "--max-idle", "2s", "--memory-reserve", "16MiB"].map(str::to_owned));
+        line.extend(
+            ["poll", "--jail", "--max-idle", "2s", "--memory-reserve", "16MiB"].map(str::to_owned),
+        );
         let state = self.state.path().display().to_string();
-        line.extend(["--audit-file".to_owned(), format!("{state}/audit"), "--state-dir".to_owned(), state]);
+        line.extend([
+            "--audit-file".to_owned(),
+            format!("{state}/audit"),
+            "--state-dir".to_owned(),
+            state,
+        ]);
         line.extend(["--workdir".to_owned(), self.workdir().display().to_string()]);
         line.extend(options.iter().map(|option| (*option).to_owned()));
         let child = Command::new(locate::probe())
@@ -164,7 +171,11 @@ impl Worker {
             sleep(Duration::from_millis(10));
         }
         let report = fs::read_to_string(&self.report).unwrap_or_default();
-        report.lines().filter_map(|line| line.strip_prefix("leftover ")).map(str::to_owned).collect()
+        report
+            .lines()
+            .filter_map(|line| line.strip_prefix("leftover "))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Asks it to stop and waits; what is left.

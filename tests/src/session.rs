@@ -141,7 +141,8 @@ impl Session {
             }
         });
         let to = child.stdin.take();
-        let mut session = Session { level, jail: String::new(), child, to, from, before, place, _turn: turn };
+        let mut session =
+            Session { level, jail: String::new(), child, to, from, before, place, _turn: turn };
         let ready = session.line(PATIENCE);
         assert!(ready["ready_us"].is_u64(), "{level:?}: not ready: {ready}");
         session.jail = ready["jail"].as_str().unwrap_or_default().to_owned();
@@ -282,11 +283,7 @@ fn below(supervisor: u32) -> Option<Processes> {
 }
 
 /// The processes of the first jail of a launcher.
-pub fn below_launcher(
-    control: u32,
-    launcher: u32,
-    parents: &[(u32, u32)],
-) -> Option<Processes> {
+pub fn below_launcher(control: u32, launcher: u32, parents: &[(u32, u32)]) -> Option<Processes> {
     let children = |of: u32| parents.iter().filter(move |(_, p)| *p == of).map(|(pid, _)| *pid);
     let jail_launcher = children(launcher).next()?;
     let init = children(jail_launcher).next()?;

@@ -37,13 +37,17 @@ fn results(site: &Site, name: &str) -> Vec<String> {
     calls.iter().map(|call| call["result"].to_string()).collect()
 }
 
+/// Calls that have a result, of all sessions.
+fn answers(site: &Site) -> usize {
+    let report = site.server.report();
+    let sessions = report["sessions"].as_array().cloned().unwrap_or_default();
+    let calls_of = |session: &Value| session["calls"].as_array().cloned().unwrap_or_default();
+    let calls = sessions.iter().flat_map(calls_of);
+    calls.filter(|call| call["answered_us"].is_u64()).count()
+}
+
 fn answered(site: &Site, calls: usize) {
-    site.server.wait_until(LIMIT, |_| {
-        let report = site.server.report();
-        let done = report["sessions"].as_array().into_iter().flatten();
-        let calls_of = |session: &Value| session["calls"].as_array().cloned().unwrap_or_default();
-        done.flat_map(calls_of).filter(|call| call["answered_us"].is_u64()).count() >= calls
-    });
+    site.server.wait_until(LIMIT, |_| answers(site) >= calls);
 }
 
 /// Lines of the host's file: never two.
@@ -151,7 +155,10 @@ fn kill_and_start_again(level: Level, launcher: bool, moment: Moment) {
         }
     }
     signal(if launcher { found.launcher } else { found.control }, "-KILL");
-    let what = format!("{level:?}, {} killed at {moment:?}", if launcher { "launcher" } else { "control" });
+    let what = format!(
+        "{level:?}, {} killed at {moment:?}",
+        if launcher { "launcher" } else { "control" }
+    );
     let log = first.log.clone();
     let left = first.ended();
     assert!(left.is_empty(), "INV-10 {what}: {left:?}");
@@ -173,7 +180,9 @@ fn kill_and_start_again(level: Level, launcher: bool, moment: Moment) {
     let interrupted = &texts[1];
     match moment {
         Moment::Idle => assert!(interrupted.contains("done"), "{what}: {texts:#?}"),
-        Moment::InACall => assert!(interrupted.contains("outcome is unknown"), "{what}: {texts:#?}"),
+        Moment::InACall => {
+            assert!(interrupted.contains("outcome is unknown"), "{what}: {texts:#?}")
+        }
         _ => {
             let known = interrupted.contains("done") || interrupted.contains("outcome is unknown");
             assert!(known, "{what}: {texts:#?}");
@@ -247,51 +256,53 @@ fn a_killed_shell_or_file_helper_costs_its_call_only() {
 const STEPS: &[&str] =
     &["clone-payload", "proc", "verify-tree", "executor", "running", "kill", "remove"];
 
-fn stopped(worker: &Worker) -> Vec<u32> {
+fn field(pid: u32, name: &str) -> String {
+    e2e::exec::status_field(pid, name).unwrap_or_default()
+}
+
+/// Every process of a worker that stopped at a step, and the one that stopped.
+fn stopped(worker: &Worker) -> (Vec<u32>, u32) {
     worker.wait_for("a stop at the step", || {
-        let at = |pid: &u32| {
-            let field = |name| e2e::exec::status_field(*pid, name).unwrap_or_default();
-            field("Name:").starts_with("at-")
-        };
         let all = worker.all();
-        all.iter().any(at).then_some(all)
+        let at = all.iter().copied().find(|pid| field(*pid, "Name:").starts_with("at-"))?;
+        Some((all, at))
     })
+}
+
+/// Kills one process of a session that is stopped at `step`, then the worker; what is left after the
+/// next start, which must serve another session.
+fn crash(level: Level, step: &str, victim: usize) -> Vec<String> {
+    let site = Site::new(level);
+    let one = json!({ "name": "one", "message": "x", "calls": [{ "bash": "echo hi" }] });
+    site.server.push(&one);
+    let worker = site.start("first", &["--halt-at", step]);
+    let (all, at) = stopped(&worker);
+    let pid = [all[0], all[1], at][victim];
+    signal(pid, "-KILL");
+    sleep(Duration::from_millis(30));
+    // The worker would wait for the one that is stopped.
+    signal(all[0], "-KILL");
+    for other in &all[1..] {
+        // The first process of a namespace waits where others stop, and cannot go on.
+        let waits = field(*other, "Name:").starts_with("at-") && field(*other, "State:") == "S";
+        signal(*other, if waits { "-KILL" } else { "-CONT" });
+    }
+    let mut left = worker.ended();
+    let second = site.start("second", &[]);
+    let before = answers(&site);
+    site.server.push(&json!({ "name": "two", "message": "x", "calls": [{ "bash": "echo hi" }] }));
+    answered(&site, before + 1);
+    left.extend(second.stop());
+    left.extend(site.leftovers());
+    let who = ["control", "launcher", "the stopped process"][victim];
+    left.iter().map(|what| format!("INV-10 {level:?}: `{step}`, {who} killed: {what}")).collect()
 }
 
 fn crash_at_every_step(level: Level) {
     let _turn = lock::alone();
-    let mut wrong = Vec::new();
-    for step in STEPS {
-        let mut count = 2;
-        for victim in (0..).take_while(|victim| *victim < 6) {
-            if victim >= count {
-                break;
-            }
-            let site = Site::new(level);
-            site.server.push(&json!({ "name": "one", "message": "x", "calls": [{ "bash": "echo hi" }] }));
-            let worker = site.start("first", &["--halt-at", step]);
-            let all = stopped(&worker);
-            count = all.len();
-            let Some(pid) = all.get(victim) else { continue };
-            signal(*pid, "-KILL");
-            sleep(Duration::from_millis(30));
-            // The worker would wait for the one that is stopped.
-            signal(all[0], "-KILL");
-            all.iter().skip(1).for_each(|other| {
-                let field = |name| e2e::exec::status_field(*other, name).unwrap_or_default();
-                let waits = field("Name:").starts_with("at-") && field("State:") == "S";
-                signal(*other, if waits { "-KILL" } else { "-CONT" });
-            });
-            let what = format!("{level:?}: `{step}`, process {victim} killed");
-            let left = worker.ended();
-            wrong.extend(left.iter().map(|who| format!("INV-10 {what}: {who}")));
-            let second = site.start("second", &[]);
-            answered(&site, 1);
-            let left = second.stop();
-            wrong.extend(left.iter().map(|who| format!("INV-10 {what}, again: {who}")));
-            wrong.extend(site.leftovers().iter().map(|who| format!("INV-10 {what}: {who}")));
-        }
-    }
+    let victims = STEPS.iter().flat_map(|step| (0..3).map(move |victim| (step, victim)));
+    let wrong: Vec<String> =
+        victims.flat_map(|(step, victim)| crash(level, step, victim)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

@@ -46,8 +46,16 @@ const ON_THE_KEEPER: &[(&str, &str)] = &[
 
 /// Refused on a process of the caller's own as well, by seccomp: no control here, they have theirs
 /// in `hostile_processes.rs`.
-const NO_CONTROL: &[&str] =
-    &["vm-", "mem", "pidfd-getfd", "kcmp", "madvise", "priority 1", "ioprio 2", "open /proc/{}/fd/3"];
+const NO_CONTROL: &[&str] = &[
+    "vm-",
+    "mem",
+    "pidfd-getfd",
+    "kcmp",
+    "madvise",
+    "priority 1",
+    "ioprio 2",
+    "open /proc/{}/fd/3",
+];
 
 fn with_probe(level: Level) -> (Session, tempfile::TempDir) {
     let dir = directory_of(level);
@@ -110,8 +118,7 @@ fn no_signal_reaches_the_keeper_and_nobody_else_answers() {
         let (mut session, _dir) = with_probe(level);
         let before = session.processes();
         let seen = session.bash("./probe reach").text;
-        let pids: Vec<u32> =
-            seen.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let pids: Vec<u32> = seen.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         // The keeper, bash and the probe.
         assert!(pids.len() <= 3 && pids.first() == Some(&1), "INV-6 {level:?}: {seen}");
         for signal in (1..=64).filter(|signal| !matches!(signal, 32 | 33)) {
@@ -141,12 +148,14 @@ fn commands_inherit_three_descriptors_and_no_more() {
         let what = session.bash("readlink /proc/self/fd/0; readlink /proc/self/fd/1 | cut -d: -f1");
         assert_eq!(what.text, "/dev/null\npipe", "{level:?}");
         // What the shell holds leads to nothing but itself: pipes, and the file of the command.
-        let shell = session.bash("for f in /proc/$$/fd/*; do readlink $f | cut -d: -f1; done | sort -u");
+        let shell =
+            session.bash("for f in /proc/$$/fd/*; do readlink $f | cut -d: -f1; done | sort -u");
         for line in shell.text.lines() {
             let known = ["pipe", "/dev/null", "/memfd"].contains(&line);
             assert!(known, "INV-6 {level:?}: the shell holds {line}");
         }
-        let coprocess = session.bash("coproc cat; sleep 0.1; ls /proc/$COPROC_PID/fd; kill $COPROC_PID");
+        let coprocess =
+            session.bash("coproc cat; sleep 0.1; ls /proc/$COPROC_PID/fd; kill $COPROC_PID");
         assert!(!coprocess.text.contains("59"), "{level:?}: {coprocess:?}");
         session.end();
     }
@@ -159,7 +168,10 @@ fn ipc_objects_and_names_of_sockets_are_of_the_session_alone() {
         let mut session = Session::start(level);
         let listed = session.bash("cat /proc/sysvipc/* | grep -vc key; cat /proc/net/unix | wc -l");
         let control = session.bash("ipcmk -Q >/dev/null && cat /proc/sysvipc/msg | wc -l");
-        assert!(listed.text.starts_with('0') || listed.text.contains("No such"), "{level:?}: {listed:?}");
+        assert!(
+            listed.text.starts_with('0') || listed.text.contains("No such"),
+            "{level:?}: {listed:?}"
+        );
         assert!(control.text.trim() == "2" || control.is_error, "{level:?}: {control:?}");
         let bound = "python3 - <<'E'\nimport socket\n\
             s=socket.socket(socket.AF_UNIX); s.bind('\\0x'); s.listen(); print('bound')\nE";
@@ -172,30 +184,52 @@ fn ipc_objects_and_names_of_sockets_are_of_the_session_alone() {
 /// Commands after which the very next calls must be served as if nothing had been.
 const SELF_HARM: &[&str] = &[
     // limits
-    "ulimit -n 3", "ulimit -f 0", "ulimit -v 1000", "ulimit -u 0", "ulimit -s 8", "ulimit -t 1",
-    "ulimit -d 0", "ulimit -i 0", "ulimit -c 0; kill -SEGV $$",
+    "ulimit -n 3",
+    "ulimit -f 0",
+    "ulimit -v 1000",
+    "ulimit -u 0",
+    "ulimit -s 8",
+    "ulimit -t 1",
+    "ulimit -d 0",
+    "ulimit -i 0",
+    "ulimit -c 0; kill -SEGV $$",
     // descriptors and places
-    "exec 0<&- 1>&- 2>&-", "umask 777", "mkdir d; cd d; rmdir ../d", "rm -rf /workspace/* /tmp/*",
+    "exec 0<&- 1>&- 2>&-",
+    "umask 777",
+    "mkdir d; cd d; rmdir ../d",
+    "rm -rf /workspace/* /tmp/*",
     // what the next shell might read
     "for f in ~/.bashrc ~/.profile ~/.bash_profile /tmp/env; do echo 'echo poisoned; exit 3' >$f; done",
     "export BASH_ENV=/tmp/env ENV=/tmp/env PROMPT_COMMAND='echo poisoned' LD_PRELOAD=/tmp/none.so PS4='$(exit)'",
-    "export SHELLOPTS; set -o noclobber -o nounset", "declare -rx PATH= IFS=x HOME=/none",
+    "export SHELLOPTS; set -o noclobber -o nounset",
+    "declare -rx PATH= IFS=x HOME=/none",
     // names
     "eval() { echo no; }; source() { :; }; printf() { :; }; builtin() { :; }; trap() { :; }; echo() { :; }; command() { :; }",
-    "enable -n builtin eval echo trap set . command", "shopt -s expand_aliases; alias echo=false eval=false builtin=false",
-    "readonly -f x; readonly IFS BASH_SOURCE _; set -o posix", "exec -a nobody bash -c 'sleep 0.1'",
+    "enable -n builtin eval echo trap set . command",
+    "shopt -s expand_aliases; alias echo=false eval=false builtin=false",
+    "readonly -f x; readonly IFS BASH_SOURCE _; set -o posix",
+    "exec -a nobody bash -c 'sleep 0.1'",
     // traps and stops
-    "trap 'echo trapped; return 1' DEBUG ERR RETURN; trap 'echo bye' EXIT", "trap '' {1..64}", "kill -STOP $$",
-    "(sleep 0.3; kill -9 $PPID) &", "for i in {1..300}; do sleep 300 & done; disown -a",
-    "for i in {1..200}; do (true &) ; done", "python3 -c 'import os\nfor i in range(150):\n  os.fork() or os._exit(0)\nos.kill(os.getppid(),19)'",
+    "trap 'echo trapped; return 1' DEBUG ERR RETURN; trap 'echo bye' EXIT",
+    "trap '' {1..64}",
+    "kill -STOP $$",
+    "(sleep 0.3; kill -9 $PPID) &",
+    "for i in {1..300}; do sleep 300 & done; disown -a",
+    "for i in {1..200}; do (true &) ; done",
+    "python3 -c 'import os\nfor i in range(150):\n  os.fork() or os._exit(0)\nos.kill(os.getppid(),19)'",
     "for i in {1..50000}; do true & done 2>/dev/null",
     // the command pipe, the status pipe, the output
-    "timeout 1 sh -c 'cat /dev/zero >/proc/$PPID/fd/0'", "(cat /dev/zero >/proc/$$/fd/0) & kill -STOP $$",
-    "cat /dev/zero >/proc/$$/fd/59 &", "yes '0000000000000000 0' >/proc/$$/fd/59 & sleep 0.2",
-    "cat /proc/$$/fd/0 >/dev/null & sleep 0.2", "cat /proc/$$/fd/1 >/dev/null & sleep 0.2",
+    "timeout 1 sh -c 'cat /dev/zero >/proc/$PPID/fd/0'",
+    "(cat /dev/zero >/proc/$$/fd/0) & kill -STOP $$",
+    "cat /dev/zero >/proc/$$/fd/59 &",
+    "yes '0000000000000000 0' >/proc/$$/fd/59 & sleep 0.2",
+    "cat /proc/$$/fd/0 >/dev/null & sleep 0.2",
+    "cat /proc/$$/fd/1 >/dev/null & sleep 0.2",
     "read -r line <&10; read -r more </proc/$$/fd/0; echo $line $more",
-    "chmod 000 /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/58 /proc/$$/fd/59", "chmod 777 /proc/$$/fd/58; echo 'echo forged' >/proc/$$/fd/58",
-    "truncate -s 0 /proc/$$/fd/58; exec 58</dev/null 59>/dev/null", ": >/proc/$$/fd/58",
+    "chmod 000 /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/58 /proc/$$/fd/59",
+    "chmod 777 /proc/$$/fd/58; echo 'echo forged' >/proc/$$/fd/58",
+    "truncate -s 0 /proc/$$/fd/58; exec 58</dev/null 59>/dev/null",
+    ": >/proc/$$/fd/58",
     "flock -x -n /proc/$$/fd/58 sleep 300 & sleep 0.1",
     "python3 -c 'import fcntl,os\nfor n in (0,1,59):\n f=os.open(f\"/proc/{os.getppid()}/fd/{n}\",os.O_RDWR|os.O_NONBLOCK)\n fcntl.fcntl(f,1031,4096)'",
     "python3 -c 'import fcntl,os\nfor a in (0,1): f=os.open(f\"/proc/{os.getppid()}/fd/58\",os.O_RDONLY); fcntl.fcntl(f,1024,a)\ntry: fcntl.fcntl(f,1033,15)\nexcept OSError as e: print(e)'",
@@ -209,7 +243,8 @@ fn works(answer: &Answer) -> bool {
 fn survive(level: Level, commands: &[&str]) {
     let mut session = Session::start(level);
     let before = session.processes();
-    let look = "x=(/proc/[0-9]*); echo ${#x[@]}; unset x; umask; ulimit -n; ulimit -u; echo $PWD ${X-}";
+    let look =
+        "x=(/proc/[0-9]*); echo ${#x[@]}; unset x; umask; ulimit -n; ulimit -u; echo $PWD ${X-}";
     let want = session.bash(look).text;
     for command in commands {
         let harm = session.limited(command, 1500);
@@ -288,13 +323,17 @@ fn a_daemon_is_attributed_to_its_call_and_ends_with_a_restart() {
 fn a_crash_leaves_no_core_and_the_shells_program_cannot_be_replaced() {
     for level in Level::here() {
         let mut session = Session::start(level);
-        let core = session.bash("ulimit -c unlimited; sh -c 'kill -SEGV $$'; ls core* 2>&1 | wc -l; ulimit -c");
+        let core = session
+            .bash("ulimit -c unlimited; sh -c 'kill -SEGV $$'; ls core* 2>&1 | wc -l; ulimit -c");
         assert!(core.text.contains("\n1\n"), "only the complaint of ls: {level:?}: {core:?}");
-        for place in ["/bin/bash", "/usr/bin/bash", "/etc/ld.so.preload", "/etc/profile", "/etc/bash.bashrc"] {
+        for place in
+            ["/bin/bash", "/usr/bin/bash", "/etc/ld.so.preload", "/etc/profile", "/etc/bash.bashrc"]
+        {
             let write = session.bash(&format!("echo x >>{place}"));
             assert!(write.is_error, "INV-7 {level:?}: {place} was changed: {write:?}");
         }
-        let moved = session.bash("mkdir -p /tmp/b; ln -s /bin/false /tmp/b/bash; export PATH=/tmp/b; exit 0");
+        let moved = session
+            .bash("mkdir -p /tmp/b; ln -s /bin/false /tmp/b/bash; export PATH=/tmp/b; exit 0");
         assert!(!moved.is_error, "{level:?}: {moved:?}");
         session.restart("another bash on the path");
         session.end();

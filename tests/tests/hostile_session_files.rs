@@ -153,7 +153,10 @@ fn no_file_holds_a_tool_up_and_the_next_call_works() {
         let mut session = Session::start(level);
         for (prepare, path) in TRAPS {
             let clear = "cd /workspace; chmod -R u+rwx . 2>/dev/null; rm -rf t d g; mkdir d";
-            session.call("bash", &json!({ "restart": true, "command": format!("{clear}; {prepare}") }));
+            session.call(
+                "bash",
+                &json!({ "restart": true, "command": format!("{clear}; {prepare}") }),
+            );
             for (tool, input) in [
                 ("read", json!({ "file_path": path })),
                 ("grep", json!({ "pattern": "nowhere", "path": path })),
@@ -181,14 +184,16 @@ fn with_one_layer_of_the_jail_off_no_link_leads_outside_the_roots() {
     for layer in ["landlock", "seccomp", "capabilities", "rlimits"] {
         let policy = e2e::policy::PolicyFile::without(&[layer]);
         for level in Level::here() {
-            let choice = Choice { policy: Some(policy.path().display().to_string()), workdir: None };
+            let choice =
+                Choice { policy: Some(policy.path().display().to_string()), workdir: None };
             let mut session = Session::with(level, &choice);
             plant(&mut session);
             for (prepare, path) in LINKS.iter().step_by(3) {
                 for (tool, input) in looks(path) {
                     session.bash(&format!("cd /workspace; rm -rf l l2 d; {prepare}"));
                     let answer = session.call(tool, &input);
-                    let what = format!("INV-4 {level:?} without {layer}: {prepare}: {tool} {input}");
+                    let what =
+                        format!("INV-4 {level:?} without {layer}: {prepare}: {tool} {input}");
                     assert!(!leaks(&answer), "{what}: {answer:?}");
                 }
             }

@@ -22,7 +22,10 @@ const NOISE: &[(&str, &[&str])] = &[
     ("head -c 2G /dev/zero >/tmp/fill", &["No space left", "exit code"]),
     ("head -c 2G /dev/zero >/dev/shm/fill", &["No space left", "exit code"]),
     ("cd /tmp; seq 1 200000 | xargs touch", &["No space left", "exit code", "timed out"]),
-    ("python3 -c 'x=[bytearray(1<<26) for i in range(100)]'", &["Killed", "exit code", "memory", "ended"]),
+    (
+        "python3 -c 'x=[bytearray(1<<26) for i in range(100)]'",
+        &["Killed", "exit code", "memory", "ended"],
+    ),
     ("x=x; while :; do x=$x$x; done", &["exit code", "ended", "timed out", "allocate"]),
     ("kill -9 -1", &[]),
     ("trap '' 1 2 3 15; while :; do :; done", &["timed out"]),
@@ -60,7 +63,10 @@ fn disturb(level: Level) {
         // Without a restart the next call is served, if only with an explanation.
         let next = noisy.limited("echo next", 3000);
         assert!(next.took < Duration::from_secs(15), "INV-11 {level:?}: {command}: {next:?}");
-        noisy.call("bash", &json!({ "restart": true, "command": "rm -rf /workspace/* /tmp/* /dev/shm/*" }));
+        noisy.call(
+            "bash",
+            &json!({ "restart": true, "command": "rm -rf /workspace/* /tmp/* /dev/shm/*" }),
+        );
         noisy.restart(command);
         let tool = noisy.call("write", &json!({ "file_path": "after", "content": "x" }));
         assert!(!tool.is_error, "{level:?}: after {command}: {tool:?}");

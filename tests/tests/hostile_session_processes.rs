@@ -65,7 +65,8 @@ fn no_process_of_a_jail_holds_a_capability_but_the_executor_two_that_are_inert()
             }
         }
         let user = |pid| namespace(pid, "user");
-        let (host, executor, bash) = (user(std::process::id()), user(found.executor), user(found.bash));
+        let (host, executor, bash) =
+            (user(std::process::id()), user(found.executor), user(found.bash));
         if executor == bash || executor == host || bash == host || executor == user(found.init) {
             wrong.push(format!("{level:?}: shared user namespaces"));
         }
@@ -88,9 +89,10 @@ fn the_executors_user_namespace_owns_nothing_and_can_own_nothing() {
                 assert!(shared != nested, "INV-5 {level:?}: {name} has another {kind} namespace");
             }
             for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"] {
-                let mut line: Vec<String> = ["nsenter", "-t", &pid.to_string(), "-U", "--preserve-credentials"]
-                    .map(str::to_owned)
-                    .to_vec();
+                let mut line: Vec<String> =
+                    ["nsenter", "-t", &pid.to_string(), "-U", "--preserve-credentials"]
+                        .map(str::to_owned)
+                        .to_vec();
                 let file = format!("/proc/sys/user/max_{kind}_namespaces");
                 line.extend(["cat".to_owned(), file.clone()]);
                 let done = std::process::Command::new(&line[0]).args(&line[1..]).output();
@@ -147,9 +149,11 @@ fn a_file_helper_has_the_ids_of_bash_and_less_than_its_layers() {
         let helper = (0..400).find_map(|_| {
             std::thread::sleep(std::time::Duration::from_millis(2));
             let all = e2e::exec::parents();
-            all.iter().find(|(pid, parent)| {
-                *parent == found.executor && capabilities(*pid, "CapPrm") == 0
-            }).map(|(pid, _)| *pid)
+            all.iter()
+                .find(|(pid, parent)| {
+                    *parent == found.executor && capabilities(*pid, "CapPrm") == 0
+                })
+                .map(|(pid, _)| *pid)
         });
         let helper = helper.expect("a helper that is confined");
         assert_eq!(field(helper, "Uid"), field(found.bash, "Uid"), "{level:?}");

@@ -82,7 +82,7 @@ impl Launcher {
             Cloned::Parent { pid, .. } => {
                 let pid = Some(Pid::from_raw(pid));
                 Ok(Launcher { wire: ours, pid, repair: true })
-            },
+            }
             Cloned::Child => {
                 drop(ours);
                 let mut theirs = theirs;

@@ -32,8 +32,17 @@ use super::wire::Wire;
 use super::{caps, rlimits};
 
 /// What a file helper calls: it walks, reads and writes files.
-const HELPER_GROUPS: &[&str] =
-    &["base", "files", "directories", "metadata", "threads", "signals", "time", "memory", "polling"];
+const HELPER_GROUPS: &[&str] = &[
+    "base",
+    "files",
+    "directories",
+    "metadata",
+    "threads",
+    "signals",
+    "time",
+    "memory",
+    "polling",
+];
 /// What the executor calls: as its helpers, and what it takes to start and confine one.
 const EXECUTOR_GROUPS: &[&str] = &[
     "base",
@@ -238,11 +247,9 @@ impl Birth<'_> {
         keep.push(init.as_fd().as_raw_fd());
         drop(score);
         sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
-        for (limit, value) in [
-            (Rlimit::Data, DATA_BYTES_MAX),
-            (Rlimit::OpenFiles, OPEN_FILES_MAX),
-            (Rlimit::Core, 1),
-        ] {
+        for (limit, value) in
+            [(Rlimit::Data, DATA_BYTES_MAX), (Rlimit::OpenFiles, OPEN_FILES_MAX), (Rlimit::Core, 1)]
+        {
             rlimits::apply(limit, value).at(step, format!("{limit:?}"))?;
         }
         let mut confinement = Confinement { id: spec.payload_id, domain: None, filter: None };

@@ -117,7 +117,10 @@ impl Jails {
         let lives = launcher.has_event().is_ok_and(|ended| !ended);
         if !lives {
             self.launcher_gone.store(true, Ordering::Relaxed);
-            tracing::error!(event = "launcher.lost", "the launcher is gone: nothing more is started");
+            tracing::error!(
+                event = "launcher.lost",
+                "the launcher is gone: nothing more is started"
+            );
             self.shutdown.drain();
         }
         lives
@@ -251,10 +254,9 @@ impl Jails {
     fn receipt(&self, ids: &AuditIds, jail: &str, end: &End) {
         let template = &self.template;
         let place = |what: &str, found: &Option<BoundRequest>| {
-            found.as_ref().map(|found| Kept {
-                what: what.into(),
-                path: Text::of(&found.source.display()),
-            })
+            found
+                .as_ref()
+                .map(|found| Kept { what: what.into(), path: Text::of(&found.source.display()) })
         };
         let kept = [place("workdir", &template.workdir), place("outputs", &template.outputs)];
         let lost: u64 = end.exports.iter().map(|export| export.failed).sum();

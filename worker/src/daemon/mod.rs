@@ -135,7 +135,8 @@ pub fn run(
         settings.once,
         &shutdown,
     );
-    let jails = Arc::new(Jails::new(template, launcher, Arc::clone(&record), Arc::clone(&shutdown)));
+    let jails =
+        Arc::new(Jails::new(template, launcher, Arc::clone(&record), Arc::clone(&shutdown)));
     let daemon = Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record) };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
@@ -252,7 +253,8 @@ fn template(
         })
     };
     let found = || -> Result<_, Exit> {
-        let workdir = settings.workdir.as_deref().map(|path| inspect(path, "the working directory"));
+        let workdir =
+            settings.workdir.as_deref().map(|path| inspect(path, "the working directory"));
         let outputs = settings.outputs_dir.as_deref().map(|path| inspect(path, "the outputs"));
         let writable = policy.filesystem.writable.iter();
         let writable = writable.map(|path| inspect(&path.value, "a writable path of the policy"));
@@ -291,8 +293,7 @@ fn recover(level: Level, record: &Record) -> anyhow::Result<()> {
 
 fn queue_settings(settings: &Settings) -> anyhow::Result<QueueSettings> {
     let base_url = settings.base_url.to_string().parse().context("cannot use the base URL")?;
-    let mut queue =
-        QueueSettings::new(base_url, &settings.environment_id, &settings.worker_id);
+    let mut queue = QueueSettings::new(base_url, &settings.environment_id, &settings.worker_id);
     // Checked there with the same rule, and its exception.
     queue.insecure_http = true;
     queue.workspace_id = settings.workspace_id.clone();

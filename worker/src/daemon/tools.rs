@@ -10,9 +10,7 @@ use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 use super::footer;
 use super::jails::Jails;
 use super::record::Record;
-use crate::queue::{
-    Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools,
-};
+use crate::queue::{Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools};
 
 /// What a session worker of the toolset `agent_toolset_20260401` runs (protocol §6).
 const OWNED: [&str; 6] = ["bash", "read", "write", "edit", "glob", "grep"];
@@ -36,10 +34,8 @@ impl SessionTools for Tools {
     async fn run(&mut self, call: &Call, stop: CancelToken) -> CallOutcome {
         let started = std::time::Instant::now();
         let (ids, input) = (self.ids.with_tool_call(&call.id), call.input.get().as_bytes());
-        let event = Event::CallStarted {
-            tool: call.name.as_str().into(),
-            input: Fingerprint::of(input),
-        };
+        let event =
+            Event::CallStarted { tool: call.name.as_str().into(), input: Fingerprint::of(input) };
         // Written before the effect: without the record there is no call.
         if self.record.has_failed() || !self.record.write(&ids, &event) {
             let name = &call.name;
