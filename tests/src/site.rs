@@ -31,7 +31,8 @@ pub struct Site {
 pub struct Worker {
     child: Child,
     report: std::path::PathBuf,
-    log: std::path::PathBuf,
+    /// The file of what it says.
+    pub log: std::path::PathBuf,
 }
 
 impl Site {

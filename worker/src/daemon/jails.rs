@@ -14,6 +14,7 @@ use stockade_runtime::spec::{self, BoundRequest, Request};
 use tokio::time::Instant;
 
 use super::record::Record;
+use crate::queue::Shutdown;
 
 /// The shell of every session (TOOL-BASH-1).
 const SHELL: [&str; 3] = ["/bin/bash", "--noprofile", "--norc"];
@@ -79,6 +80,9 @@ pub struct Jails {
     kept: Mutex<HashMap<String, Idle>>,
     /// A launcher was killed: what it left is removed before the next jail is made (INV-10).
     repair: AtomicBool,
+    /// Raised when no jail can be made any more.
+    shutdown: Arc<Shutdown>,
+    launcher_gone: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -90,9 +94,38 @@ struct Idle {
 
 impl Jails {
     /// Makes jails from `template` by `launcher`.
-    pub fn new(template: Template, launcher: Launcher, record: Arc<Record>) -> Jails {
+    pub fn new(
+        template: Template,
+        launcher: Launcher,
+        record: Arc<Record>,
+        shutdown: Arc<Shutdown>,
+    ) -> Jails {
         let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
-        Jails { template, launcher, record, kept, repair: AtomicBool::new(false) }
+        let (repair, launcher_gone) = (AtomicBool::new(false), AtomicBool::new(false));
+        Jails { template, launcher, record, kept, repair, shutdown, launcher_gone }
+    }
+
+    /// Whether the launcher still lives. Without it every session would be claimed in vain, so the
+    /// first time that it does not, nothing more is started and the worker ends, for its service
+    /// manager to start it again.
+    pub fn launcher_lives(&self) -> bool {
+        if self.launcher_gone.load(Ordering::Relaxed) {
+            return false;
+        }
+        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
+        // It says nothing here: what can be read is its end.
+        let lives = launcher
+            .as_ref()
+            .is_some_and(|launcher| launcher.has_event().is_ok_and(|ended| !ended));
+        if !lives {
+            self.launcher_gone.store(true, Ordering::Relaxed);
+            tracing::error!(
+                event = "launcher.lost",
+                "the launcher is gone: nothing more is started"
+            );
+            self.shutdown.drain();
+        }
+        lives
     }
 
     /// A jail for the session: the one that was kept for it, or a new one, proven and recorded.
@@ -105,7 +138,11 @@ impl Jails {
             tracing::info!(event = "jail.resumed", session_id, "the session's jail was kept");
             return self.record_launch(ids, session);
         }
-        match self.make(session_id).await {
+        let made = self.make(session_id).await;
+        if made.is_err() {
+            self.launcher_lives();
+        }
+        match made {
             Ok(session) => self.record_launch(ids, session),
             Err(error) => {
                 let reason = Text::of(&error);
@@ -224,6 +261,7 @@ impl Jails {
                     "the launcher is gone"
                 );
                 self.repair.store(true, Ordering::Relaxed);
+                self.launcher_lives();
                 let left = List::of([format!("{jail}: until the next jail or sweep")]);
                 let event = Event::SessionDisposed {
                     removed: List::of(Vec::<String>::new()),

@@ -137,7 +137,8 @@ pub fn run(
         settings.once,
         &shutdown,
     );
-    let jails = Arc::new(Jails::new(template, launcher, Arc::clone(&record)));
+    let jails =
+        Arc::new(Jails::new(template, launcher, Arc::clone(&record), Arc::clone(&shutdown)));
     let daemon = Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record) };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
@@ -178,6 +179,7 @@ pub fn run(
             tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(EXPIRY).await;
+                    jails.launcher_lives();
                     jails.expire(false).await;
                 }
             })
@@ -185,7 +187,10 @@ pub fn run(
         let end = queue.run(watch).await;
         keeper.abort();
         jails.expire(true).await;
-        let (exit, reason) = outcome(&end, heard.urgency(), &record, settings.once);
+        let (exit, reason) = match jails.launcher_lives() {
+            true => outcome(&end, heard.urgency(), &record, settings.once),
+            false => (Exit::Unexpected, StopReason::Error),
+        };
         let recorded = record.write(&nothing, &Event::WorkerStopped { reason });
         let exit = if recorded { exit } else { Exit::Evidence };
         places.leave();
