@@ -143,8 +143,9 @@ impl<H: Host> Performer<H> {
         let mut running = std::pin::pin!(tools.run(call, stop.clone()));
         let (why, mut outcome) = tokio::select! {
             biased;
-            outcome = &mut running => (None, Some(outcome)),
+            // First: what a killed call still says is not its outcome.
             () = to.kill.cancelled() => (Some(Stopped::Killed), None),
+            outcome = &mut running => (None, Some(outcome)),
             () = tokio::time::sleep_until(limit) => (Some(Stopped::TimedOut), None),
             () = reached(to.until.clone(), Duration::ZERO) => (Some(Stopped::Drained), None),
         };
