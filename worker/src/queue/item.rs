@@ -216,6 +216,9 @@ impl<H: Host> Work<'_, H> {
             }
         };
         let how = self.with_journal(&fetched, &journal).await;
+        if how == ItemEnd::SessionEnded {
+            journal.lock().forget();
+        }
         if let Err(error) = journal.lock().close() {
             emit!(warn, self.ids, "journal.not_closed", "the journal stays behind", error = %error);
         }
