@@ -216,9 +216,6 @@ impl<H: Host> Work<'_, H> {
             }
         };
         let how = self.with_journal(&fetched, &journal).await;
-        if how == ItemEnd::SessionEnded {
-            journal.lock().forget();
-        }
         if let Err(error) = journal.lock().close() {
             emit!(warn, self.ids, "journal.not_closed", "the journal stays behind", error = %error);
         }
@@ -268,6 +265,9 @@ impl<H: Host> Work<'_, H> {
                 self.serve(session, Bench::Refusing { for_model }, journal).await
             }
         };
+        if how == ItemEnd::SessionEnded {
+            journal.lock().forget();
+        }
         match bench {
             Bench::Tools(tools) => {
                 host.close(tools, how).await;
