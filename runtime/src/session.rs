@@ -108,11 +108,9 @@ pub enum StartError {
 #[non_exhaustive]
 pub enum CallError {
     /// The jail ended while the call ran, or before.
+    /// [`Session::end`] says how.
     #[error("cannot run the call: the jail ended")]
-    Ended {
-        /// How, if the launcher said it.
-        end: Option<Box<End>>,
-    },
+    Ended,
     /// The input is longer than [`ToolCall::INPUT_BYTES_MAX`].
     #[error("cannot run the call: its input of {bytes} bytes is too long")]
     TooLong {
@@ -138,6 +136,8 @@ pub struct Session {
     report: Box<EnforcementReport>,
     limits: CgroupPlan,
     room: Room,
+    /// How the jail ended, if it did so by itself.
+    over: Option<End>,
 }
 
 /// How much fits where, for the sentence that explains a full place.
@@ -184,7 +184,7 @@ impl Session {
             _ => return Err(unreachable("executor")(io::ErrorKind::InvalidData.into())),
         }
         let usage = CgroupEvents::default();
-        Ok(Session { host, reader, writer, number: 0, usage, report, limits, room })
+        Ok(Session { host, reader, writer, number: 0, usage, report, limits, room, over: None })
     }
 
     /// What is enforced, and how it was proven.
@@ -245,6 +245,9 @@ impl Session {
     /// # Errors
     /// If the launcher died; a sweep removes what it left.
     pub async fn end(mut self) -> io::Result<End> {
+        if let Some(end) = self.over.take() {
+            return Ok(end);
+        }
         self.host.with(Launcher::end).await?;
         self.host.end().await
     }
@@ -303,9 +306,12 @@ impl Session {
         });
         let now = match event.await {
             Ok(Event::Usage(events)) => events,
-            Ok(Event::Ended(end)) => return Err(CallError::Ended { end: Some(Box::new(end)) }),
+            Ok(Event::Ended(end)) => {
+                self.over = Some(end);
+                return Err(CallError::Ended);
+            }
             Ok(_) => return Err(broken(io::ErrorKind::InvalidData.into())),
-            Err(_) => return Err(CallError::Ended { end: None }),
+            Err(_) => return Err(CallError::Ended),
         };
         let before = std::mem::replace(&mut self.usage, now);
         let mut hits = Vec::new();
@@ -323,8 +329,10 @@ impl Session {
 
     /// The connection to the executor closed: what the launcher has to say about that.
     async fn ended(&mut self) -> CallError {
-        let end = tokio::time::timeout(CANCEL_GRACE, self.host.end()).await;
-        CallError::Ended { end: end.ok().and_then(Result::ok).map(Box::new) }
+        if let Ok(Ok(end)) = tokio::time::timeout(CANCEL_GRACE, self.host.end()).await {
+            self.over = Some(end);
+        }
+        CallError::Ended
     }
 }
 

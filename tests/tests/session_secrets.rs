@@ -18,6 +18,8 @@ const TOKEN: &str = "sk-ant-req-dev-";
 const WORK_SECRET: &str = "eyJhcGlfYmFzZV91cmwi";
 /// Reads of memory; a mapping is larger at times.
 const CHUNK: usize = 1 << 20;
+/// Longer than any of the secrets.
+const OVERLAP: usize = 64;
 
 /// Where the secrets are written in what a process can write to; `None` if it is gone.
 fn secrets_in(pid: u32) -> Option<Vec<String>> {
@@ -42,15 +44,26 @@ fn secrets_in(pid: u32) -> Option<Vec<String>> {
             }
             let joined = [before.as_slice(), &chunk].concat();
             for secret in [KEY, TOKEN, WORK_SECRET] {
-                if holds(&joined, secret) {
+                if pages(&joined).any(|page| holds(page, secret)) {
                     found.push(format!("{} in {line}", &secret[..12]));
                 }
             }
-            before = chunk[chunk.len().saturating_sub(64)..].to_vec();
+            before = chunk[chunk.len().saturating_sub(OVERLAP)..].to_vec();
             at += length as u64;
         }
     }
     Some(found)
+}
+
+/// Pieces that are not empty, each with the end of the one before. Most memory is empty.
+fn pages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const PAGE: usize = 4096;
+    let written = |at: &usize| {
+        let page = &bytes[*at..bytes.len().min(at + PAGE)];
+        page != &[0; PAGE][..page.len()]
+    };
+    let piece = |at: usize| &bytes[at.saturating_sub(OVERLAP)..bytes.len().min(at + PAGE)];
+    (0..bytes.len()).step_by(PAGE).filter(written).map(piece)
 }
 
 /// Finds a secret; of a token its beginning only with what comes behind it.
@@ -78,7 +91,8 @@ echo "found:$found""#;
 
 fn serve(level: Level, format: &str, by_file: bool) {
     let server = Devserver::with("", &["--environment-key", KEY]);
-    let mut play = session("looks around", [bash(LOOK), bash("sleep 4")]);
+    let mut play = session("looks", [bash(LOOK), json!({"bash": "sleep 44", "wait": false})]);
+    play["end"] = json!("open");
     play["calls"][0]["expect"] = json!({"text": "found:"});
     server.push(&play);
     let mut poll = Poll::at(level).options(["--log-level", "trace", "--log-format", format]);
@@ -91,7 +105,10 @@ fn serve(level: Level, format: &str, by_file: bool) {
     }
     let worker = poll.serve(&server);
     assert!(e2e::poll::wait_for(SOON, || server.state()["sessions"][0]["answered"] == 1));
+    let began = || worker.audited().iter().filter(|one| one["event"] == "call.started").count();
+    assert!(e2e::poll::wait_for(SOON, || began() == 2));
     look_at_processes(&worker, by_file);
+    server.dev("POST", "sessions/looks/steps", &json!([{"terminate": true}]));
     server.wait_done(SOON);
     let ran = worker.stop().ended(0);
     passed(server.end(), &ran.stderr);

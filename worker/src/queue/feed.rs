@@ -15,7 +15,7 @@ use super::events::{Ids, emit};
 use super::random::Random;
 use super::sse::{FRAME_BYTES_MAX, Frame, SseParser};
 use super::transport::Body;
-use super::wire::event::{Event, parse_event, parse_page};
+use super::wire::event::{Event, Page, parse_event, parse_page};
 
 /// What the runner hears.
 #[derive(Debug)]
@@ -49,6 +49,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 const PAGE_EVENTS: u32 = 1000;
 /// Pages of one history; with a thousand events each.
 const PAGES_MAX: usize = 10_000;
+
+/// Attempts to read one page that is there.
+const UNREADABLE_MAX: u32 = 3;
 
 /// Why a connection ended.
 enum Broken {
@@ -147,9 +150,7 @@ impl Feed {
         let mut cursor: Option<String> = None;
         let mut cursors = HashSet::new();
         for _ in 0..PAGES_MAX {
-            let reply = self.api.events(&self.session, events_max, cursor.as_deref()).await?;
-            let page = parse_page(&reply.body);
-            let page = page.map_err(|_| ApiError::Unreadable { what: "a page of events" })?;
+            let page = self.page(events_max, cursor.as_deref()).await?;
             if !page.events.is_empty() && out.send(News::HistoryPage(page.events)).await.is_err() {
                 return Err(PageError::Unheard);
             }
@@ -160,6 +161,18 @@ impl Feed {
             }
         }
         Err(ApiError::Unreadable { what: "a history that ends" }.into())
+    }
+
+    /// What cannot be read is as transient as what does not arrive, which the client asks for again.
+    async fn page(&self, events_max: u32, cursor: Option<&str>) -> Result<Page, ApiError> {
+        for _ in 0..UNREADABLE_MAX {
+            let reply = self.api.events(&self.session, events_max, cursor).await?;
+            if let Ok(page) = parse_page(&reply.body) {
+                return Ok(page);
+            }
+            tokio::time::sleep(self.random.between(BACKOFF_MIN / 2, BACKOFF_MIN)).await;
+        }
+        Err(ApiError::Unreadable { what: "a page of events" })
     }
 
     async fn live(

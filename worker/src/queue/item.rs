@@ -259,6 +259,9 @@ impl<H: Host> Work<'_, H> {
                 self.serve(session, Bench::Refusing { for_model }, journal).await
             }
         };
+        if how == ItemEnd::SessionEnded {
+            journal.lock().forget();
+        }
         match bench {
             Bench::Tools(tools) => {
                 host.close(tools, how).await;

@@ -45,6 +45,8 @@ pub trait Journal: Send {
     /// # Errors
     /// Harmless: at worst it is posted again.
     fn settled(&mut self, call: &str) -> io::Result<()>;
+    /// The session has ended and accepts no results: nothing of it is kept when this is closed.
+    fn forget(&mut self) {}
     /// Writes of an earlier boot may be lost, so that any unanswered call may have run.
     fn may_have_lost_writes(&self) -> bool;
     /// After such a loss: these calls, all that are unanswered, count as started. Then nothing is

@@ -300,6 +300,10 @@ impl Journal for FileJournal {
         }
     }
 
+    fn forget(&mut self) {
+        self.calls.clear();
+    }
+
     fn may_have_lost_writes(&self) -> bool {
         self.lost_writes
     }

@@ -66,7 +66,7 @@ const POST_WINDOW_BEFORE_FIRST_BEAT: Duration = Duration::from_secs(300);
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// Between beats of which none was accepted yet: no call is started meanwhile (RACE-1).
-const INTERVAL_UNCONFIRMED_MAX: Duration = Duration::from_secs(2);
+const INTERVAL_UNCONFIRMED_MAX: Duration = INTERVAL_MIN;
 /// A TTL beyond this is a mistake of the server's.
 const TTL_SECONDS_MAX: f64 = 86_400.0;
 
