@@ -409,7 +409,8 @@ mod tests {
 
     #[test]
     fn sizes_have_the_largest_unit_that_fits() {
-        for (bytes, want) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")] {
+        for (bytes, want) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")]
+        {
             assert_eq!(size(bytes), want);
         }
     }
@@ -438,11 +439,18 @@ mod tests {
         };
         let after = |mark: &str| -> Vec<String> {
             let parts = source.split(mark).skip(1);
-            parts.filter_map(|rest| rest.split('"').nth(1)).filter(is_name).map(str::to_owned).collect()
+            parts
+                .filter_map(|rest| rest.split('"').nth(1))
+                .filter(is_name)
+                .map(str::to_owned)
+                .collect()
         };
         for name in after("emit!(").into_iter().chain(after("event = ").into_iter()) {
             let quiet = ["call.confirmation", "event.name"].contains(&name.as_str());
-            assert!(quiet || PHRASES.iter().any(|(known, _)| *known == name), "no phrase for {name}");
+            assert!(
+                quiet || PHRASES.iter().any(|(known, _)| *known == name),
+                "no phrase for {name}"
+            );
         }
     }
 
@@ -487,6 +495,9 @@ mod tests {
         });
         let out = String::from_utf8(memory.0.lock().expect("memory").clone()).expect("UTF-8");
         let lines: Vec<&str> = out.lines().map(|line| &line[8..]).collect();
-        assert_eq!(lines, [" 23456789 bash waits for confirmation", " warning: something new count=3"]);
+        assert_eq!(
+            lines,
+            [" 23456789 bash waits for confirmation", " warning: something new count=3"]
+        );
     }
 }

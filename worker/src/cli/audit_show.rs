@@ -107,7 +107,10 @@ fn details(record: &Value, event: &str, tool: &str) -> String {
         "call.started" => format!("{}, {} of input", text("tool"), bytes("input")),
         "call.ended" => {
             let mut out = format!("{tool} {}, {}", text("status"), bytes("output"));
-            out.push_str(&format!(", {}", duration_us(record["duration_us"].as_u64().unwrap_or(0))));
+            out.push_str(&format!(
+                ", {}",
+                duration_us(record["duration_us"].as_u64().unwrap_or(0))
+            ));
             for (name, word) in [("truncated", ", cut"), ("timed_out", ", timed out")] {
                 if record[name] == true {
                     out.push_str(word);
@@ -152,7 +155,10 @@ fn disposed(record: &Value) -> String {
     for one in kept {
         out.push_str(&format!("; kept: {} {}", text(one, "what"), text(one, "path")));
     }
-    out.push_str(&format!("; left: {}", if left.is_empty() { "nothing".into() } else { left.join(", ") }));
+    out.push_str(&format!(
+        "; left: {}",
+        if left.is_empty() { "nothing".into() } else { left.join(", ") }
+    ));
     out
 }
 
@@ -163,7 +169,13 @@ fn layers(report: &Value, out: &mut impl Write) -> io::Result<()> {
     }
     for act in report["canary"].as_array().into_iter().flatten() {
         let word = if act["ok"] == true { "refused" } else { "NOT REFUSED" };
-        writeln!(out, "    {word}: {} ({}: {})", text(act, "act"), text(act, "layer"), text(act, "got"))?;
+        writeln!(
+            out,
+            "    {word}: {} ({}: {})",
+            text(act, "act"),
+            text(act, "layer"),
+            text(act, "got")
+        )?;
     }
     Ok(())
 }
@@ -214,7 +226,9 @@ half a line
     fn one_session_is_shown_with_its_layers() {
         let text = shown(LOG, Some("0001"), true);
         assert!(!text.contains("item.ended"), "{text}");
-        for line in ["    seccomp           enforced  1 filter", "    refused: mount (seccomp: EPERM)"] {
+        for line in
+            ["    seccomp           enforced  1 filter", "    refused: mount (seccomp: EPERM)"]
+        {
             assert!(text.contains(line), "{text}");
         }
     }

@@ -32,16 +32,16 @@ mod skill;
 mod sse;
 mod state;
 mod steps;
-mod transcript;
 #[cfg(test)]
 mod tests;
+mod transcript;
 mod work;
 
 pub use record::table;
 use script::Script;
 pub use state::Identity;
-pub use transcript::transcript;
 use state::{Plane, State};
+pub use transcript::transcript;
 
 /// What the command line decides.
 #[derive(Debug)]
