@@ -217,13 +217,23 @@ impl Session {
         Ok((result, hits))
     }
 
+    /// Whether the jail is known to have ended. A call sent now would have no result, and has not
+    /// been run.
+    pub fn is_over(&self) -> bool {
+        // The executor speaks only when it is spoken to: whatever there is means an end.
+        let heard = self.reader.try_read(&mut [0]);
+        !heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Kills every process of the tool tree; what is in files stays.
     ///
     /// # Errors
     /// As [`call`](Self::call).
     pub async fn quiesce(&mut self) -> Result<(), CallError> {
         self.tell(&ToExecutor::Quiesce).await?;
-        match read_message(&mut self.reader).await {
+        let answer = tokio::time::timeout(CANCEL_GRACE, read_message(&mut self.reader));
+        let timed_out = |_| CallError::Broken { source: io::ErrorKind::TimedOut.into() };
+        match answer.await.map_err(timed_out)? {
             Ok(FromExecutor::Quiet) => Ok(()),
             Ok(_) => Err(CallError::Broken { source: io::ErrorKind::InvalidData.into() }),
             Err(_) => Err(self.ended().await),

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -92,7 +93,16 @@ fn cgroups(dir: &Path, depth: usize, things: &mut BTreeSet<String>) {
 fn is_populated(thing: &str) -> bool {
     let entry = thing.strip_prefix("run directory entry ").map(Path::new);
     thing.strip_prefix("cgroup ").is_some_and(|path| any_process(Path::new(path)))
-        || entry.and_then(Path::file_name).is_some_and(|pid| Path::new("/proc").join(pid).exists())
+        || entry.is_some_and(is_locked)
+}
+
+/// Whether a launcher holds its directory. Looked up, because taking the lock would disturb it.
+fn is_locked(path: &Path) -> bool {
+    let Ok(inode) = fs::metadata(path).map(|meta| format!(":{} ", meta.ino())) else {
+        return false;
+    };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    locks.lines().any(|line| line.contains("FLOCK") && line.contains(&inode))
 }
 
 fn any_process(cgroup: &Path) -> bool {

@@ -17,6 +17,7 @@ pub mod play;
 pub mod policy;
 pub mod poll;
 pub mod session;
+pub mod site;
 pub mod source;
 
 pub use devserver::Devserver;

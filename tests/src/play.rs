@@ -82,7 +82,11 @@ pub fn play_with(
     for session in sessions {
         server.push(session);
     }
-    let worker = prepare(Poll::at(level).options(["--max-sessions", "8"])).serve(&server);
+    let mut poll = prepare(Poll::at(level));
+    if !poll.has("--max-sessions") && !poll.has("--workdir") {
+        poll = poll.options(["--max-sessions", "8"]);
+    }
+    let worker = poll.serve(&server);
     server.wait_done(2 * SOON);
     let ran = worker.stop().ended(0);
     let report = passed(server.end(), &ran.stderr);

@@ -51,6 +51,11 @@ impl Poll {
         self
     }
 
+    /// Whether an option was given.
+    pub fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|given| given == option)
+    }
+
     /// Adds one option with a path.
     pub fn path(self, option: &str, path: &Path) -> Poll {
         self.options([OsString::from(option), path.into()])
@@ -97,7 +102,7 @@ impl Poll {
     /// Starts the worker for `server`.
     pub fn serve(mut self, server: &Devserver) -> Worker {
         // A key in a file, and one in the environment, would be one too many.
-        let file = self.options.iter().any(|option| option == "--environment-key-file");
+        let file = self.has("--environment-key-file");
         for (name, value) in server.variables() {
             if file && name == "ANTHROPIC_ENVIRONMENT_KEY" {
                 continue;
@@ -121,15 +126,14 @@ impl Poll {
         line.push(self.level.uid().to_string().into());
         line.extend(self.level.prefix().into_iter().map(OsString::from));
         line.push(locate::worker().into());
-        let given = |name: &str| self.options.iter().any(|option| option == name);
-        if !given("--log-format") {
+        if !self.has("--log-format") {
             line.extend(["--log-format", "json"].map(OsString::from));
         }
         line.extend(["poll", "--jail"].map(OsString::from));
-        if !given("--audit-file") {
+        if !self.has("--audit-file") {
             line.extend([OsString::from("--audit-file"), self.place.audit_file().into()]);
         }
-        if !given("--state-dir") {
+        if !self.has("--state-dir") {
             line.extend([OsString::from("--state-dir"), self.place.path("state").into()]);
         }
         line.extend(self.options);

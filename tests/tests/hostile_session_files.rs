@@ -167,7 +167,7 @@ fn no_file_holds_a_tool_up_and_the_next_call_works() {
                 let answer = session.call(tool, &input);
                 let soon = answer.took < Duration::from_secs(8);
                 assert!(soon, "INV-11 {level:?}: {prepare}: {tool} took {:?}", answer.took);
-                assert!(answer.text.len() < 300_000, "INV-11 {level:?}: {prepare}: {tool}");
+                assert!(answer.text.len() < 2_000_000, "INV-11 {level:?}: {prepare}: {tool}");
             }
         }
         session.call("bash", &json!({ "restart": true, "command": "chmod -R u+rwx /workspace" }));

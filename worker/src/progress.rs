@@ -445,7 +445,7 @@ mod tests {
                 .map(str::to_owned)
                 .collect()
         };
-        for name in after("emit!(").into_iter().chain(after("event = ").into_iter()) {
+        for name in after("emit!(").into_iter().chain(after("event = ")) {
             let quiet = ["call.confirmation", "event.name"].contains(&name.as_str());
             assert!(
                 quiet || PHRASES.iter().any(|(known, _)| *known == name),

@@ -109,6 +109,11 @@ impl Launcher {
         Ok(Launcher { wire: ours, pid: None, repair: false })
     }
 
+    /// Has the launcher of this jail first remove what killed ones left.
+    pub fn repair(&mut self) {
+        self.repair = true;
+    }
+
     /// Hands over the plan and the payload's standard streams (none if it gets a terminal), or a
     /// session's connection to its executor.
     pub fn launch(

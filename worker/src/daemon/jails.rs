@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
@@ -31,6 +32,8 @@ pub struct Template {
     pub writable: Vec<BoundRequest>,
     /// The worker's own environment, from which the policy may pass names on.
     pub environment: std::collections::BTreeMap<String, String>,
+    /// Most jails that are kept; the oldest gives way.
+    pub retained_max: usize,
     /// Test aid, see [`spec::JailSpec::halt_at`].
     pub halt_at: Option<String>,
 }
@@ -74,6 +77,8 @@ pub struct Jails {
     launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
     kept: Mutex<HashMap<String, Idle>>,
+    /// A launcher was killed: what it left is removed before the next jail is made (INV-10).
+    repair: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -87,7 +92,7 @@ impl Jails {
     /// Makes jails from `template` by `launcher`.
     pub fn new(template: Template, launcher: Launcher, record: Arc<Record>) -> Jails {
         let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
-        Jails { template, launcher, record, kept }
+        Jails { template, launcher, record, kept, repair: AtomicBool::new(false) }
     }
 
     /// A jail for the session: the one that was kept for it, or a new one, proven and recorded.
@@ -134,13 +139,16 @@ impl Jails {
             ..Request::default()
         };
         let spec = spec::build(&template.policy, &template.facts, request)?;
-        let launcher = {
+        let mut own = {
             let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
             let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
             let another = launcher.as_mut().ok_or_else(gone).and_then(Launcher::another);
             another.map_err(|source| JailError::Launcher { source })?
         };
-        Ok(Session::start(launcher, spec, template.run_directory.clone()).await?)
+        if self.repair.swap(false, Ordering::Relaxed) {
+            own.repair();
+        }
+        Ok(Session::start(own, spec, template.run_directory.clone()).await?)
     }
 
     /// The launch record, before any tool runs.
@@ -175,20 +183,30 @@ impl Jails {
     /// Keeps the jail for the session's next work item, without its processes, if the policy says so;
     /// ends it otherwise.
     pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
+        // A directory of the operator's must have its changes before somebody else works in it.
+        let keep = keep && self.template.workdir.is_none();
         let retain = self.template.policy.filesystem.retain.value.filter(|_| keep);
-        if let Some(retain) = retain
-            && session.quiesce().await.is_ok()
-        {
-            let until = Instant::now() + retain;
-            let idle = Idle { session, ids: ids.clone(), until };
-            let replaced = self.kept().insert(session_id.to_owned(), idle);
-            tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
-            if let Some(Idle { session, ids, .. }) = replaced {
-                self.dispose(&ids, session).await;
-            }
+        let Some(retain) = retain else {
+            return self.dispose(ids, session).await;
+        };
+        if session.quiesce().await.is_err() {
+            self.dispose(ids, session).await;
             return;
         }
-        self.dispose(ids, session).await;
+        let until = Instant::now() + retain;
+        let idle = Idle { session, ids: ids.clone(), until };
+        let replaced = {
+            let mut kept = self.kept();
+            let replaced = kept.insert(session_id.to_owned(), idle);
+            let full = kept.len() > self.template.retained_max;
+            let oldest = kept.iter().min_by_key(|(_, idle)| idle.until);
+            let oldest = oldest.map(|(name, _)| name.clone()).filter(|_| full);
+            replaced.or_else(|| kept.remove(&oldest?))
+        };
+        tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
+        if let Some(Idle { session, ids, .. }) = replaced {
+            self.dispose(&ids, session).await;
+        }
     }
 
     /// Ends the jail and records the receipt.
@@ -205,7 +223,8 @@ impl Jails {
                     error = %error,
                     "the launcher is gone"
                 );
-                let left = List::of([format!("{jail}: until the next sweep")]);
+                self.repair.store(true, Ordering::Relaxed);
+                let left = List::of([format!("{jail}: until the next jail or sweep")]);
                 let event = Event::SessionDisposed {
                     removed: List::of(Vec::<String>::new()),
                     kept: Vec::new(),

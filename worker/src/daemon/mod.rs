@@ -288,6 +288,7 @@ fn template(
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),
+        retained_max: settings.max_sessions as usize,
         halt_at: settings.halt_at.clone(),
     }))
 }

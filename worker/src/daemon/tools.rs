@@ -63,6 +63,16 @@ impl Tools {
     /// Runs the call, and makes sure that there is a jail to run it in.
     async fn perform(&mut self, call: &Call, stop: CancelToken) -> (ToolResult, Vec<LimitHit>) {
         let name = &call.name;
+        if self.session.as_ref().is_some_and(Session::is_over) {
+            tracing::error!(
+                event = "jail.lost",
+                session_id = self.session_id,
+                "the session's jail ended while no call ran"
+            );
+            if let Some(session) = self.session.take() {
+                self.jails.dispose(&self.ids, session).await;
+            }
+        }
         if self.session.is_none() {
             match self.jails.open(&self.ids, &self.session_id).await {
                 Ok(session) => (self.session, self.replaced) = (Some(session), true),

@@ -40,6 +40,8 @@ const ENDED: &str =
 const LOST: &str = "bash: the shell stopped answering and was restarted (working directory and \
      variables were reset)";
 const GONE: &str = "bash: the processes of this session are gone; no shell can be started";
+const GONE_MEANWHILE: &str = "bash: the processes of this session ended while this command ran; its \
+     outcome is unknown and it was not run again";
 
 /// What the executor holds of the connections between itself, keeper and shell.
 #[derive(Debug)]
@@ -139,6 +141,8 @@ pub struct Shell {
     state: State,
     /// A shell ended while no call ran, and no result has said so yet.
     ended_unseen: bool,
+    /// The shell may have begun with the command of this call.
+    handed_over: bool,
     scratch: Box<[u8]>,
 }
 
@@ -162,6 +166,7 @@ impl Shell {
             limits,
             state: State::Absent,
             ended_unseen: false,
+            handed_over: false,
             scratch: vec![0; 1 << 16].into(),
         };
         // The commands, too: a process that fills the pipe while the shell is stopped must not stop us.
@@ -188,11 +193,12 @@ impl Shell {
     /// grace of the shell.
     pub fn call(&mut self, input: &[u8], cancel: BorrowedFd<'_>) -> ToolResult {
         let received = Instant::now();
+        self.handed_over = false;
         let mut result = match input::parse(input, &self.limits) {
             Err(text) => ToolResult::error(text),
             Ok(request) => self.perform(&request, cancel).unwrap_or_else(|_lost| {
                 self.state = State::Lost;
-                gone()
+                gone(if self.handed_over { GONE_MEANWHILE } else { GONE })
             }),
         };
         result.facts.wall_us = u64::try_from(received.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -215,7 +221,7 @@ impl Shell {
 
     fn perform(&mut self, request: &Request, cancel: BorrowedFd<'_>) -> io::Result<ToolResult> {
         if self.state == State::Lost {
-            return Ok(gone());
+            return Ok(gone(GONE));
         }
         if request.restart {
             self.kill(ToKeeper::KillAll)?;
@@ -249,6 +255,7 @@ impl Shell {
             let reason = io::Error::from_raw_os_error(error.raw_os_error());
             return Ok(ToolResult::error(format!("bash: cannot hand over the command: {reason}")));
         }
+        self.handed_over = true;
         let mut ending = match self.tell(&script::lines(&nonce))? {
             true => self.watch(&mut tail, &nonce, deadline, Some(cancel))?,
             false => Ending::Lost,
@@ -386,9 +393,9 @@ impl Shell {
 }
 
 /// The last result of a session whose keeper does not answer.
-fn gone() -> ToolResult {
+fn gone(text: &str) -> ToolResult {
     let facts = CallFacts { shell: ShellFate::Gone, ..CallFacts::default() };
-    ToolResult { facts, ..ToolResult::error(GONE) }
+    ToolResult { facts, ..ToolResult::error(text) }
 }
 
 /// A number for people; only what the keeper may meet has words of its own.

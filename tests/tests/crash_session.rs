@@ -1,0 +1,299 @@
+//! kill -9 of any process of a session, at moments that matter: nothing is left, nothing runs twice,
+//! the model is told what is not known, and every call has one result. INV-9, INV-10.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use e2e::session::Processes;
+use e2e::site::{Site, Worker, signal};
+use e2e::{Level, Need, lock, require};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A call, a pause, a call that can be met while it runs, and a look at what came of it.
+fn script(name: &str) -> Value {
+    json!({
+        "name": name, "message": "x", "within_s": 25,
+        "calls": [
+            { "bash": "rm -f log; mark=set; echo ready" },
+            { "delay_ms": 500 },
+            { "bash": "echo ran >>log; sleep 0.7; echo done" },
+            { "bash": "grep -c ran log; echo mark=$mark" },
+        ]
+    })
+}
+
+/// The results of the only session with this name, one text for each call.
+fn results(site: &Site, name: &str) -> Vec<String> {
+    let report = site.server.report();
+    let sessions = report["sessions"].as_array().cloned().unwrap_or_default();
+    let session = sessions.iter().find(|session| session["name"] == name).expect("it was pushed");
+    let calls = session["calls"].as_array().cloned().unwrap_or_default();
+    for call in &calls {
+        assert!(call["answered_us"].is_u64(), "one result for each call: {call}");
+        assert_eq!(call["reposts"], 0, "INV-9: one result for each call: {call}");
+    }
+    calls.iter().map(|call| call["result"].to_string()).collect()
+}
+
+fn answered(site: &Site, calls: usize) {
+    site.server.wait_until(LIMIT, |_| {
+        let report = site.server.report();
+        let done = report["sessions"].as_array().into_iter().flatten();
+        let calls_of = |session: &Value| session["calls"].as_array().cloned().unwrap_or_default();
+        done.flat_map(calls_of).filter(|call| call["answered_us"].is_u64()).count() >= calls
+    });
+}
+
+/// Lines of the host's file: never two.
+fn ran(site: &Site) -> usize {
+    let text = fs::read_to_string(site.workdir().join("log")).unwrap_or_default();
+    text.lines().filter(|line| *line == "ran").count()
+}
+
+fn violations(site: &Site) -> Vec<String> {
+    let report = site.server.report();
+    let all = report["violations"].as_array().cloned().unwrap_or_default();
+    all.iter().map(Value::to_string).collect()
+}
+
+type Victim = (&'static str, fn(&Processes) -> u32);
+
+/// With each of these the jail ends, and the worker goes on.
+const OF_THE_JAIL: [Victim; 4] = [
+    ("launcher of the jail", |found| found.jail_launcher),
+    ("init", |found| found.init),
+    ("executor", |found| found.executor),
+    ("keeper", |found| found.keeper),
+];
+
+fn killed_jails_are_replaced(level: Level) {
+    let _turn = lock::alone();
+    let site = Site::new(level);
+    let worker = site.start("only", &[]);
+    let mut count = 0;
+    for (who, victim) in OF_THE_JAIL {
+        for busy in [false, true] {
+            let name = format!("{who} {}", if busy { "in a call" } else { "idle" });
+            site.server.push(&script(&name));
+            answered(&site, count + 1);
+            let found = worker.session();
+            if busy {
+                worker.runs("sleep");
+            }
+            signal(victim(&found), "-KILL");
+            answered(&site, count + 3);
+            count += 3;
+            let texts = results(&site, &name);
+            let what = format!("{level:?}, {name} killed: {texts:#?}");
+            let (second, third) = (&texts[1], &texts[2]);
+            if busy {
+                assert!(second.contains("its outcome is unknown"), "INV-9 {what}");
+                assert!(third.contains("replaced by a fresh one"), "{what}");
+            } else {
+                assert!(second.contains("done"), "a call that was not sent is run: {what}");
+                assert!(second.contains("replaced by a fresh one"), "{what}");
+            }
+            assert!(!third.contains("mark=set"), "{what}");
+            assert!(ran(&site) <= 1, "INV-9 {what}");
+            let gone = || worker.all().iter().all(|pid| *pid != found.init && *pid != found.bash);
+            worker.wait_for("the end of the old jail", || gone().then_some(()));
+            site.server.wait_done(LIMIT);
+        }
+    }
+    let left = worker.stop();
+    assert!(left.is_empty(), "INV-10 {level:?}: {left:?}");
+    assert_eq!(site.leftovers(), [""; 0], "INV-10 {level:?}");
+    assert_eq!(violations(&site), [""; 0], "{level:?}");
+}
+
+#[test]
+fn a_jail_that_is_killed_is_replaced_as_root() {
+    require!(Need::Root);
+    killed_jails_are_replaced(Level::Root);
+}
+
+#[test]
+fn a_jail_that_is_killed_is_replaced_without_root() {
+    killed_jails_are_replaced(Level::Rootless);
+}
+
+/// When the worker is killed, and the fault of the server that makes the moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Moment {
+    Idle,
+    InACall,
+    BeforeThePost,
+    AfterThePost,
+}
+
+fn kill_and_start_again(level: Level, launcher: bool, moment: Moment) {
+    let site = Site::new(level);
+    let fault = match moment {
+        Moment::BeforeThePost => Some("hang"),
+        Moment::AfterThePost => Some("hang-after"),
+        _ => None,
+    };
+    if let Some(fault) = fault {
+        site.server.fault(&json!({ "on": "send", "do": fault, "nth": 2, "times": 1 }));
+    }
+    site.server.push(&script("one"));
+    let first = site.start("first", &[]);
+    answered(&site, 1);
+    let found = first.session();
+    match moment {
+        Moment::Idle => {}
+        Moment::InACall => drop(first.runs("sleep")),
+        Moment::BeforeThePost | Moment::AfterThePost => {
+            first.runs("sleep");
+            sleep(Duration::from_millis(1100));
+        }
+    }
+    signal(if launcher { found.launcher } else { found.control }, "-KILL");
+    let what = format!(
+        "{level:?}, {} killed at {moment:?}",
+        if launcher { "launcher" } else { "control" }
+    );
+    let left = first.ended();
+    assert!(left.is_empty(), "INV-10 {what}: {left:?}");
+    let second = site.start("second", &[]);
+    answered(&site, 3);
+    let texts = results(&site, "one");
+    let interrupted = &texts[1];
+    match moment {
+        Moment::Idle => assert!(interrupted.contains("done"), "{what}: {texts:#?}"),
+        Moment::InACall => {
+            assert!(interrupted.contains("outcome is unknown"), "{what}: {texts:#?}")
+        }
+        _ => {
+            let known = interrupted.contains("done") || interrupted.contains("outcome is unknown");
+            assert!(known, "{what}: {texts:#?}");
+        }
+    }
+    assert!(ran(&site) <= 1, "INV-9 {what}");
+    site.server.wait_done(LIMIT);
+    let left = second.stop();
+    assert!(left.is_empty(), "INV-10 {what}: {left:?}");
+    assert!(ran(&site) <= 1, "INV-9 {what}");
+    assert_eq!(site.leftovers(), [""; 0], "INV-10 {what}");
+    assert_eq!(violations(&site), [""; 0], "{what}");
+}
+
+fn every_moment(level: Level) {
+    let _turn = lock::alone();
+    for moment in [Moment::Idle, Moment::InACall, Moment::BeforeThePost, Moment::AfterThePost] {
+        kill_and_start_again(level, false, moment);
+    }
+    kill_and_start_again(level, true, Moment::InACall);
+}
+
+#[test]
+fn a_worker_that_is_killed_goes_on_when_it_is_started_again_as_root() {
+    require!(Need::Root);
+    every_moment(Level::Root);
+}
+
+#[test]
+fn a_worker_that_is_killed_goes_on_when_it_is_started_again_without_root() {
+    every_moment(Level::Rootless);
+}
+
+#[test]
+fn a_killed_shell_or_file_helper_costs_its_call_only() {
+    let _turn = lock::alone();
+    for level in Level::here() {
+        let site = Site::new(level);
+        let worker = site.start("only", &[]);
+        site.server.push(&json!({ "name": "one", "message": "x", "calls": [
+            { "bash": "for i in 1 2 3 4 5 6; do yes aaaaaaaaaaaaaaaa | head -c 9000000 >f$i; done" },
+            { "grep": "(a|aa)*(b|c|aab)*z" },
+            { "bash": "echo still; sleep 1" },
+            { "read": { "file_path": "f1", "view_range": [1, 1] } },
+            { "bash": "echo fresh" },
+        ] }));
+        answered(&site, 1);
+        let found = worker.session();
+        let helper = worker.wait_for("a file helper", || {
+            let parents = e2e::exec::parents();
+            parents.iter().find(|(_, of)| *of == found.executor).map(|(pid, _)| *pid)
+        });
+        signal(helper, "-KILL");
+        worker.runs("sleep");
+        signal(found.bash, "-KILL");
+        answered(&site, 5);
+        let texts = results(&site, "one");
+        assert!(texts[1].contains("its outcome is unknown"), "{level:?}: {texts:#?}");
+        assert!(texts[2].contains("was restarted"), "{level:?}: {texts:#?}");
+        assert!(texts[3].contains("aaaa") && texts[4].contains("fresh"), "{level:?}: {texts:#?}");
+        let same = worker.session();
+        assert_eq!((same.executor, same.keeper), (found.executor, found.keeper), "{level:?}");
+        assert!(worker.stop().is_empty(), "INV-10 {level:?}");
+        assert_eq!(site.leftovers(), [""; 0], "INV-10 {level:?}");
+    }
+}
+
+/// Steps that a session's jail takes otherwise than that of `worker exec`.
+const STEPS: &[&str] =
+    &["clone-payload", "proc", "verify-tree", "executor", "running", "kill", "remove"];
+
+fn stopped(worker: &Worker) -> Vec<u32> {
+    worker.wait_for("a stop at the step", || {
+        let at = |pid: &u32| {
+            let field = |name| e2e::exec::status_field(*pid, name).unwrap_or_default();
+            field("Name:").starts_with("at-")
+        };
+        let all = worker.all();
+        all.iter().any(at).then_some(all)
+    })
+}
+
+fn crash_at_every_step(level: Level) {
+    let _turn = lock::alone();
+    let mut wrong = Vec::new();
+    for step in STEPS {
+        let mut count = 2;
+        for victim in (0..).take_while(|victim| *victim < 6) {
+            if victim >= count {
+                break;
+            }
+            let site = Site::new(level);
+            site.server
+                .push(&json!({ "name": "one", "message": "x", "calls": [{ "bash": "echo hi" }] }));
+            let worker = site.start("first", &["--halt-at", step]);
+            let all = stopped(&worker);
+            count = all.len();
+            let Some(pid) = all.get(victim) else { continue };
+            signal(*pid, "-KILL");
+            sleep(Duration::from_millis(30));
+            // The worker would wait for the one that is stopped.
+            signal(all[0], "-KILL");
+            all.iter().skip(1).for_each(|other| {
+                let field = |name| e2e::exec::status_field(*other, name).unwrap_or_default();
+                let waits = field("Name:").starts_with("at-") && field("State:") == "S";
+                signal(*other, if waits { "-KILL" } else { "-CONT" });
+            });
+            let what = format!("{level:?}: `{step}`, process {victim} killed");
+            let left = worker.ended();
+            wrong.extend(left.iter().map(|who| format!("INV-10 {what}: {who}")));
+            let second = site.start("second", &[]);
+            answered(&site, 1);
+            let left = second.stop();
+            wrong.extend(left.iter().map(|who| format!("INV-10 {what}, again: {who}")));
+            wrong.extend(site.leftovers().iter().map(|who| format!("INV-10 {what}: {who}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_session_killed_at_any_step_leaves_nothing_after_the_next_start_as_root() {
+    require!(Need::Root);
+    crash_at_every_step(Level::Root);
+}
+
+#[test]
+fn a_session_killed_at_any_step_leaves_nothing_after_the_next_start_without_root() {
+    crash_at_every_step(Level::Rootless);
+}
