@@ -95,7 +95,7 @@ fn a_timeout_ends_the_command_and_everything_after_it_but_not_the_shell() {
 fn a_shell_that_does_not_come_back_is_replaced() {
     let mut tree = Tree::with(quick(), Proc::Given);
     let commands = [
-        "trap '' 60; sleep 60",
+        "trap '' 60; sleep 60; touch BAD",
         "trap - 60; sleep 60",
         "trap : 60; while :; do :; done; touch BAD",
         "exec sleep 60",
@@ -266,10 +266,13 @@ fn a_dead_keeper_is_an_explained_error_every_time() {
     let mut tree = Tree::new();
     tree.ok("true");
     tree.kill_keeper();
-    for _ in 0..2 {
+    // INV-9: the first command may have been handed over before anybody knew.
+    let unknown = "bash: the processes of this session ended while this command ran; its outcome is \
+         unknown and it was not run again";
+    let gone = "bash: the processes of this session are gone; no shell can be started";
+    for may_be in [&[unknown, gone][..], &[gone], &[gone]] {
         let result = tree.call("true");
-        let want = "bash: the processes of this session are gone; no shell can be started";
-        assert_eq!((text(&result).as_str(), result.is_error), (want, true));
+        assert!(result.is_error && may_be.contains(&text(&result).as_str()), "{}", text(&result));
     }
     assert!(!tree.shell().quiesce());
 }

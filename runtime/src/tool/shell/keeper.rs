@@ -144,6 +144,10 @@ impl Keeper {
                 Err(error) => FromKeeper::NotStarted(error.raw_os_error().unwrap_or(libc::EIO)),
             },
             ToKeeper::Count => FromKeeper::Counted(self.processes.count_new(shell)),
+            // Nothing would stop it from going on with its next command once a child is dead.
+            ToKeeper::Interrupt if self.processes.ignores(shell, ABORT_SIGNAL) => {
+                FromKeeper::Killed(self.kill_shell()?)
+            }
             ToKeeper::Interrupt => {
                 if shell > 0 {
                     // Pending before a child dies, so that no command can come between. One that is

@@ -30,6 +30,21 @@ impl Processes {
         Processes { proc, known: HashSet::new() }
     }
 
+    /// Whether a process ignores signal `number` (proc(5), SigIgn); false if that cannot be read.
+    pub fn ignores(&self, pid: i32, number: i32) -> bool {
+        let Some(proc) = &self.proc else { return false };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(file) = openat(proc, format!("{pid}/status"), flags, Mode::empty()) else {
+            return false;
+        };
+        let mut text = vec![0; 4096];
+        let read = rustix::io::read(&file, &mut text).unwrap_or(0);
+        let ignored = String::from_utf8_lossy(&text[..read])
+            .lines()
+            .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+        ignored.is_some_and(|ignored| ignored >> (number - 1) & 1 == 1)
+    }
+
     /// Every process was killed.
     pub fn forget(&mut self) {
         self.known.clear();
