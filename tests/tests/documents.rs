@@ -15,8 +15,14 @@ use e2e::needs::skip;
 use tempfile::TempDir;
 
 /// Documents with examples that are run.
-const RUN: &[&str] =
-    &["README.md", "docs/audit.md", "docs/devserver.md", "docs/exit-codes.md", "docs/policy.md"];
+const RUN: &[&str] = &[
+    "README.md",
+    "docs/audit.md",
+    "docs/devserver.md",
+    "docs/exit-codes.md",
+    "docs/policy.md",
+    "docs/poll.md",
+];
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
 const SEPARATOR: &str = "\u{1e}";
@@ -39,6 +45,11 @@ fn examples_of_the_policy_reference_do_what_it_says() {
 #[test]
 fn examples_of_the_audit_log_do_what_it_says() {
     run_examples("docs/audit.md");
+}
+
+#[test]
+fn examples_of_the_page_on_poll_do_what_it_says() {
+    run_examples("docs/poll.md");
 }
 
 #[test]

@@ -92,7 +92,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("jail.running",            "jail ready after {ready_us}, level {level}"),
     ("jail.kept",               "the jail is kept for the next work item"),
     ("jail.resumed",            "the jail was kept"),
-    ("jail.lost",               "the jail ended in the middle of a call"),
+    ("jail.lost",               "the jail ended by itself"),
     ("jail.launcher_gone",      "the launcher of the jail is gone"),
     ("jail.not_exported",       "{skipped} entries were not copied back"),
     ("jail.ended",              "jail removed in {teardown_us}"),
@@ -377,11 +377,11 @@ mod tests {
         let fields = [("event", "jail.lost"), ("session", "s1")];
         assert_eq!(
             text(Level::ERROR, &fields, Colour::Off, false),
-            "2027-01-15T08:00:00Z s1 error: the jail ended in the middle of a call"
+            "2027-01-15T08:00:00Z s1 error: the jail ended by itself"
         );
         assert_eq!(
             text(Level::WARN, &fields, Colour::On, true),
-            "\u{1b}[2m08:00:00\u{1b}[0m \u{1b}[36ms1\u{1b}[0m \u{1b}[33mwarning: \u{1b}[0mthe jail ended in the middle of a call"
+            "\u{1b}[2m08:00:00\u{1b}[0m \u{1b}[36ms1\u{1b}[0m \u{1b}[33mwarning: \u{1b}[0mthe jail ended by itself"
         );
     }
 

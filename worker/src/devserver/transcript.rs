@@ -63,7 +63,7 @@ fn answered(content: &Value) -> Vec<String> {
         // The end says more than the middle: footers stand there.
         let last = lines.pop().unwrap_or_default();
         lines.truncate(LINES_MAX - 2);
-        lines.push(format!("… {} lines …", more - 1));
+        lines.push(format!("… {more} lines …"));
         lines.push(last);
     }
     lines

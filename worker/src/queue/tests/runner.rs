@@ -182,6 +182,29 @@ async fn an_answer_that_is_there_already_counts_as_posted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_that_the_stream_shows_before_its_post_is_answered_counts_as_posted() {
+    // RACE-7, EV-6: servers publish before they answer. Neither the connection nor the record is lost.
+    let world = World::new();
+    let late = Box::new(Answer::Json(200, json!({"data": []})));
+    world.plane.state().posts.push_back(Answer::Late(SECOND / 2, late));
+    world.plane.state().history.push(call("t"));
+    let _item = world.serve();
+    world.plane.until("a post", |plane| plane.posted().len() == 1).await;
+    world.plane.emit(result_of("t"));
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(world.host.noted("Posted").len(), 1);
+    // An answer that does not come is not waited for, and the result is not posted again.
+    let world = World::new();
+    world.plane.state().posts.push_back(Answer::Hang);
+    world.plane.state().history.extend([call("t"), call("u")]);
+    let _item = world.serve();
+    world.plane.until("a post", |plane| plane.posted().len() == 1).await;
+    world.plane.emit(result_of("t"));
+    world.plane.until("the next call", |plane| plane.posted().len() == 2).await;
+    assert_eq!(world.plane.posted_ids(), ["t", "u"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_run_one_at_a_time_in_order_and_each_is_posted_before_the_next() {
     // RUN-13; events are read meanwhile.
     let (lines, _guard) = captured("info");
