@@ -126,6 +126,10 @@ impl Poll {
         line.push(self.level.uid().to_string().into());
         line.extend(self.level.prefix().into_iter().map(OsString::from));
         line.push(locate::worker().into());
+        if !self.has("--log-level") {
+            // Starts of calls are told at this level.
+            line.extend(["--log-level", "debug"].map(OsString::from));
+        }
         if !self.has("--log-format") {
             line.extend(["--log-format", "json"].map(OsString::from));
         }

@@ -90,7 +90,7 @@ impl Site {
             .spawn()
             .expect("cannot start the supervisor");
         let worker = Worker { child, report, log };
-        worker.wait_for("the worker", || worker.log().contains("polling").then_some(()));
+        worker.wait_for("the worker", || worker.log().contains("waiting for work").then_some(()));
         worker
     }
 

@@ -68,3 +68,20 @@ fn the_device_directory_holds_the_usual_nodes_only() {
         }
     }
 }
+
+#[test]
+fn the_nodes_of_the_host_keep_their_mode_owner_and_times() {
+    // INV-4. A level's user may own a node, and anybody may touch one that all can write to. The
+    // control is the mount: a node that can be written to can be changed where it is not read-only.
+    for level in Level::here() {
+        let script = "for node in null zero full random urandom tty; do
+                echo x > /dev/$node || true
+                chmod 600 /dev/$node; touch /dev/$node; done 2>&1 | grep -v full
+            : > /dev/null && cat /dev/null && head -c 3 /dev/zero | wc -c";
+        let changed = Exec::at(level).bash(script);
+        let lines: Vec<&str> = changed.stdout.lines().collect();
+        let refused = lines.iter().filter(|line| line.contains("Read-only file system")).count();
+        assert_eq!(refused, 9, "{level:?}: {}", changed.text());
+        assert_eq!(lines.last(), Some(&"3"), "{level:?}: {}", changed.text());
+    }
+}

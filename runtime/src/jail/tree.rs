@@ -169,7 +169,9 @@ impl Tree {
                     &error,
                 ));
             }
-            set(&node, NO_SUID | NO_EXEC, false).at(step, name.as_str())?;
+            // Read-only does not keep a device from being written to (do_open of fs/namei.c asks
+            // that of regular files only); it keeps the node's mode, owner and times the host's.
+            set(&node, READ_ONLY | NO_SUID | NO_EXEC, false).at(step, name.as_str())?;
             attach(&node, self.root.as_fd(), Path::new("dev").join(name))
                 .at(step, name.as_str())?;
         }

@@ -23,8 +23,10 @@ enum Kind {
     Sealed,
     /// Writable, no devices.
     Writable,
-    /// A device node, or the terminals.
+    /// A device node of the host.
     Device,
+    /// The terminals.
+    Terminals,
     /// `/proc` itself.
     Proc,
 }
@@ -84,7 +86,7 @@ fn expected(plan: &MountPlan) -> BTreeMap<String, (Kind, bool)> {
     let mut all = BTreeMap::from([
         ("/".to_owned(), (Kind::Sealed, true)),
         ("/proc".to_owned(), (Kind::Proc, true)),
-        ("/dev/pts".to_owned(), (Kind::Device, true)),
+        ("/dev/pts".to_owned(), (Kind::Terminals, true)),
         (at(Path::new(MESSAGE_QUEUES)), (Kind::Writable, false)),
     ]);
     for bind in &plan.read_only {
@@ -112,7 +114,8 @@ fn check(point: &str, options: &str, kind: Kind) -> Result<(), String> {
     let wants: &[(&str, bool)] = match kind {
         Kind::Sealed => &[("nosuid", true), ("ro", true), ("nodev", true)],
         Kind::Writable => &[("nosuid", true), ("nodev", true)],
-        Kind::Device => &[("nosuid", true), ("noexec", true)],
+        Kind::Device => &[("nosuid", true), ("noexec", true), ("ro", true)],
+        Kind::Terminals => &[("nosuid", true), ("noexec", true)],
         Kind::Proc => &[("nosuid", true), ("nodev", true), ("noexec", true)],
     };
     match wants.iter().find(|(option, want)| has(option) != *want) {
@@ -172,7 +175,7 @@ mod tests {
 2 1 0:1 / /usr ro,nosuid,nodev - ext4 none rw
 3 1 0:1 / /proc rw,nosuid,nodev,noexec - proc none rw
 4 1 0:1 / /dev/pts rw,nosuid,noexec - devpts none rw
-5 1 0:1 / /dev/null rw,nosuid,noexec - devtmpfs none rw
+5 1 0:1 / /dev/null ro,nosuid,noexec - devtmpfs none rw
 6 1 0:1 / /proc/sys ro,nosuid,nodev,noexec - proc none rw
 7 1 0:1 / /tmp rw,nosuid,nodev - tmpfs none rw
 8 1 0:1 / /workspace rw,nosuid,nodev - tmpfs none rw
@@ -186,6 +189,7 @@ mod tests {
             ("/usr ro,", "/usr rw,", "/usr is mounted without ro"),
             ("/tmp rw,nosuid", "/tmp rw", "/tmp is mounted without nosuid"),
             ("/workspace rw,nosuid,nodev", "/workspace rw,nosuid", "/workspace is mounted without nodev"),
+            ("/dev/null ro", "/dev/null rw", "/dev/null is mounted without ro"),
             ("/dev/null", "/dev/kmsg", "/dev/kmsg is mounted and not planned"),
             ("8 1 0:1 / /workspace", "8 1 0:1 / /tmp", "/tmp is mounted twice"),
         ];
