@@ -278,6 +278,10 @@ fn crash(level: Level, step: &str, victim: usize) -> Vec<String> {
     let worker = site.start("first", &["--halt-at", step]);
     let (all, at) = stopped(&worker);
     let pid = [all[0], all[1], at][victim];
+    if pid == at {
+        // A worker that lives would make another jail, and have that stop at the step as well.
+        signal(all[0], "-KILL");
+    }
     signal(pid, "-KILL");
     sleep(Duration::from_millis(30));
     // The worker would wait for the one that is stopped.
