@@ -1,7 +1,7 @@
 //! Nothing secret and no content in any log event, at the lowest level (AUTH-8, INV-12, OBS-5).
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -36,6 +36,13 @@ impl<'a> MakeWriter<'a> for Lines {
 
 /// Everything that this thread logs from `level` up, until the guard is dropped.
 pub fn captured(level: &str) -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    // With a single subscriber, what another thread reaches first without it would be remembered as
+    // of no interest to anybody.
+    static EVERYTHING: OnceLock<tracing::Dispatch> = OnceLock::new();
+    EVERYTHING.get_or_init(|| {
+        let all = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE);
+        tracing::Dispatch::new(all.with_writer(std::io::sink).finish())
+    });
     let lines = Lines::default();
     let level: tracing::Level = level.parse().expect("a level");
     let subscriber =
