@@ -272,6 +272,28 @@ fn without_a_network_the_worker_keeps_trying_and_ends_when_it_is_told() {
 }
 
 #[test]
+fn a_launcher_that_does_not_end_cannot_keep_the_worker() {
+    // INV-11: the wait for it is bounded.
+    let worker = Poll::at(level())
+        .variable("ANTHROPIC_ENVIRONMENT_KEY", "sk-ant-oat01-x")
+        .variable("ANTHROPIC_ENVIRONMENT_ID", "env_1")
+        .variable("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
+        .may_leave()
+        .start();
+    worker.wait_for_event("poll.failed", SOON);
+    let [_, launcher] = worker.processes()[..] else { panic!("{:?}", worker.processes()) };
+    let stop = Command::new("kill").args(["-s", "STOP", &launcher.to_string()]).status();
+    assert!(stop.expect("cannot run kill").success());
+    let signalled = Instant::now();
+    let ran = worker.stop();
+    let took = signalled.elapsed();
+    assert_eq!(ran.events("launcher.slow").len(), 1, "{}", ran.stderr);
+    assert!(took > Duration::from_secs(10) && took < Duration::from_secs(18), "{took:?}");
+    let left = format!("process {launcher} ");
+    assert!(ran.leftovers.iter().any(|who| who.starts_with(&left)), "{:?}", ran.leftovers);
+}
+
+#[test]
 fn too_little_memory_is_said_once_and_nothing_is_claimed() {
     let server = Devserver::start();
     server.push(&session("waits", [gives(bash("echo 1"), "1")]));

@@ -94,6 +94,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("jail.resumed",            "the jail was kept"),
     ("jail.lost",               "the jail ended by itself"),
     ("jail.launcher_gone",      "the launcher of the jail is gone"),
+    ("launcher.slow",           "the launcher is still taking jails apart"),
     ("launcher.lost",           "the launcher is gone: nothing more is started"),
     ("jail.not_exported",       "{skipped} entries were not copied back"),
     ("jail.ended",              "jail removed in {teardown_us}"),

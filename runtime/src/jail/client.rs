@@ -10,9 +10,10 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sched::CloneFlags;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, open};
@@ -179,6 +180,22 @@ impl Launcher {
         if let Some(pid) = self.pid {
             while waitpid(pid, None) == Err(nix::errno::Errno::EINTR) {}
         }
+    }
+
+    /// As [`wait`](Self::wait), for at most `limit`; returns whether it is gone. One that is not
+    /// goes on taking jails apart by itself.
+    pub fn wait_at_most(self, limit: Duration) -> bool {
+        const PAUSE: Duration = Duration::from_millis(2);
+        drop(self.wire);
+        let Some(pid) = self.pid else { return true };
+        let deadline = Instant::now() + limit;
+        while waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        true
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
 use stockade_runtime::host::HostFacts;
@@ -16,6 +17,9 @@ use tokio::time::Instant;
 use super::record::Record;
 use crate::queue::Shutdown;
 
+/// How long the launcher may take at the end of the worker: every session has been taken apart by
+/// then, as a rule.
+const LAUNCHER_END_MAX: Duration = Duration::from_secs(10);
 /// The shell of every session (TOOL-BASH-1).
 const SHELL: [&str; 3] = ["/bin/bash", "--noprofile", "--norc"];
 
@@ -313,11 +317,17 @@ impl Jails {
         self.record.write(ids, &event);
     }
 
-    /// Waits until every jail is taken apart and the launcher is gone. No jail can be made after.
+    /// Waits until every jail is taken apart and the launcher is gone, within bounds. No jail can be
+    /// made after.
     pub fn end(&self) {
         let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(launcher) = launcher {
-            launcher.wait();
+        if let Some(launcher) = launcher
+            && !launcher.wait_at_most(LAUNCHER_END_MAX)
+        {
+            tracing::warn!(
+                event = "launcher.slow",
+                "the launcher is still taking jails apart; `worker sweep` removes what it leaves"
+            );
         }
     }
 
