@@ -43,10 +43,10 @@ fn keeper(side: KeeperSide, spec: &JailSpec) -> ! {
         executor: side.executor,
         proc: Some(side.proc),
     };
+    let payload = &spec.payload;
     let plan = shell::ShellPlan {
-        argv: spec.payload.argv.clone(),
-        environment: spec.payload.environment.clone(),
-        workdir: spec.payload.workdir.clone(),
+        argv: payload.argv.clone(),
+        ..shell::ShellPlan::bash(&payload.environment, payload.workdir.clone())
     };
     shell::keep(ends, plan)
 }

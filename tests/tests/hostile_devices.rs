@@ -2,7 +2,7 @@
 
 use e2e::hostile::Control::{Host, HostRoot, HostRootIfThere};
 use e2e::hostile::{Control, Row, check};
-use e2e::{Exec, Level};
+use e2e::{Exec, Level, Need, require};
 
 const fn row(act: &'static str, want: &'static str, control: Control) -> Row {
     Row { act, want, control, cites: "jail.md 1.2 step 10" }
@@ -71,8 +71,15 @@ fn the_device_directory_holds_the_usual_nodes_only() {
 
 #[test]
 fn the_nodes_of_the_host_keep_their_mode_owner_and_times() {
-    // INV-4. A level's user may own a node, and anybody may touch one that all can write to. The
-    // control is the mount: a node that can be written to can be changed where it is not read-only.
+    // INV-4. A level's user may own a node, and anybody may touch one that all can write to.
+    require!(Need::Root);
+    // The control, on a node of our own: the same acts where no mount is read-only.
+    let place = tempfile::tempdir().expect("a directory");
+    let control = std::process::Command::new("bash")
+        .args(["-ec", "mknod node c 1 3; chmod 600 node; touch node"])
+        .current_dir(place.path())
+        .status();
+    assert!(control.expect("cannot run bash").success(), "the control failed");
     for level in Level::here() {
         let script = "for node in null zero full random urandom tty; do
                 echo x > /dev/$node || true

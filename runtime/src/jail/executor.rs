@@ -43,24 +43,9 @@ const HELPER_GROUPS: &[&str] = &[
     "memory",
     "polling",
 ];
-/// What the executor calls: as its helpers, and what it takes to start and confine one.
-const EXECUTOR_GROUPS: &[&str] = &[
-    "base",
-    "files",
-    "directories",
-    "metadata",
-    "threads",
-    "signals",
-    "time",
-    "memory",
-    "polling",
-    "processes",
-    "terminals",
-    "identity",
-    "process-controls",
-    "seccomp-self",
-    "landlock-self",
-];
+/// What the executor calls beside that, to start, confine and end one, and for the shell's pipes.
+const EXECUTOR_GROUPS: &[&str] =
+    &["processes", "terminals", "identity", "process-controls", "seccomp-self", "landlock-self"];
 /// What the payload may not call and the file helper does: it opens below a directory and never
 /// outside it, and its code is ours.
 const LIFTED: &str = "openat2";
@@ -272,10 +257,10 @@ impl Birth<'_> {
             domain.enter().at(step, "enter the domain")?;
         }
         if spec.applies(Layer::Seccomp) {
-            let compile = |groups| seccomp::compile_lifting(groups, LIFTED);
+            let compile = |groups: &[&str]| seccomp::compile_lifting(groups, LIFTED);
             let filter = compile(HELPER_GROUPS).map_err(io::Error::other);
             confinement.filter = Some(filter.at(step, "compile the helper's filter")?);
-            compile(EXECUTOR_GROUPS)
+            compile(&[HELPER_GROUPS, EXECUTOR_GROUPS].concat())
                 .and_then(|filter| seccomp::install(&filter))
                 .map_err(io::Error::other)
                 .at(step, "install the filter")?;

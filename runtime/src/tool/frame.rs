@@ -48,7 +48,7 @@ pub fn send<T: Serialize>(to: impl AsFd, message: &T) -> io::Result<()> {
     write_all(to, &encode(message)?)
 }
 
-/// Writes all of `bytes`.
+/// Writes all of `bytes`. The standard library's stream would send(2), which is a call of sockets.
 ///
 /// # Errors
 /// What write(2) says.

@@ -1,6 +1,6 @@
 //! A tool tree for one test: PID namespace, keeper, shell, and the executor's end of it.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use stockade_runtime::tool::shell::{KeeperEnds, Shell, ShellLimits, ShellPlan, connect, keep};
+use rustix::pipe::{PipeFlags, pipe_with};
+use stockade_runtime::tool::shell::{KeeperEnds, Shell, ShellEnds, ShellLimits, ShellPlan, keep};
 use stockade_runtime::tool::{Block, ToolResult};
 
 /// Whether the keeper is given a proc filesystem that hides nothing.
@@ -187,4 +188,36 @@ pub fn keeper_role() -> ! {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .expect("not dumpable");
     keep(ends, plan)
+}
+
+/// The connections of one session, as init makes them (`jail/executor.rs`); all close-on-exec.
+///
+/// The file of the command is a memfd that nobody can seal; who made it owns it, and a shell with
+/// other ids can only read it.
+fn connect() -> io::Result<(ShellEnds, KeeperEnds)> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC);
+    let (commands_read, commands) = pipe()?;
+    let (output, output_write) = pipe()?;
+    let (status, status_write) = pipe()?;
+    let (executor, keeper) = UnixStream::pair()?;
+    let create = |flags| rustix::fs::memfd_create(c"command", MemfdFlags::CLOEXEC | flags);
+    let script = match create(MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => create(MemfdFlags::ALLOW_SEALING)?, // before Linux 6.3
+        other => other?,
+    };
+    rustix::fs::fchmod(&script, Mode::from_raw_mode(0o444))?;
+    rustix::fs::fcntl_add_seals(&script, SealFlags::SEAL)?;
+    let ends = KeeperEnds {
+        commands: commands_read,
+        script: script.try_clone()?,
+        output: output_write.try_clone()?,
+        status: status_write,
+        executor: keeper.into(),
+        proc: None,
+    };
+    let output_writer = Some(output_write);
+    Ok((
+        ShellEnds { commands, script, output, output_writer, status, keeper: executor.into() },
+        ends,
+    ))
 }

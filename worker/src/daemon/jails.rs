@@ -165,10 +165,6 @@ impl Jails {
         let template = &self.template;
         let request = Request {
             argv: SHELL.map(|part| part.as_bytes().to_vec()).to_vec(),
-            // Beside what the policy says: protocol rule TOOL-BASH-2.
-            environment: [("PS1", ""), ("PS2", ""), ("TERM", "dumb")]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
             caller_environment: template.environment.clone(),
             workspace: template.workdir.clone(),
             workspace_in_place: template.workdir.is_some(),

@@ -19,10 +19,11 @@ use rustix::fs::OFlags;
 use rustix::process::{WaitOptions, wait};
 use serde::{Deserialize, Serialize};
 
-use super::link::{FromKeeper, Link, ToKeeper, write_all};
+use super::link::{FromKeeper, Link, ToKeeper};
 use super::processes::Processes;
 use super::script::{ABORT_SIGNAL, SCRIPT_FD, STATUS_FD};
 use crate::sys::{self, Forked, send_signal};
+use crate::tool::frame::write_all;
 
 /// How long one request may go on killing.
 const KILL_TIME_MAX: Duration = Duration::from_secs(2);

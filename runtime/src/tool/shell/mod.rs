@@ -2,7 +2,7 @@
 //!
 //! Two processes run what is here. The executor, which the shell cannot see, holds a [`Shell`]; the
 //! keeper ([`keep`]) is PID 1 of the tool tree and starts, reaps and kills for it. Between them
-//! and bash lie connections that are made once ([`connect`]), before any layer is on, and serve every shell
+//! and bash lie connections that are made once (by init), before any layer is on, and serve every shell
 //! of the session.
 //!
 //! A call ends by the report of its status (`script`), by word of the keeper that the shell ended,
@@ -19,11 +19,9 @@ mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, OFlags, SealFlags};
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::fs::OFlags;
 
 pub use keeper::{KeeperEnds, ShellPlan, keep};
 
@@ -83,38 +81,6 @@ impl Default for ShellLimits {
             answer_grace: Duration::from_secs(2),
         }
     }
-}
-
-/// Makes the connections of one session; all close-on-exec.
-///
-/// The file of the command is a memfd that nobody can seal; who made it owns it, and a shell with
-/// other ids can only read it.
-pub fn connect() -> io::Result<(ShellEnds, KeeperEnds)> {
-    let pipe = || pipe_with(PipeFlags::CLOEXEC);
-    let (commands_read, commands) = pipe()?;
-    let (output, output_write) = pipe()?;
-    let (status, status_write) = pipe()?;
-    let (executor, keeper) = UnixStream::pair()?;
-    let create = |flags| rustix::fs::memfd_create(c"command", MemfdFlags::CLOEXEC | flags);
-    let script = match create(MemfdFlags::NOEXEC_SEAL) {
-        Err(rustix::io::Errno::INVAL) => create(MemfdFlags::ALLOW_SEALING)?, // before Linux 6.3
-        other => other?,
-    };
-    rustix::fs::fchmod(&script, rustix::fs::Mode::from_raw_mode(0o444))?;
-    rustix::fs::fcntl_add_seals(&script, SealFlags::SEAL)?;
-    let ends = KeeperEnds {
-        commands: commands_read,
-        script: script.try_clone()?,
-        output: output_write.try_clone()?,
-        status: status_write,
-        executor: keeper.into(),
-        proc: None,
-    };
-    let output_writer = Some(output_write);
-    Ok((
-        ShellEnds { commands, script, output, output_writer, status, keeper: executor.into() },
-        ends,
-    ))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
