@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod audit;
+pub mod egress;
 pub mod host;
 pub mod jail;
 pub mod policy;

@@ -15,6 +15,7 @@ mod floor;
 mod limit;
 mod model;
 mod narrow;
+pub mod network;
 mod parse;
 mod paths;
 mod resolve;

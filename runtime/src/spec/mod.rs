@@ -2,6 +2,7 @@
 //! Pure: no I/O, nothing left to decide afterwards.
 
 mod build;
+mod egress;
 mod etc;
 mod plan;
 mod tree;
@@ -10,4 +11,5 @@ mod tree;
 mod tests;
 
 pub use build::{BoundRequest, Request, SpecError, build};
+pub use egress::{EgressLimits, EgressPlan};
 pub use plan::*;
