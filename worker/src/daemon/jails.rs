@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
+use stockade_runtime::egress::Broker;
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail::{End, EnforcementReport, Failure, Launcher};
 use stockade_runtime::policy::Policy;
-use stockade_runtime::session::{Session, StartError};
-use stockade_runtime::spec::{self, BoundRequest, Request};
+use stockade_runtime::session::{Egress, Network, Session, StartError};
+use stockade_runtime::spec::{self, BoundRequest, EgressPlan, Request};
 use tokio::time::Instant;
 
+use super::egress::EgressRecord;
 use super::record::Record;
 use crate::queue::Shutdown;
 
@@ -26,7 +28,6 @@ const SHELL: [&str; 3] = ["/bin/bash", "--noprofile", "--norc"];
 /// Everything that does not change from session to session.
 #[derive(Debug)]
 pub struct Template {
-    pub policy: Policy,
     pub facts: HostFacts,
     pub run_directory: PathBuf,
     /// The operator's directory for all sessions.
@@ -78,6 +79,11 @@ impl JailError {
 #[derive(Debug)]
 pub struct Jails {
     template: Template,
+    /// What new jails are made from. Its network rules may be replaced.
+    policy: RwLock<Arc<Policy>>,
+    broker: Arc<Broker>,
+    /// Of sessions that live.
+    networks: Mutex<Vec<LiveNetwork>>,
     /// None once the worker ends.
     launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
@@ -87,6 +93,12 @@ pub struct Jails {
     /// Raised when no jail can be made any more.
     shutdown: Arc<Shutdown>,
     launcher_gone: AtomicBool,
+}
+
+#[derive(Debug)]
+struct LiveNetwork {
+    ids: AuditIds,
+    network: Weak<Network>,
 }
 
 #[derive(Debug)]
@@ -100,13 +112,70 @@ impl Jails {
     /// Makes jails from `template` by `launcher`.
     pub fn new(
         template: Template,
+        policy: Policy,
         launcher: Launcher,
+        broker: Broker,
         record: Arc<Record>,
         shutdown: Arc<Shutdown>,
     ) -> Jails {
         let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
         let (repair, launcher_gone) = (AtomicBool::new(false), AtomicBool::new(false));
-        Jails { template, launcher, record, kept, repair, shutdown, launcher_gone }
+        let (policy, broker) = (RwLock::new(Arc::new(policy)), Arc::new(broker));
+        let networks = Mutex::default();
+        Jails {
+            template,
+            policy,
+            broker,
+            networks,
+            launcher,
+            record,
+            kept,
+            repair,
+            shutdown,
+            launcher_gone,
+        }
+    }
+
+    /// What the next jail is made from.
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts the network rules of `new` in force, for every session that lives and for those to
+    /// come. What else it says differently waits for a restart; returns whether there is any of that.
+    pub async fn replace_rules(&self, new: &Policy) -> bool {
+        let (policy, waits) = {
+            let mut policy = self.policy.write().unwrap_or_else(PoisonError::into_inner);
+            let next = Policy { network: new.network.clone(), ..Policy::clone(&policy) };
+            let waits = next.digest() != new.digest();
+            *policy = Arc::new(next);
+            (Arc::clone(&policy), waits)
+        };
+        // A policy without a network leaves live sessions one that leads nowhere.
+        let plan = EgressPlan::of(&policy).unwrap_or_default();
+        let live: Vec<(AuditIds, Arc<Network>)> = {
+            let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+            networks.retain(|live| live.network.strong_count() > 0);
+            let live = networks.iter();
+            live.filter_map(|live| Some((live.ids.clone(), live.network.upgrade()?))).collect()
+        };
+        for (ids, network) in live {
+            let session_id = ids.session.as_ref().map(|id| id.as_str());
+            match network.replace(plan.clone()).await {
+                Ok(()) => tracing::info!(
+                    event = "egress.rules_replaced",
+                    session_id,
+                    "the session's network rules were replaced"
+                ),
+                Err(error) => tracing::error!(
+                    event = "egress.rules_not_complete",
+                    session_id,
+                    error = %error,
+                    "ports that are new to the session's network rules stay closed"
+                ),
+            }
+        }
+        waits
     }
 
     /// Whether the launcher still lives. Without it every session would be claimed in vain, so the
@@ -142,7 +211,7 @@ impl Jails {
             tracing::info!(event = "jail.resumed", session_id, "the session's jail was kept");
             return self.record_launch(ids, session);
         }
-        let made = self.make(session_id).await;
+        let made = self.make(ids, session_id).await;
         if made.is_err() {
             self.launcher_lives();
         }
@@ -161,8 +230,8 @@ impl Jails {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn make(&self, session_id: &str) -> Result<Session, JailError> {
-        let template = &self.template;
+    async fn make(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
+        let (template, policy) = (&self.template, self.policy());
         let request = Request {
             argv: SHELL.map(|part| part.as_bytes().to_vec()).to_vec(),
             caller_environment: template.environment.clone(),
@@ -175,7 +244,7 @@ impl Jails {
             halt_at: template.halt_at.clone(),
             ..Request::default()
         };
-        let spec = spec::build(&template.policy, &template.facts, request)?;
+        let spec = spec::build(&policy, &template.facts, request)?;
         let mut own = {
             let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
             let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
@@ -185,7 +254,17 @@ impl Jails {
         if self.repair.swap(false, Ordering::Relaxed) {
             own.repair();
         }
-        Ok(Session::start(own, spec, template.run_directory.clone()).await?)
+        let sink = Arc::new(EgressRecord::new(Arc::clone(&self.record), ids.clone()));
+        let egress = Egress { broker: Arc::clone(&self.broker), sink };
+        let run_directory = template.run_directory.clone();
+        let session = Session::start(own, spec, run_directory, Some(egress)).await?;
+        if let Some(network) = session.network() {
+            let live = LiveNetwork { ids: ids.clone(), network: Arc::downgrade(network) };
+            let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+            networks.retain(|live| live.network.strong_count() > 0);
+            networks.push(live);
+        }
+        Ok(session)
     }
 
     /// The launch record, before any tool runs.
@@ -222,7 +301,7 @@ impl Jails {
     pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
         // A directory of the operator's must have its changes before somebody else works in it.
         let keep = keep && self.template.workdir.is_none();
-        let retain = self.template.policy.filesystem.retain.value.filter(|_| keep);
+        let retain = self.policy().filesystem.retain.value.filter(|_| keep);
         let Some(retain) = retain else {
             return self.dispose(ids, session).await;
         };

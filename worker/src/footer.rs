@@ -45,3 +45,7 @@ mod tests {
         assert_eq!(text.lines().count(), 6);
     }
 }
+
+pub fn egress(_d: &[stockade_runtime::egress::Denial], _x: u8) -> Option<String> {
+    None
+}
