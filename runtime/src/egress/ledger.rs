@@ -262,14 +262,22 @@ impl Ledger {
     /// Records a denial. To be called before the refusal can be noticed, or the call that caused it
     /// may end without it. The first of a kind in a call is recorded at once, others are counted.
     /// A denial that cannot be recorded is denied all the same.
-    pub fn deny(&self, target: Target, reason: Reason, generation: u64, address: Option<IpAddr>) {
+    ///
+    /// Returns the number of the first decision of its kind, if that is in the record.
+    pub fn deny(
+        &self,
+        target: Target,
+        reason: Reason,
+        generation: u64,
+        address: Option<IpAddr>,
+    ) -> Option<u64> {
         let mut state = self.lock();
         let state = &mut *state;
         let full = state.denials_recorded >= DENIALS_MAX;
         let (known, named) = refused(&mut state.denials, &target, reason, full);
         known.count += 1;
         if !named || known.count > 1 {
-            return;
+            return known.decision;
         }
         state.number += 1;
         let number = state.number;
@@ -287,6 +295,12 @@ impl Ledger {
             state.denials_recorded += 1;
             (known.recorded, known.decision) = (1, Some(number));
         }
+        known.decision
+    }
+
+    /// Counts a denial that names no target which could be recorded.
+    pub fn deny_unnamed(&self, reason: Reason) {
+        self.lock().denials.entry((None, reason)).or_default().count += 1;
     }
 
     /// Records the end of an allowed connection, in the call in which it began.

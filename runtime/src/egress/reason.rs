@@ -35,6 +35,10 @@ pub enum Reason {
     ConnectionRate,
     /// The bytes of the session are used up.
     Bytes,
+    /// Nothing was carried either way for too long.
+    Idle,
+    /// The connection was open for too long.
+    Duration,
     /// The rule was removed while the connection was open.
     RuleRemoved,
     /// The record could not be written, or the session has no records left.
@@ -43,7 +47,7 @@ pub enum Reason {
 
 /// Every reason and its word. The word is part of the audit log's format.
 #[rustfmt::skip]
-const WORDS: [(Reason, &str); 23] = [
+const WORDS: [(Reason, &str); 25] = [
     (Reason::Rules(DenyReason::NoRule),                            "no-rule"),
     (Reason::Rules(DenyReason::OtherPort),                         "other-port"),
     (Reason::Rules(DenyReason::DirectAddress),                     "direct-address"),
@@ -66,6 +70,8 @@ const WORDS: [(Reason, &str); 23] = [
     (Reason::Connections,    "connections"),
     (Reason::ConnectionRate, "connection-rate"),
     (Reason::Bytes,          "bytes"),
+    (Reason::Idle,           "idle"),
+    (Reason::Duration,       "duration"),
     (Reason::RuleRemoved,    "rule-removed"),
 ];
 
@@ -108,6 +114,8 @@ impl Reason {
             Reason::Connections => Some("network.connections"),
             Reason::ConnectionRate => Some("network.connection_rate"),
             Reason::Bytes => Some("network.bytes_out, network.bytes_in"),
+            Reason::Idle => Some("network.idle_time"),
+            Reason::Duration => Some("network.connection_time"),
             _ => None,
         }
     }
@@ -129,6 +137,8 @@ impl fmt::Display for Reason {
             Reason::Connections => "too many connections at once",
             Reason::ConnectionRate => "too many connections in a short time",
             Reason::Bytes => "the bytes of this session are used up",
+            Reason::Idle => "nothing was carried for too long",
+            Reason::Duration => "the connection was open for too long",
             Reason::RuleRemoved => "its rule was removed",
             Reason::Unrecorded => "it cannot be recorded",
         })
