@@ -55,7 +55,16 @@ impl Default for EgressLimits {
 impl EgressPlan {
     /// TEMP
     pub fn of(_policy: &crate::policy::Policy) -> Option<EgressPlan> {
-        { let mut p = EgressPlan::default(); for n in 0..300u16 { p.rules.list.push(crate::policy::network::ListedRule { rule: format!("a.example.com:{}", 443 + n).parse().unwrap(), origin: String::new() }); } Some(p) }
+        {
+            let mut p = EgressPlan::default();
+            for n in 0..300u16 {
+                p.rules.list.push(crate::policy::network::ListedRule {
+                    rule: format!("a.example.com:{}", 443 + n).parse().unwrap(),
+                    origin: String::new(),
+                });
+            }
+            Some(p)
+        }
     }
     /// Most ports of one jail: each is a socket in its network namespace.
     pub const PORTS_MAX: usize = 512;
