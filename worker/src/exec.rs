@@ -289,7 +289,7 @@ fn finish(outcome: Outcome, report_file: Option<File>) -> anyhow::Result<Exit> {
     let (exit, document) = match outcome {
         Outcome::Ended { report, end, network } => {
             let denials = network.as_ref().map(Served::denials).unwrap_or_default();
-            if let Some(text) = footer::egress(&denials, 0) {
+            if let Some(text) = footer::egress(&denials, footer::Detail::Full) {
                 explain::say(&text);
             }
             tracing::info!(

@@ -70,6 +70,11 @@ impl Network {
         self.attached.ledger()
     }
 
+    /// Which rules are in force: 1 at first, one more with each [`replace`](Self::replace).
+    pub fn generation(&self) -> u64 {
+        self.attached.generation()
+    }
+
     /// Puts other rules in force. What they no longer allow is closed at once; what they newly allow
     /// on ports that are listened on is allowed at once, on others when the launcher has made
     /// listeners for them.
@@ -80,7 +85,7 @@ impl Network {
         let mut ports = self.ports.lock().await;
         let wanted = plan.ports();
         let missing: Vec<u16> = wanted.difference(&ports).copied().collect();
-        self.attached.replace(plan.clone(), Vec::new());
+        self.attached.replace(plan);
         ports.retain(|port| wanted.contains(port));
         if missing.is_empty() {
             return Ok(());
@@ -107,7 +112,7 @@ impl Network {
         let (made, failure) = made.await.map_err(unreachable)?;
         let Inside { listeners, .. } = inside(made).map_err(unreachable)?;
         ports.extend(listeners.iter().map(|(port, _)| *port));
-        self.attached.replace(plan, listeners);
+        self.attached.listen_also(listeners);
         failure.map_or(Ok(()), |failure| Err(NetworkError::Listener { failure }))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
-use stockade_runtime::egress::Broker;
+use stockade_runtime::egress::{Broker, Sink};
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail::{End, EnforcementReport, Failure, Launcher};
 use stockade_runtime::policy::Policy;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::egress::EgressRecord;
 use super::record::Record;
+use crate::footer::Detail;
 use crate::queue::Shutdown;
 
 /// How long the launcher may take at the end of the worker: every session has been taken apart by
@@ -97,7 +98,7 @@ pub struct Jails {
 
 #[derive(Debug)]
 struct LiveNetwork {
-    ids: AuditIds,
+    record: Arc<EgressRecord>,
     network: Weak<Network>,
 }
 
@@ -153,14 +154,18 @@ impl Jails {
         };
         // A policy without a network leaves live sessions one that leads nowhere.
         let plan = EgressPlan::of(&policy).unwrap_or_default();
-        let live: Vec<(AuditIds, Arc<Network>)> = {
+        let live: Vec<(Arc<EgressRecord>, Arc<Network>)> = {
             let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
             networks.retain(|live| live.network.strong_count() > 0);
             let live = networks.iter();
-            live.filter_map(|live| Some((live.ids.clone(), live.network.upgrade()?))).collect()
+            live.filter_map(|live| Some((Arc::clone(&live.record), live.network.upgrade()?))).collect()
         };
-        for (ids, network) in live {
-            let session_id = ids.session.as_ref().map(|id| id.as_str());
+        for (record, network) in live {
+            let session_id = record.session();
+            let session_id = session_id.as_deref();
+            // Written before the effect. Without a record the worker drains; what is narrower is
+            // put in force all the same.
+            record.rules(&policy, &plan.rules, network.generation() + 1);
             match network.replace(plan.clone()).await {
                 Ok(()) => tracing::info!(
                     event = "egress.rules_replaced",
@@ -208,6 +213,7 @@ impl Jails {
     pub async fn open(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
         let kept = self.kept().remove(session_id);
         if let Some(Idle { session, .. }) = kept {
+            self.now_about(&session, ids);
             tracing::info!(event = "jail.resumed", session_id, "the session's jail was kept");
             return self.record_launch(ids, session);
         }
@@ -224,6 +230,21 @@ impl Jails {
                 Err(error)
             }
         }
+    }
+
+    /// Says in whose work item the decisions about a session's network are from now on.
+    fn now_about(&self, session: &Session, ids: &AuditIds) {
+        let Some(network) = session.network() else { return };
+        let networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |live: &&LiveNetwork| live.network.as_ptr() == Arc::as_ptr(network);
+        if let Some(live) = networks.iter().find(same) {
+            live.record.now_about(ids.clone());
+        }
+    }
+
+    /// How much a session is told about what the broker denied.
+    pub fn deny_detail(&self) -> Detail {
+        Detail::Full
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<String, Idle>> {
@@ -254,12 +275,18 @@ impl Jails {
         if self.repair.swap(false, Ordering::Relaxed) {
             own.repair();
         }
-        let sink = Arc::new(EgressRecord::new(Arc::clone(&self.record), ids.clone()));
+        let record = Arc::new(EgressRecord::new(Arc::clone(&self.record), ids.clone()));
+        if let Some(plan) = &spec.egress
+            && !record.rules(&policy, &plan.rules, 1)
+        {
+            return Err(JailError::Audit);
+        }
+        let sink = Arc::clone(&record) as Arc<dyn Sink>;
         let egress = Egress { broker: Arc::clone(&self.broker), sink };
         let run_directory = template.run_directory.clone();
         let session = Session::start(own, spec, run_directory, Some(egress)).await?;
         if let Some(network) = session.network() {
-            let live = LiveNetwork { ids: ids.clone(), network: Arc::downgrade(network) };
+            let live = LiveNetwork { record, network: Arc::downgrade(network) };
             let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
             networks.retain(|live| live.network.strong_count() > 0);
             networks.push(live);

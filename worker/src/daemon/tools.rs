@@ -95,7 +95,7 @@ impl Tools {
                 if let Some(text) = footer::of(&hits) {
                     note(&mut result, &text);
                 }
-                if let Some(text) = footer::all(&hits, &denials, detail) {
+                if let Some(text) = footer::all(&hits, &denials, self.jails.deny_detail()) {
                     note(&mut result, &text);
                 }
                 // Nothing can be run in this jail any more: the next call gets another.
