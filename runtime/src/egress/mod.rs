@@ -9,6 +9,7 @@
 //! `names` synthetic addresses, `ledger` what was decided, `dns` the resolver, `tls` and `http` what
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
 
+mod http;
 mod ledger;
 mod names;
 mod scope;
