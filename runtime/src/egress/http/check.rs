@@ -88,9 +88,9 @@ pub(super) fn request(head: &mut Parts, target: &Target) -> Result<(), Refused> 
     };
     let refused = || Refused { reason: Reason::Malformed, named: Some(named.host.clone()) };
     let path = match head.uri.path_and_query() {
-        // `http://name?query`.
+        // `http://name?query`: written, it has its slash.
         Some(path) if path.as_str().starts_with('?') => {
-            PathAndQuery::try_from(format!("/{path}")).map_err(|_| refused())?
+            PathAndQuery::try_from(path.to_string()).map_err(|_| refused())?
         }
         Some(path) => path.clone(),
         None => PathAndQuery::from_static("/"),
