@@ -10,6 +10,7 @@
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
 
 mod broker;
+mod http;
 mod ledger;
 mod names;
 mod reason;
