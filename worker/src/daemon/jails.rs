@@ -11,13 +11,13 @@ use stockade_runtime::egress::{Broker, Sink};
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail::{End, EnforcementReport, Failure, Launcher};
 use stockade_runtime::policy::Policy;
+use stockade_runtime::policy::network::DenyDetail;
 use stockade_runtime::session::{Egress, Network, Session, StartError};
 use stockade_runtime::spec::{self, BoundRequest, EgressPlan, Request};
 use tokio::time::Instant;
 
 use super::egress::EgressRecord;
 use super::record::Record;
-use crate::footer::Detail;
 use crate::queue::Shutdown;
 
 /// How long the launcher may take at the end of the worker: every session has been taken apart by
@@ -158,7 +158,8 @@ impl Jails {
             let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
             networks.retain(|live| live.network.strong_count() > 0);
             let live = networks.iter();
-            live.filter_map(|live| Some((Arc::clone(&live.record), live.network.upgrade()?))).collect()
+            live.filter_map(|live| Some((Arc::clone(&live.record), live.network.upgrade()?)))
+                .collect()
         };
         for (record, network) in live {
             let session_id = record.session();
@@ -243,8 +244,8 @@ impl Jails {
     }
 
     /// How much a session is told about what the broker denied.
-    pub fn deny_detail(&self) -> Detail {
-        Detail::Full
+    pub fn deny_detail(&self) -> DenyDetail {
+        self.policy().network.deny_detail.value
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<String, Idle>> {
