@@ -9,9 +9,12 @@
 //! `names` synthetic addresses, `ledger` what was decided, `dns` the resolver, `tls` and `http` what
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
 
+mod broker;
 mod ledger;
 mod names;
 mod scope;
+mod tls;
 
+pub use broker::{Attached, Broker, BrokerSettings, Inside, Resolves, UpstreamProxy};
 pub use ledger::{Closed, Decision, Denial, Entry, Ledger, Reason, Sink, Target};
 pub use names::Names;
