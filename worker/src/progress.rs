@@ -88,6 +88,8 @@ const PHRASES: &[(&str, &str)] = &[
     ("post.retry",              "result not accepted (try {attempt}), again in {pause_ms}"),
     ("post.failed",             "result could not be posted"),
     ("post.refused",            "result refused for good"),
+    // Its network.
+    ("egress.denied",           "refused {host}, port {port}: {reason}"),
     // Its jail.
     ("jail.running",            "jail ready after {ready_us}, level {level}"),
     ("jail.kept",               "the jail is kept for the next work item"),

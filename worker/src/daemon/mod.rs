@@ -6,6 +6,7 @@
 //! when to stop, `record` writes the audit log before each effect.
 
 mod admission;
+mod egress;
 mod footer;
 mod jails;
 mod prepare;

@@ -3,7 +3,7 @@
 //! Pure. Where only names decide, mistaking one for the other would lead elsewhere, so whatever a
 //! server might read as TLS or as HTTP counts as that, and is then read strictly.
 
-use super::super::tls;
+use crate::egress::tls;
 
 /// Most bytes of a line that may still become a request line.
 const LINE_MAX: usize = 1 << 14;
@@ -59,9 +59,8 @@ fn is_token(byte: u8) -> bool {
 
 /// Whether a version of HTTP stands in the line.
 fn names_http(line: &[u8]) -> bool {
-    line.windows(6).any(|part| {
-        matches!(part[0], b' ' | b'\t') && part[1..].eq_ignore_ascii_case(b"HTTP/")
-    })
+    line.windows(6)
+        .any(|part| matches!(part[0], b' ' | b'\t') && part[1..].eq_ignore_ascii_case(b"HTTP/"))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! connection names the host it was opened for, or that it is of a kind that names nobody, nothing
 //! passes (INV-8).
 
-use super::super::ledger::Reason;
-use super::super::tls::{HelloReader, Malformed, Said, Watch};
 use super::classify::{Kind, classify};
+use crate::egress::reason::Reason;
+use crate::egress::tls::{HelloReader, Malformed, Said, Watch};
 use crate::policy::network::{Content, Host};
 
 /// What may happen now.
@@ -58,7 +58,10 @@ pub(super) struct Gate {
 #[derive(Debug)]
 enum Stage {
     /// The first bytes, and how many of them were let pass.
-    Unsure { bytes: Vec<u8>, passed: usize },
+    Unsure {
+        bytes: Vec<u8>,
+        passed: usize,
+    },
     Hello(HelloReader),
     Watch(Watch),
     /// Everything passes.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::super::ledger::Reason;
-use super::super::scope::Scope;
+use crate::egress::reason::Reason;
+use crate::egress::scope::Scope;
 
 /// Descriptors left to the rest of the process at least: queue client, journals, jails.
 const RESERVE_MIN: u64 = 256;

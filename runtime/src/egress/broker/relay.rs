@@ -10,9 +10,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpStream;
 
-use super::super::ledger::Reason;
 use super::limits::{Meter, Way};
 use super::peer::{Peer, end_writing};
+use crate::egress::reason::Reason;
 
 /// Bytes read at once.
 const CHUNK: usize = 256 << 10;

@@ -19,7 +19,7 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, lookup::Lookup};
 use tokio::sync::Semaphore;
 
-use super::super::ledger::Reason;
+use crate::egress::reason::Reason;
 use crate::policy::network::{AddressClass, HostName};
 
 /// Most time for one name.
