@@ -219,6 +219,15 @@ impl Ledger {
         self.sink.record(call.as_deref(), &Entry::Decision(decision));
     }
 
+    /// Counts a denial that names no target which could be recorded. Like the other ones that are
+    /// only counted, it is recorded when the call ends.
+    pub fn deny_unnamed(&self, reason: Reason) {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = || self.next.fetch_add(1, Ordering::Relaxed);
+        let entry = window.denials.entry((None, reason));
+        entry.and_modify(|(count, _)| *count += 1).or_insert_with(|| (1, number()));
+    }
+
     /// Records the end of an allowed connection.
     pub fn close(&self, closed: Closed) {
         let call = self.call();

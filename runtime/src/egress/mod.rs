@@ -8,7 +8,11 @@
 //!
 //! `names` synthetic addresses, `ledger` what was decided, `dns` the resolver, `tls` and `http` what
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
+//! `fuzzing` is what the fuzz harness calls.
 
+mod dns;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ledger;
 mod names;
 mod scope;
