@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::policy::network::Host;
 
-use super::reason::Reason;
+pub(super) use super::reason::Reason;
 
 /// Distinct kinds of denials remembered in one call; further targets are counted together.
 const TARGETS_MAX: usize = 64;
@@ -296,6 +296,12 @@ impl Ledger {
             (known.recorded, known.decision) = (1, Some(number));
         }
         known.decision.unwrap_or(0)
+    }
+
+    /// Counts a denial that names no target which could be recorded. Like the other ones that are
+    /// only counted, it is recorded when the call ends.
+    pub fn deny_unnamed(&self, reason: Reason) {
+        self.lock().denials.entry((None, reason)).or_default().count += 1;
     }
 
     /// Records the end of an allowed connection, in the call in which it began.

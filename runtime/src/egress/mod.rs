@@ -8,8 +8,12 @@
 //!
 //! `names` synthetic addresses, `ledger` what was decided, `reason` why, `dns` the resolver, `tls` and `http` what
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
+//! `fuzzing` is what the fuzz harness calls.
 
 mod broker;
+mod dns;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ledger;
 mod names;
 mod reason;

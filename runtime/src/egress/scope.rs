@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::policy::network::{Host, Rules, Verdict};
 use crate::spec::{EgressLimits, EgressPlan};
 
+use super::dns;
 use super::ledger::Ledger;
 use super::names::Names;
 
@@ -27,6 +28,8 @@ pub(crate) struct Scope {
     in_force: RwLock<Arc<InForce>>,
     /// Names below wildcards that were given addresses.
     pub wildcard_names: AtomicU64,
+    /// Questions to the resolver.
+    pub lookups: dns::Budget,
 }
 
 impl Scope {
@@ -34,7 +37,8 @@ impl Scope {
         let EgressPlan { rules, limits } = plan;
         let in_force = InForce { rules, limits, generation: 1 };
         let in_force = RwLock::new(Arc::new(in_force));
-        Scope { names, ledger, in_force, wildcard_names: AtomicU64::new(0) }
+        let (wildcard_names, lookups) = Default::default();
+        Scope { names, ledger, in_force, wildcard_names, lookups }
     }
 
     /// The rules that decide now.

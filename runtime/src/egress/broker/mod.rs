@@ -17,6 +17,8 @@ mod relay;
 mod resolve;
 mod session;
 mod talk;
+#[cfg(test)]
+mod tests;
 mod upstream;
 
 use std::io;

@@ -16,6 +16,7 @@ use super::Shared;
 use super::connection::Connection;
 use super::limits::{Taken, Usage};
 use super::peer::Peer;
+use crate::egress::dns;
 use crate::egress::ledger::{Ledger, Target};
 use crate::egress::reason::Reason;
 use crate::egress::scope::Scope;
@@ -89,7 +90,7 @@ pub struct Inside {
 /// The ends of connections are still recorded; [`close`](Self::close) waits for that.
 #[derive(Debug)]
 pub struct Attached {
-    session: Arc<Session>,
+    pub(super) session: Arc<Session>,
     handle: Handle,
     listeners: Mutex<BTreeMap<u16, Listening>>,
     dns: Option<AbortHandle>,
@@ -99,11 +100,16 @@ impl Attached {
     pub(super) fn new(session: Session, handle: Handle, inside: Inside) -> io::Result<Attached> {
         let session = Arc::new(session);
         let Inside { dns, listeners } = inside;
-        let attached = Attached { session, handle, listeners: Mutex::default(), dns: None };
+        let mut attached = Attached { session, handle, listeners: Mutex::default(), dns: None };
+        if let Some((udp, tcp)) = dns {
+            // Ends only if it cannot serve; then there are no names, and so nothing to connect to.
+            let scope = Arc::clone(&attached.session.scope);
+            let serving = attached.handle.spawn(dns::serve(udp, tcp, scope));
+            attached.dns = Some(serving.abort_handle());
+        }
         for (port, listener) in listeners {
             attached.listen(port, listener)?;
         }
-        drop(dns);
         Ok(attached)
     }
 

@@ -9,6 +9,8 @@
 
 mod hello;
 mod record;
+#[cfg(test)]
+pub(crate) mod samples;
 mod watch;
 
 pub(crate) use hello::{HelloReader, Malformed};
