@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::policy::network::Host;
 
-pub(super) use super::reason::Reason;
+use super::reason::Reason;
 
 /// Distinct kinds of denials remembered in one call; further targets are counted together.
 const TARGETS_MAX: usize = 64;
@@ -263,21 +263,21 @@ impl Ledger {
     /// may end without it. The first of a kind in a call is recorded at once, others are counted.
     /// A denial that cannot be recorded is denied all the same.
     ///
-    /// Returns the number of the first decision of its kind, 0 if it is not in the record.
+    /// Returns the number of the first decision of its kind, if that is in the record.
     pub fn deny(
         &self,
         target: Target,
         reason: Reason,
         generation: u64,
         address: Option<IpAddr>,
-    ) -> u64 {
+    ) -> Option<u64> {
         let mut state = self.lock();
         let state = &mut *state;
         let full = state.denials_recorded >= DENIALS_MAX;
         let (known, named) = refused(&mut state.denials, &target, reason, full);
         known.count += 1;
         if !named || known.count > 1 {
-            return known.decision.unwrap_or(0);
+            return known.decision;
         }
         state.number += 1;
         let number = state.number;
@@ -295,11 +295,10 @@ impl Ledger {
             state.denials_recorded += 1;
             (known.recorded, known.decision) = (1, Some(number));
         }
-        known.decision.unwrap_or(0)
+        known.decision
     }
 
-    /// Counts a denial that names no target which could be recorded. Like the other ones that are
-    /// only counted, it is recorded when the call ends.
+    /// Counts a denial that names no target which could be recorded.
     pub fn deny_unnamed(&self, reason: Reason) {
         self.lock().denials.entry((None, reason)).or_default().count += 1;
     }

@@ -65,10 +65,10 @@ fn the_first_denial_of_a_kind_is_recorded_at_once_and_the_others_are_counted() {
     let (log, ledger) = ledger();
     ledger.turn(Some("call_1"));
     for _ in 0..3 {
-        ledger.deny(target("a.test", 443), NO_RULE, 1, None);
-        assert_eq!(log.len(), 1, "before the refusal, and once");
+        let number = ledger.deny(target("a.test", 443), NO_RULE, 1, None);
+        assert_eq!((log.len(), number), (1, Some(1)), "before the refusal, and once");
     }
-    ledger.deny(target("a.test", 22), NO_RULE, 1, None);
+    assert_eq!(ledger.deny(target("a.test", 22), NO_RULE, 1, None), Some(2));
     assert_eq!(log.len(), 2, "another port is another target");
     let denials = ledger.turn(None);
     let told: Vec<_> = denials.iter().map(|d| (d.count, d.decision)).collect();
@@ -89,9 +89,10 @@ fn a_flood_of_denials_leaves_a_bounded_record() {
     for n in 0..10_000 {
         ledger.deny(target(&format!("n{n}.test"), 443), NO_RULE, 1, None);
     }
+    ledger.deny_unnamed(NO_RULE);
     assert_eq!(log.len(), TARGETS_MAX);
     let denials = ledger.turn(None);
-    assert_eq!(denials.iter().map(|d| d.count).sum::<u64>(), 10_000, "none is lost");
+    assert_eq!(denials.iter().map(|d| d.count).sum::<u64>(), 10_001, "none is lost");
     assert_eq!(log.len(), TARGETS_MAX + 1, "one sum for all others");
     log.take();
     for call in 0..400 {
@@ -124,7 +125,7 @@ fn nothing_is_allowed_without_its_record() {
     assert_eq!(ledger.allow(wanted("a.test")), Some(1), "control");
     log.broken.store(true, Ordering::Relaxed);
     assert_eq!(ledger.allow(wanted("a.test")), None);
-    ledger.deny(target("a.test", 1), NO_RULE, 1, None);
+    assert_eq!(ledger.deny(target("a.test", 1), NO_RULE, 1, None), None);
     let denials = ledger.turn(None);
     assert_eq!((denials[0].count, denials[0].decision), (1, None), "no number that is not there");
 }

@@ -35,7 +35,7 @@ pub enum Reason {
     ConnectionRate,
     /// The bytes of the session are used up.
     Bytes,
-    /// Nothing was carried for too long.
+    /// Nothing was carried either way for too long.
     Idle,
     /// The connection was open for too long.
     Duration,
