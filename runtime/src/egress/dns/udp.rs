@@ -46,6 +46,7 @@ impl Socket {
 
     /// The next datagram: its bytes in `buffer`, or 0 if it was longer than that.
     async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
+        // Called again when the socket was not ready after all.
         let receive = || {
             let mut control = nix::cmsg_space!(in6_pktinfo);
             let mut slices = [IoSliceMut::new(buffer)];
@@ -61,9 +62,7 @@ impl Socket {
             let cut = got.flags.contains(MsgFlags::MSG_TRUNC);
             Ok((if cut { 0 } else { got.bytes }, Way { client, asked }))
         };
-        // As FnMut for a socket that was ready and is not any more.
-        let mut receive = receive;
-        self.0.async_io(Interest::READABLE, move || receive()).await
+        self.0.async_io(Interest::READABLE, receive).await
     }
 
     /// Sends `bytes` back where a datagram came from, from where it was sent to.

@@ -17,8 +17,10 @@ const INSIDE: &str = "STOCKADE_TEST_INSIDE";
 /// Longest wait for a reply.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Makes every address local, as in a jail, and this resolver the only one. The loopback interface
-/// has no other address of IPv6 than `::1`.
+/// has one address that is not loopback's: without it glibc finds nothing for a program that asks
+/// for IPv4 only with AI_ADDRCONFIG (getaddrinfo(3)), as `getent ahostsv4` does.
 const PREPARE: &str = "ip link set lo up && ip route add local default dev lo \
+    && ip address add 198.18.0.1/32 dev lo \
     && { ! test -e /proc/sys/net/ipv6 || ip -6 route add local default dev lo; } \
     && echo nameserver 198.18.0.1 >\"$1\" && mount --bind \"$1\" /etc/resolv.conf && shift";
 
