@@ -14,6 +14,7 @@ mod broker;
 mod dns;
 #[doc(hidden)]
 pub mod fuzzing;
+mod http;
 mod ledger;
 mod names;
 mod reason;

@@ -7,7 +7,8 @@ use hickory_proto::rr::{DNSClass, Name, RecordType};
 
 use crate::policy::network::{Host, HostName, Pattern, Rules};
 
-use super::super::ledger::{Reason, Target};
+use super::super::ledger::Target;
+use super::super::reason::Reason;
 use super::super::scope::{InForce, Scope, now};
 use super::CHOSEN_BYTES_MAX;
 use super::message::{Extended, Question, Reply, Transport, Unreadable};

@@ -12,7 +12,8 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use crate::policy::network::{ListedRule, Rules};
 use crate::spec::{EgressLimits, EgressPlan};
 
-use super::super::ledger::{Decision, Entry, Ledger, Reason, Sink};
+use super::super::ledger::{Decision, Entry, Ledger, Sink};
+use super::super::reason::Reason;
 use super::super::names::Names;
 use super::super::scope::Scope;
 use super::{Transport, answer};
