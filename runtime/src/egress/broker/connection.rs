@@ -7,7 +7,7 @@
 //! refusal can be noticed, or the tool call that caused it would end without it.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
@@ -18,14 +18,15 @@ use super::dial;
 use super::gate::{Act, Carried, Gate};
 use super::limits::Meter;
 use super::peer::Peer;
+use super::plain;
 use super::relay::{Cut, relay};
 use super::session::{Session, State};
 use super::talk;
-use super::upstream::{Resolves, tunnel};
+use super::upstream::tunnel;
 use crate::egress::ledger::{Closed, Decision, Target};
 use crate::egress::reason::Reason;
 use crate::egress::scope::{InForce, Scope, now};
-use crate::policy::network::{Allowed, Content, Host, Verdict};
+use crate::policy::network::{Allowed, Content, Host, Resolves, UpstreamProxy, Verdict};
 
 /// Most time until a connection has said where it wants to go, where nothing is dialled before.
 pub(super) const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -40,6 +41,8 @@ pub(super) struct Connection {
     pub target: Target,
     pub meter: Arc<Meter>,
     began: Instant,
+    /// The address that it was connected to.
+    dialled: OnceLock<IpAddr>,
 }
 
 /// An allowed connection, whose end is recorded whatever happens.
@@ -51,7 +54,6 @@ pub(super) struct Open {
     meter: Arc<Meter>,
     began: Instant,
     by: Option<Reason>,
-    pub address: Option<IpAddr>,
 }
 
 impl Open {
@@ -100,18 +102,19 @@ impl Connection {
         };
         let target = Target { host, port: wanted.port() };
         let meter = Arc::new(Meter::new(Arc::clone(&session.usage), Arc::clone(&session.scope)));
-        Some(Connection { session, client, target, meter, began: Instant::now() })
+        let (began, dialled) = (Instant::now(), OnceLock::new());
+        Some(Connection { session, client, target, meter, began, dialled })
     }
 
     /// Serves it until it ends. Dropping the future resets both ends.
-    pub async fn serve(self, changes: watch::Receiver<State>) {
+    pub async fn serve(self: Arc<Self>, changes: watch::Receiver<State>) {
         let in_force = self.session.scope.in_force();
         let content = match in_force.decide(&self.target.host, self.target.port) {
             Verdict::Allow(allowed) => allowed.content,
             Verdict::Deny(reason) => {
                 let number = self.deny(Reason::Rules(reason).into());
                 if self.target.port == PLAIN_HTTP {
-                    talk::refuse(&self, Reason::Rules(reason), number).await;
+                    plain::refuse(&self, Reason::Rules(reason), number).await;
                 }
                 return;
             }
@@ -126,16 +129,21 @@ impl Connection {
         self.relay(server, open, carried, changes).await;
     }
 
-    /// Records a denial; returns the number of its decision.
+    /// Records a denial; returns the number of its decision, 0 if it is not in the record.
     pub fn deny(&self, it: Undialled) -> u64 {
+        self.deny_to(self.target.clone(), it)
+    }
+
+    /// Records that something is denied which wanted to go to `target` by this connection.
+    pub fn deny_to(&self, target: Target, it: Undialled) -> u64 {
         let scope = &self.session.scope;
         let generation = scope.in_force().generation;
-        scope.ledger.deny(self.target.clone(), it.reason, generation, it.address)
+        scope.ledger.deny(target, it.reason, generation, it.address).unwrap_or(0)
     }
 
     /// Where names are all that is allowed: nothing is dialled before one is given.
     async fn client_speaks_first(
-        &self,
+        self: &Arc<Self>,
         content: Content,
         changes: watch::Receiver<State>,
     ) -> Option<(Arc<Peer>, Open, Carried)> {
@@ -151,7 +159,7 @@ impl Connection {
         };
         let bytes = match first {
             Act::Http(bytes) => {
-                talk::http(self, bytes, None).await;
+                plain::forward(self, bytes, None, changes).await;
                 return None;
             }
             Act::Pass(bytes) | Act::Free(bytes) => bytes,
@@ -169,7 +177,7 @@ impl Connection {
 
     /// Where the far end may speak first: it is dialled at once, and the client's first bytes wait.
     async fn server_may_speak_first(
-        &self,
+        self: &Arc<Self>,
         content: Content,
         changes: watch::Receiver<State>,
     ) -> Option<(Arc<Peer>, Open, Carried)> {
@@ -186,7 +194,7 @@ impl Connection {
 
     /// Carries bytes through the gate until it is open for good.
     async fn through_gate(
-        &self,
+        self: &Arc<Self>,
         mut gate: Gate,
         bytes: Vec<u8>,
         server: Arc<Peer>,
@@ -194,16 +202,15 @@ impl Connection {
         changes: watch::Receiver<State>,
     ) -> Option<(Arc<Peer>, Open, Carried)> {
         let expected = gate.carried();
-        let address = open.address;
         let result = tokio::select! {
             biased;
-            reason = self.cut(changes, expected, address) => Err(Cut::By(reason)),
+            reason = self.cut(changes.clone(), expected) => Err(Cut::By(reason)),
             result = talk::gated(&self.client, &server, &mut gate, bytes, &self.meter) => result,
         };
         match result {
             Ok(None) => Some((server, open, gate.carried())),
             Ok(Some(request)) => {
-                talk::http(self, request, Some((server, open))).await;
+                plain::forward(self, request, Some((server, open)), changes).await;
                 None
             }
             Err(Cut::Peer) => None,
@@ -224,7 +231,7 @@ impl Connection {
         let buffers = &self.session.shared.buffers;
         let result = tokio::select! {
             biased;
-            reason = self.cut(changes, carried, open.address) => Err(Cut::By(reason)),
+            reason = self.cut(changes, carried) => Err(Cut::By(reason)),
             result = relay(&self.client, &server, &self.meter, buffers) => result,
         };
         let by = match result {
@@ -240,12 +247,7 @@ impl Connection {
     }
 
     /// Waits until the connection has to be cut: its rule is gone, or its time is over.
-    pub async fn cut(
-        &self,
-        mut changes: watch::Receiver<State>,
-        carried: Carried,
-        address: Option<IpAddr>,
-    ) -> Reason {
+    pub async fn cut(&self, mut changes: watch::Receiver<State>, carried: Carried) -> Reason {
         loop {
             let next = match self.meter.expired(Instant::now()) {
                 Ok(next) => next,
@@ -253,7 +255,7 @@ impl Connection {
             };
             tokio::select! {
                 changed = changes.changed() => match changed {
-                    Ok(()) if self.is_still_allowed(carried, address) => {}
+                    Ok(()) if self.is_still_allowed(carried) => {}
                     Ok(()) => return Reason::RuleRemoved,
                     // The session is gone; so will be this.
                     Err(_) => std::future::pending().await,
@@ -263,11 +265,12 @@ impl Connection {
         }
     }
 
-    fn is_still_allowed(&self, carried: Carried, address: Option<IpAddr>) -> bool {
+    fn is_still_allowed(&self, carried: Carried) -> bool {
         let in_force = self.session.scope.in_force();
         let Target { host, port } = &self.target;
         let Verdict::Allow(allowed) = in_force.decide(host, *port) else { return false };
-        let address = address.is_none_or(|it| self.check(&in_force, &allowed, it).is_ok());
+        let address = self.dialled.get();
+        let address = address.is_none_or(|it| self.check(&in_force, &allowed, *it).is_ok());
         carried.is_in(allowed.content) && address
     }
 
@@ -281,8 +284,8 @@ impl Connection {
     /// Looks up, checks, records and dials, in this order. What fails upstream is recorded here; a
     /// denial is the caller's to record.
     pub async fn dial(&self, carried: Carried) -> Result<(Arc<Peer>, Open), Undialled> {
-        let by_proxy = self.session.shared.proxy.as_ref();
-        let by_proxy = by_proxy.filter(|proxy| proxy.resolves == Resolves::Proxy);
+        let proxy = self.session.scope.in_force().upstream_proxy.clone();
+        let by_proxy = proxy.as_ref().filter(|proxy| proxy.resolves == Resolves::Proxy);
         let found = match &self.target.host {
             Host::Address(address) => Ok(vec![*address]),
             Host::Name(_) if by_proxy.is_some() => Ok(Vec::new()),
@@ -314,22 +317,23 @@ impl Connection {
         })?;
         let scope = &self.session.scope;
         let number = scope.ledger.allow(decision).ok_or(Reason::Unrecorded)?;
-        let mut open = Open {
+        let open = Open {
             scope: Arc::clone(scope),
             number,
             target: self.target.clone(),
             meter: Arc::clone(&self.meter),
             began: Instant::now(),
             by: None,
-            address: None,
         };
         if addresses.is_empty() && !unchecked {
             open.end(Some(Reason::NoAddress));
             return Err(Reason::NoAddress.into());
         }
-        match self.connect(&addresses).await {
+        match self.connect(&addresses, proxy.as_ref()).await {
             Some((stream, address)) => {
-                open.address = address;
+                if let Some(address) = address {
+                    self.dialled.get_or_init(|| address);
+                }
                 self.meter.touch();
                 Ok((Arc::new(Peer::new(stream)), open))
             }
@@ -342,10 +346,14 @@ impl Connection {
 
     /// The stream to the first of `addresses` that answers, and which; through the upstream proxy if
     /// there is one, which is given the name if there is no address.
-    async fn connect(&self, addresses: &[IpAddr]) -> Option<(TcpStream, Option<IpAddr>)> {
+    async fn connect(
+        &self,
+        addresses: &[IpAddr],
+        proxy: Option<&UpstreamProxy>,
+    ) -> Option<(TcpStream, Option<IpAddr>)> {
         let Target { host, port } = &self.target;
         let shared = &self.session.shared;
-        let Some(proxy) = &shared.proxy else {
+        let Some(proxy) = proxy else {
             let stream = dial::connect(addresses, *port).await.ok()?;
             let address = stream.peer_addr().ok()?.ip().to_canonical();
             return Some((stream, Some(address)));
@@ -358,7 +366,7 @@ impl Connection {
             let to = address.map_or_else(|| host.clone(), Host::Address);
             let authority = format!("{to}:{port}");
             let stream = shared.to_proxy(proxy).await.ok()?;
-            let authorization = proxy.authorization.as_deref();
+            let authorization = shared.settings.proxy_authorization.as_deref();
             if let Ok(stream) = tunnel(stream, &authority, authorization).await {
                 return Some((stream, address));
             }

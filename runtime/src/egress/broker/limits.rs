@@ -1,7 +1,7 @@
 //! How much there may be: descriptors of the process, connections and bytes of a session.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -165,13 +165,16 @@ pub(super) struct Meter {
     began: Instant,
     /// Milliseconds from `began` to the last byte.
     last: AtomicU64,
+    failed: AtomicBool,
+    used_up: AtomicBool,
 }
 
 impl Meter {
     /// Nothing was carried yet.
     pub fn new(usage: Arc<Usage>, scope: Arc<Scope>) -> Meter {
-        let (bytes_out, bytes_in, last) = Default::default();
-        Meter { usage, scope, bytes_out, bytes_in, began: Instant::now(), last }
+        let (bytes_out, bytes_in, last, failed, used_up) = Default::default();
+        let began = Instant::now();
+        Meter { usage, scope, bytes_out, bytes_in, began, last, failed, used_up }
     }
 
     /// Takes at most `want` bytes of what the session has left. To be followed by [`Meter::settle`].
@@ -215,9 +218,25 @@ impl Meter {
         self.last.store(now, Ordering::Relaxed);
     }
 
-    /// When the connection began.
-    pub fn began(&self) -> Instant {
-        self.began
+    /// One of the two ends was reset or is gone.
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// The session has no bytes left for this connection.
+    pub fn use_up(&self) {
+        self.used_up.store(true, Ordering::Relaxed);
+        self.fail();
+    }
+
+    /// Whether it had none.
+    pub fn is_used_up(&self) -> bool {
+        self.used_up.load(Ordering::Relaxed)
+    }
+
+    /// Whether one of them was.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// When something happened last.

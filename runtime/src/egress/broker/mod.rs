@@ -13,6 +13,7 @@ mod dial;
 mod gate;
 mod limits;
 mod peer;
+mod plain;
 mod relay;
 mod resolve;
 mod session;
@@ -21,10 +22,10 @@ mod talk;
 mod tests;
 mod upstream;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use std::{fmt, io};
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
@@ -32,7 +33,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::ledger::{Ledger, Sink};
 use super::names::Names;
 use super::scope::Scope;
-use crate::policy::network::Host;
+use crate::policy::network::{Host, UpstreamProxy};
 use crate::spec::EgressPlan;
 use limits::Descriptors;
 use relay::Buffers;
@@ -40,16 +41,22 @@ use resolve::{HostResolver, Interfaces};
 use session::Session;
 
 pub use session::{Attached, Inside};
-pub use upstream::{Resolves, UpstreamProxy};
 
 /// Threads of the broker.
 const THREADS: usize = 2;
 
 /// What holds for all sessions.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct BrokerSettings {
-    /// The HTTP proxy through which everything is dialled, if this host needs one.
-    pub upstream_proxy: Option<UpstreamProxy>,
+    /// The value of `Proxy-Authorization` for upstream proxies, if they want one. Never printed.
+    pub proxy_authorization: Option<String>,
+}
+
+impl fmt::Debug for BrokerSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_set = self.proxy_authorization.is_some();
+        f.debug_struct("BrokerSettings").field("proxy_authorization", &is_set).finish()
+    }
 }
 
 /// What all sessions share.
@@ -59,7 +66,7 @@ struct Shared {
     resolver: HostResolver,
     interfaces: Interfaces,
     buffers: Buffers,
-    proxy: Option<UpstreamProxy>,
+    settings: BrokerSettings,
 }
 
 /// The broker of this process. When it is dropped, all its connections end.
@@ -98,7 +105,7 @@ impl Broker {
             resolver,
             interfaces: Interfaces::default(),
             buffers: Buffers::default(),
-            proxy: settings.upstream_proxy,
+            settings,
         };
         Ok(Broker { runtime: Some(runtime), shared: Arc::new(shared) })
     }
@@ -143,16 +150,13 @@ impl Drop for Broker {
 impl Shared {
     /// A stream to the upstream proxy.
     async fn to_proxy(&self, proxy: &UpstreamProxy) -> io::Result<TcpStream> {
-        let no_address = || io::Error::from(io::ErrorKind::InvalidInput);
-        let (host, port) = proxy.address.rsplit_once(':').ok_or_else(no_address)?;
-        let port = port.parse().map_err(|_| no_address())?;
-        let addresses = match Host::parse(host).map_err(|_| no_address())? {
-            Host::Address(address) => vec![address],
+        let addresses = match &proxy.host {
+            Host::Address(address) => vec![*address],
             Host::Name(name) => {
-                let found = self.resolver.addresses(&name).await;
+                let found = self.resolver.addresses(name).await;
                 found.map_err(|_| io::Error::from(io::ErrorKind::HostUnreachable))?
             }
         };
-        dial::connect(&dial::order(&addresses), port).await
+        dial::connect(&dial::order(&addresses), proxy.port).await
     }
 }

@@ -60,7 +60,7 @@ pub(super) struct Metered {
     peer: Arc<Peer>,
     before: Vec<u8>,
     meter: Arc<Meter>,
-    /// The way that bytes read from this peer go, if it is the one that is counted.
+    /// Whether its bytes are counted.
     counts: bool,
 }
 
@@ -77,7 +77,10 @@ impl Metered {
 
     fn reserve(&self, way: Way, want: usize) -> io::Result<usize> {
         match self.counts {
-            true => self.meter.reserve(way, want).map_err(|_| io::ErrorKind::QuotaExceeded.into()),
+            true => self.meter.reserve(way, want).map_err(|_| {
+                self.meter.use_up();
+                io::ErrorKind::QuotaExceeded.into()
+            }),
             false => Ok(want),
         }
     }
@@ -88,6 +91,9 @@ impl Metered {
             true => self.meter.settle(way, reserved, actual),
             false if actual > 0 => self.meter.touch(),
             false => {}
+        }
+        if result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            self.meter.fail();
         }
     }
 }

@@ -1,10 +1,10 @@
 //! What the broker serves for one session: its listeners and connections, and the rules for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -59,16 +59,24 @@ impl Session {
     }
 }
 
+/// Listeners of a session.
+#[derive(Debug, Default)]
+struct Listening {
+    /// Ports that rules in force name.
+    wanted: BTreeSet<u16>,
+    served: BTreeMap<u16, Served>,
+}
+
 /// A listener in a jail, which stops when dropped.
 #[derive(Debug)]
-struct Listening {
+struct Served {
     /// Another descriptor of it, to stop it at once.
     listener: OwnedFd,
     serving: AbortHandle,
     _descriptors: Taken,
 }
 
-impl Drop for Listening {
+impl Drop for Served {
     fn drop(&mut self) {
         // From here on the kernel refuses, and resets what was not accepted yet. A listener that
         // cannot be shut down is closed a moment later all the same.
@@ -92,7 +100,7 @@ pub struct Inside {
 pub struct Attached {
     pub(super) session: Arc<Session>,
     handle: Handle,
-    listeners: Mutex<BTreeMap<u16, Listening>>,
+    listening: Mutex<Listening>,
     dns: Option<AbortHandle>,
 }
 
@@ -100,7 +108,9 @@ impl Attached {
     pub(super) fn new(session: Session, handle: Handle, inside: Inside) -> io::Result<Attached> {
         let session = Arc::new(session);
         let Inside { dns, listeners } = inside;
-        let mut attached = Attached { session, handle, listeners: Mutex::default(), dns: None };
+        let wanted = listeners.iter().map(|(port, _)| *port).collect();
+        let listening = Mutex::new(Listening { wanted, served: BTreeMap::new() });
+        let mut attached = Attached { session, handle, listening, dns: None };
         if let Some((udp, tcp)) = dns {
             // Ends only if it cannot serve; then there are no names, and so nothing to connect to.
             let scope = Arc::clone(&attached.session.scope);
@@ -122,13 +132,17 @@ impl Attached {
         let listener_in = tokio::net::TcpListener::from_std(listener)?;
         let serving = self.handle.spawn(accept(Arc::clone(&self.session), listener_in));
         let serving = serving.abort_handle();
-        let listening = Listening { listener: other, serving, _descriptors: descriptors };
-        self.listeners().insert(port, listening);
+        // Stops at once if it is not kept.
+        let served = Served { listener: other, serving, _descriptors: descriptors };
+        let mut listening = self.listening();
+        if listening.wanted.contains(&port) {
+            listening.served.insert(port, served);
+        }
         Ok(())
     }
 
-    fn listeners(&self) -> std::sync::MutexGuard<'_, BTreeMap<u16, Listening>> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    fn listening(&self) -> MutexGuard<'_, Listening> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was decided so far.
@@ -141,19 +155,30 @@ impl Attached {
         self.session.usage.open()
     }
 
+    /// Which rules are in force: 1 at first, one more with each [`replace`](Self::replace).
+    pub fn generation(&self) -> u64 {
+        self.session.scope.in_force().generation
+    }
+
     /// Puts other rules in force. Listeners of ports that no rule names any more are closed before
-    /// this returns, those of `added` are served; connections that the rules do not allow, or not as
-    /// what they are, are reset.
-    ///
-    /// # Errors
-    /// A listener cannot be served. The rules are in force all the same.
-    pub fn replace(&self, plan: EgressPlan, added: Vec<(u16, TcpListener)>) -> io::Result<()> {
-        let ports = plan.ports();
+    /// this returns; connections that the rules do not allow, or not as what they are, are reset.
+    /// Ports that are new need listeners: [`listen_also`](Self::listen_also).
+    pub fn replace(&self, plan: EgressPlan) {
+        let mut listening = self.listening();
+        listening.wanted = plan.ports();
         self.session.scope.replace(plan);
-        let generation = self.session.scope.in_force().generation;
-        self.session.state.send_replace(State::Live(generation));
-        self.listeners().retain(|port, _| ports.contains(port));
-        added.into_iter().try_for_each(|(port, listener)| self.listen(port, listener))
+        self.session.state.send_replace(State::Live(self.generation()));
+        let Listening { wanted, served } = &mut *listening;
+        served.retain(|port, _| wanted.contains(port));
+    }
+
+    /// Serves further listeners. One whose port no rule names any more, or that cannot be served, is
+    /// closed: the kernel refuses.
+    pub fn listen_also(&self, added: Vec<(u16, TcpListener)>) {
+        for (port, listener) in added {
+            // What is refused for want of descriptors is as closed as if no rule named it.
+            let _ = self.listen(port, listener);
+        }
     }
 
     /// Closes everything and waits, at most five seconds, until the ends of all connections are
@@ -176,7 +201,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.listeners().clear();
+        self.listening().served.clear();
         self.session.state.send_replace(State::Ended);
         if let Some(dns) = &self.dns {
             dns.abort();
@@ -225,7 +250,7 @@ fn admit(session: &Arc<Session>, stream: TcpStream) {
                 tokio::select! {
                     biased;
                     _ = ended.wait_for(|state| *state == State::Ended) => {}
-                    () = connection.serve(changes) => {}
+                    () = Arc::new(connection).serve(changes) => {}
                 }
                 drop(slot);
             });

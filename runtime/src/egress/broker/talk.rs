@@ -1,13 +1,12 @@
 //! The part of a connection in which it is looked at: reads, asks the gate, passes on what may pass.
 
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
-use super::connection::{Connection, HEAD_MAX, Open};
+use super::connection::HEAD_MAX;
 use super::gate::{Act, Gate};
 use super::limits::{Meter, Way};
 use super::peer::{Peer, end_writing};
@@ -142,19 +141,3 @@ async fn write(stream: &TcpStream, bytes: &[u8], (way, meter): (Way, &Meter)) ->
     }
     Ok(())
 }
-
-/// Serves a connection that speaks HTTP, of which `bytes` were read; dialled already where the far
-/// end could have spoken first.
-pub(super) async fn http(
-    connection: &Connection,
-    _bytes: Vec<u8>,
-    dialled: Option<(Arc<Peer>, Open)>,
-) {
-    match dialled {
-        Some((_server, open)) => open.end(Some(Reason::OtherProtocol)),
-        None => drop(connection.deny(Reason::OtherProtocol.into())),
-    }
-}
-
-/// Tells a client that speaks HTTP that it is denied, in words.
-pub(super) async fn refuse(_: &Connection, _: Reason, _: u64) {}

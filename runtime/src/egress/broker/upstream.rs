@@ -1,6 +1,5 @@
 //! The HTTP proxy of hosts that reach the internet through one: a tunnel by CONNECT (RFC 9110, 9.3.6).
 
-use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -12,34 +11,6 @@ use tokio::time::timeout;
 const TUNNEL_MAX: Duration = Duration::from_secs(10);
 /// Most bytes of the proxy's answer.
 const HEAD_MAX: usize = 16 << 10;
-
-/// Who looks up names behind an upstream proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resolves {
-    /// The host: the proxy is given the address that was checked.
-    Host,
-    /// The proxy: it is given the name, and the addresses it finds are not checked by anybody here.
-    Proxy,
-}
-
-/// An HTTP proxy through which everything is dialled.
-#[derive(Clone)]
-pub struct UpstreamProxy {
-    /// `host:port`. The operator's word: its address is not checked by the rules.
-    pub address: String,
-    /// Who looks up names.
-    pub resolves: Resolves,
-    /// The value of `Proxy-Authorization`. Never printed.
-    pub authorization: Option<String>,
-}
-
-impl fmt::Debug for UpstreamProxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut it = f.debug_struct("UpstreamProxy");
-        it.field("address", &self.address).field("resolves", &self.resolves);
-        it.field("authorization", &self.authorization.as_ref().map(|_| "…")).finish()
-    }
-}
 
 /// Asks the proxy at the other end of `stream` for a tunnel to `authority`. Nothing that comes after
 /// its answer is read.
@@ -130,15 +101,5 @@ mod tests {
         assert_eq!(head_end(b"a\r\n\r\nb", 3), Some(5));
         assert_eq!(head_end(b"a\r\n\r\n", 0), Some(5));
         assert_eq!(head_end(b"a\r\n\r", 0), None);
-    }
-
-    #[test]
-    fn what_authorizes_is_never_printed() {
-        let proxy = UpstreamProxy {
-            address: "proxy.example:3128".to_owned(),
-            resolves: Resolves::Host,
-            authorization: Some("Basic c2VjcmV0".to_owned()),
-        };
-        assert!(!format!("{proxy:?}").contains("c2VjcmV0"));
     }
 }
