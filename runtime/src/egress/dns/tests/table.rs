@@ -309,3 +309,22 @@ fn change_of_rules_holds_for_the_next_question() {
     scope.replace(plan(&RULES, EgressLimits::default()));
     assert_eq!(said(&ask(&scope, &message)), "198.18.0.16");
 }
+
+// Report mode answers what no rule names, within the same bounds, until it ends.
+#[test]
+fn report_mode_answers_every_name_until_it_ends() {
+    for (until, want) in [(u64::MAX, "198.18.0.16"), (1, "Refused")] {
+        let limits = EgressLimits { wildcard_names: 1, ..EgressLimits::default() };
+        let mut plan = plan(&RULES, limits);
+        plan.rules.report_until = Some(until);
+        let (scope, kept) = scope_with(plan);
+        let long = format!("{}.{}.test.", "a".repeat(63), "b".repeat(63));
+        assert_eq!(said(&ask(&scope, &question(&long, T::A))), "Refused", "too long to be chosen");
+        assert_eq!(said(&ask(&scope, &question("else.test.", T::A))), want);
+        assert_eq!(said(&ask(&scope, &question("more.test.", T::A))), "Refused");
+        let open = want != "Refused";
+        let reasons: Vec<_> = kept.denials().into_iter().filter_map(|(.., why)| why).collect();
+        let reason = if open { Reason::LookupBudget } else { Reason::Lookup };
+        assert_eq!(reasons, vec![reason; if open { 2 } else { 3 }]);
+    }
+}
