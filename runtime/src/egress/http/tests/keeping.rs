@@ -94,10 +94,7 @@ async fn upstream_that_closes_closes_the_client() {
     // It does it, between two requests, in a body without a length, and without an answer.
     let endings: [(&[u8], &str); 3] = [
         (OK, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
-        (
-            b"HTTP/1.0 200 OK\r\n\r\nuntil the end",
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nd\r\nuntil the end\r\n0\r\n\r\n",
-        ),
+        (b"HTTP/1.0 200 OK\r\n\r\nuntil the end", "HTTP/1.0 200 OK\r\n\r\nuntil the end"),
         (b"", ""),
     ];
     for (reply, want) in endings {
@@ -110,7 +107,8 @@ async fn upstream_that_closes_closes_the_client() {
         drop(upstream);
         let mut answer = String::new();
         connection.client.read_to_string(&mut answer).await.expect("an end");
-        assert_eq!(answer, want);
+        // It may be told that the connection closes.
+        assert_eq!(answer.replace("connection: close\r\n", ""), want);
         assert!(connection.denied().is_empty());
     }
 }
