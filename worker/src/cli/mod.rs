@@ -9,6 +9,9 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 pub mod audit;
 mod audit_show;
 pub mod devserver;
+mod egress;
+mod egress_log;
+mod egress_report;
 pub mod policy;
 pub mod poll;
 
@@ -61,6 +64,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Policy(policy::PolicyArgs),
     Audit(audit::AuditArgs),
+    Egress(egress::EgressArgs),
     Sweep(sweep::SweepArgs),
     Devserver(devserver::DevserverArgs),
     /// Print the version
@@ -121,6 +125,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Policy(args) => show_policy(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Egress(args) => egress::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Devserver(args) => devserver::run(args),
         Command::Version { json } => version(json),
