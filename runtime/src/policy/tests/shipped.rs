@@ -65,6 +65,11 @@ fn base_is_narrower_than_every_other_shipped_policy() {
     for shipped in SHIPPED {
         let text =
             base.replacen("schema = 1", &format!("schema = 1\nextends = \"{}\"", shipped.name), 1);
+        // `base` names nothing and leaves it to others; `offline` has no network to name it for.
+        let text = match shipped.name {
+            "offline" => text.replace("mode = \"enforce\"", "mode = \"none\""),
+            _ => text,
+        };
         let child = resolve_text(&text).unwrap_or_else(|error| panic!("{}: {error}", shipped.name));
         assert_eq!(child.process.wall_time.value, Some(Duration::from_secs(60)));
     }
