@@ -14,6 +14,7 @@ mod egress_log;
 mod egress_report;
 pub mod policy;
 pub mod poll;
+mod suggest;
 
 use crate::exit::Exit;
 use crate::progress::Progress;
