@@ -15,6 +15,7 @@ mod egress_report;
 pub mod policy;
 pub mod poll;
 mod suggest;
+mod why_session;
 
 use crate::exit::Exit;
 use crate::progress::Progress;
