@@ -9,11 +9,14 @@
 //! `names` synthetic addresses, `ledger` what was decided, `reason` why, `dns` the resolver, `tls` and `http` what
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
 
+mod broker;
+mod http;
 mod ledger;
 mod names;
 mod reason;
 mod scope;
 
+pub use broker::{Attached, Broker, BrokerSettings, Inside};
 pub use ledger::{Closed, Decision, Denial, Entry, Ledger, Sink, Sum, Target};
 pub use names::Names;
 pub use reason::Reason;

@@ -29,6 +29,12 @@ impl EgressRecord {
         *self.ids.lock().unwrap_or_else(PoisonError::into_inner) = ids;
     }
 
+    /// Whose network it is.
+    pub fn session(&self) -> Option<String> {
+        let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.session.as_ref().map(|id| id.as_str().to_owned())
+    }
+
     /// Records that rules are about to come into force. Returns whether it is in the log: they must
     /// not otherwise.
     pub fn rules(&self, policy: &Policy, rules: &Rules, generation: u64) -> bool {
