@@ -10,7 +10,7 @@ pub mod audit;
 mod audit_show;
 pub mod devserver;
 mod egress;
-mod egress_log;
+mod egress_records;
 mod egress_report;
 pub mod policy;
 pub mod poll;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use stockade_runtime::egress::Reason;
 use stockade_runtime::policy::network::{AddressClass, DenyReason, Host, HostName};
 
-use super::egress_log::{LogArgs, LogError};
+use super::egress_records::{LogArgs, LogError};
 use super::egress_report::{Report, destination};
 use super::policy::ShowFormat;
 use crate::exit::Exit;

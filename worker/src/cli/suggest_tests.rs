@@ -1,9 +1,11 @@
 //! What is suggested, and that it allows what it was suggested for and nothing else.
 
-use super::super::egress_log::tests::{allowed, denied, write};
+use super::super::egress_records::tests::{allowed, denied, write};
 use super::*;
+use std::path::Path;
 use stockade_runtime::audit::{Event, Text};
-use stockade_runtime::policy::network::{EgressRule, ListedRule, Rules, Verdict};
+use stockade_runtime::policy::Resolver;
+use stockade_runtime::policy::network::{Rules, Verdict};
 
 fn suggested(events: Vec<Event>) -> Suggestions {
     let directory = tempfile::TempDir::new().expect("a directory");
@@ -13,15 +15,13 @@ fn suggested(events: Vec<Event>) -> Suggestions {
     Suggestions::from(&Report::of(&args).expect("readable"))
 }
 
-/// The rules of a patch as the broker would have them.
+/// The rules of a patch as the broker would have them: it is a policy by itself.
 fn rules(patch: &str) -> Rules {
-    let table: toml::Table = patch.parse().expect("TOML");
-    assert_eq!(table["schema"].as_integer(), Some(1));
-    let allow = table["network"]["allow"].as_array().expect("a list");
-    let rule =
-        |text: &toml::Value| text.as_str().expect("text").parse::<EgressRule>().expect("a rule");
-    let listed = |text| ListedRule { rule: rule(text), origin: "suggested".to_owned() };
-    Rules { list: allow.iter().map(listed).collect(), ..Rules::default() }
+    let load = |_: &Path| Ok(patch.to_owned());
+    let groups = super::super::syscall_groups();
+    let resolver = Resolver { groups: &groups, directories: &[], load: &load };
+    let policy = resolver.resolve("./suggested.toml");
+    policy.unwrap_or_else(|error| panic!("{error}\n{patch}")).network.rules()
 }
 
 fn allows(rules: &Rules, host: &str, port: u16) -> bool {
@@ -160,5 +160,5 @@ fn a_patch_is_bounded_and_holds_hosts_only() {
     assert_eq!(rules.list.len(), RULES_MAX);
     assert!(patch.len() < 100_000 && patch.contains("# Not shown: "), "{} bytes", patch.len());
     let table: toml::Table = patch.parse().expect("TOML");
-    assert_eq!(table["network"].as_table().map(toml::Table::len), Some(1));
+    assert_eq!((table.len(), table["network"].as_table().map(toml::Table::len)), (2, Some(1)));
 }

@@ -12,7 +12,7 @@ use stockade_runtime::audit::{Event, Name, Text};
 use stockade_runtime::egress::Reason;
 use stockade_runtime::policy::network::Host;
 
-use super::egress_log::{LogArgs, LogError, Record, written};
+use super::egress_records::{LogArgs, LogError, Record, written};
 use super::policy::ReportFormat;
 use crate::exit::Exit;
 use crate::explain;
@@ -239,7 +239,7 @@ impl Answer {
         decision: Option<u64>,
         count: u64,
     ) {
-        if !matches!(done, Done::Closed { .. }) {
+        if done.decides() {
             self.last = Some(done.clone());
         }
         let key = (done, generation);
@@ -260,7 +260,7 @@ impl Answer {
 
     /// What the last decision was; what failed upstream had been allowed.
     fn allowed(&self) -> bool {
-        !matches!(self.last, Some(Done::Denied { .. }))
+        !matches!(self.last, Some(Done::Denied { .. } | Done::Closed { .. }))
     }
 
     /// In the order in which they were first made.
@@ -334,6 +334,14 @@ impl Answer {
 }
 
 impl Done {
+    /// Whether it says that the destination is allowed or not. A connection that reached a limit, or
+    /// that upstream did not take, was allowed.
+    fn decides(&self) -> bool {
+        let Done::Closed { reason } = self else { return true };
+        let reason = Reason::from_word(reason, None);
+        reason.is_some_and(|reason| reason.is_denial() && reason.limit().is_none())
+    }
+
     fn told(&self) -> String {
         let phrase = |word: &str, class: Option<&str>| {
             let reason = Reason::from_word(word, class);

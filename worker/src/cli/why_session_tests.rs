@@ -1,6 +1,6 @@
 //! What is answered, with which exit code.
 
-use super::super::egress_log::tests::{allowed, denied, write};
+use super::super::egress_records::tests::{allowed, denied, write};
 use super::*;
 
 /// Exit code and text of `worker why SESSION TARGET` about a log of these events.
@@ -86,6 +86,32 @@ fn what_failed_upstream_was_not_denied() {
     let (exit, text) = why(vec![("s", Some("c1"), failed)], "s", ("a.test", 443));
     assert_eq!(exit, Exit::Success);
     assert!(text.contains("failed (not by policy), the name has no address"), "{text}");
+}
+
+#[test]
+fn a_connection_closed_for_what_it_said_was_denied_and_one_at_a_limit_was_not() {
+    let closed = |by: &str| Event::EgressClosed {
+        number: 1,
+        host: Text::of(&"a.test"),
+        port: 443,
+        bytes_out: 1,
+        bytes_in: 0,
+        duration_us: 1,
+        by: Some(by.into()),
+    };
+    #[rustfmt::skip]
+    let cases = [
+        ("other-name",   Exit::Payload(1)),
+        ("rule-removed", Exit::Payload(1)),
+        ("idle",         Exit::Success),
+        ("unreachable",  Exit::Success),
+    ];
+    for (by, want) in cases {
+        let begun = allowed(1, "a.test", 443, Some("a.test:443"));
+        let events = vec![("s", Some("c1"), begun), ("s", Some("c1"), closed(by))];
+        let (exit, text) = why(events, "s", ("a.test", 443));
+        assert_eq!(exit, want, "{by}: {text}");
+    }
 }
 
 #[test]
