@@ -8,13 +8,18 @@
 //!
 //! `names` synthetic addresses, `ledger` what was decided, `reason` why, `dns` the resolver, `tls` and `http` what
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
+//! `fuzzing` is what the fuzz harness calls.
 
 mod broker;
+mod dns;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod ledger;
 mod names;
 mod reason;
 mod scope;
+mod tls;
 
 pub use broker::{Attached, Broker, BrokerSettings, Inside};
 pub use ledger::{Closed, Decision, Denial, Entry, Ledger, Sink, Sum, Target};
