@@ -10,10 +10,12 @@ pub mod audit;
 mod audit_show;
 pub mod devserver;
 mod egress;
-mod egress_log;
+mod egress_records;
 mod egress_report;
 pub mod policy;
 pub mod poll;
+mod suggest;
+mod why_session;
 
 use crate::exit::Exit;
 use crate::progress::Progress;

@@ -75,6 +75,12 @@ pub enum PolicyCommand {
     },
     /// Print the JSON Schema of policy files
     Schema,
+    /// Print the narrowest rules for what sessions were refused
+    ///
+    /// Reads the audit log and prints a policy with exact names and ports, for a person to read and
+    /// shorten; wildcards only as comments. Never suggests private addresses or metadata services.
+    /// What report mode let through counts as refused. Exits 8 if the log does not verify.
+    Suggest(super::suggest::SuggestArgs),
     /// List the shipped policies and those in the policy directories
     List {
         /// Choose the output format [default: text]
@@ -131,6 +137,10 @@ pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::R
         }
         PolicyCommand::Check { format, policies } => check(&resolver, policies, *format, &mut to),
         PolicyCommand::Schema => writeln!(to.out, "{:#}", json_schema()).map(|()| Exit::Success),
+        PolicyCommand::Suggest(args) => match super::suggest::text(args) {
+            Ok(text) => to.out.write_all(text.as_bytes()).map(|()| Exit::Success),
+            Err(exit) => Ok(exit),
+        },
         PolicyCommand::List { format } => {
             to.out.write_all(list(&args.directories, *format).as_bytes()).map(|()| Exit::Success)
         }
