@@ -14,7 +14,7 @@ pub mod rows;
 mod world;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -414,11 +414,4 @@ chmod 644 certs/ca-certificates.crt
     let done = Command::new("sh").args(["-c", script, "certificates"]).arg(path).output();
     let done = done.expect("cannot run sh");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-}
-
-/// A file of the laboratory for a client that must prove who it is.
-pub(crate) fn secret(path: &Path, text: &str) {
-    let mut file = fs::File::create(path).expect("cannot make a file");
-    file.write_all(text.as_bytes()).expect("cannot write");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("cannot chmod");
 }

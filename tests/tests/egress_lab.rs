@@ -30,7 +30,7 @@ fn everything_that_a_jail_is_refused_succeeds_on_the_laboratorys_host() {
         json!({"act": "talk", "host": "reset.example.test", "port": 7000, "send": "abc"}),
         json!({"act": "many", "host": "api.example.test", "port": 7000, "count": 80}),
         json!({"act": "hold_open", "host": "api.example.test", "port": 7000, "count": 40}),
-        json!({"act": "resolver", "name": "api.example.test", "server": "2001:db8:1::53", "kind": "AAAA"}),
+        json!({"act": "resolver", "name": "v6.example.test", "server": "2001:db8:1::53", "kind": "AAAA"}),
     ];
     let got = lab.outside(&acts);
     assert_eq!(got[0]["count"], 5, "{}", got[0]);

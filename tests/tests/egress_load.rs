@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 const API: &str = "api.example.test";
 const API_ECHO: &str = "203.0.113.10:7000";
 
-/// Only version 4, so that every connection is seen by one server.
 fn names() -> PolicyFile {
     policy(&format!("allow = {NAMES}"))
 }
@@ -211,7 +210,7 @@ fn wait_ended(lab: &Lab, count: usize, limit: Duration) {
     });
 }
 
-/// Version 4 only, and for a long time.
+/// Open for a long time.
 fn held() -> [Value; 1] {
     [json!({"act": "hold_open", "host": API, "port": 7000, "count": 5, "seconds": 60})]
 }

@@ -261,6 +261,7 @@ fn a_public_name_that_leads_to_a_private_address_is_refused() {
     rows.push(denied(hello("metadata.example.test", 443, json!([["metadata.example.test"]]))));
     rows.push(gives(talk("alias.example.test", 7000, "alias"), "alias"));
     rows.push(gives(talk("v6.example.test", 7000, "six"), "six"));
+    rows.push(gives(talk("both.example.test", 7000, "both"), "both"));
     rows.push(gives(talk("broken6.example.test", 7000, "happy"), "happy"));
     lab.check_then(&closed, &rows, |lab| {
         let mut reached = reached(lab);

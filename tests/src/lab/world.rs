@@ -71,7 +71,8 @@ pub(super) fn host_services() -> Vec<Value> {
 pub fn standard_zone() -> Value {
     let at = |address: &str| json!({"A": [address]});
     json!({
-        "api.example.test": {"A": ["203.0.113.10"], "AAAA": ["2001:db8:1::10"]},
+        "api.example.test": at("203.0.113.10"),
+        "both.example.test": {"A": ["203.0.113.10"], "AAAA": ["2001:db8:1::10"]},
         "other.example.test": at("203.0.113.11"),
         "raw.example.test": at("203.0.113.12"),
         "first.example.test": at("203.0.113.13"),

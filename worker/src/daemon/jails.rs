@@ -158,7 +158,8 @@ impl Jails {
             let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
             networks.retain(|live| live.network.strong_count() > 0);
             let live = networks.iter();
-            live.filter_map(|live| Some((Arc::clone(&live.record), live.network.upgrade()?))).collect()
+            live.filter_map(|live| Some((Arc::clone(&live.record), live.network.upgrade()?)))
+                .collect()
         };
         for (record, network) in live {
             let session_id = record.session();
