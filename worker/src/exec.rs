@@ -18,6 +18,7 @@ use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::{
     self, End, EnforcementReport, Event, Failure, Launcher, Step, StepFailure,
 };
+use stockade_runtime::policy::network::DenyDetail;
 use stockade_runtime::policy::{LIMIT_KEYS, Policy, Resolver, variable_refused};
 use stockade_runtime::spec::{self, BoundRequest, Request};
 
@@ -289,7 +290,7 @@ fn finish(outcome: Outcome, report_file: Option<File>) -> anyhow::Result<Exit> {
     let (exit, document) = match outcome {
         Outcome::Ended { report, end, network } => {
             let denials = network.as_ref().map(Served::denials).unwrap_or_default();
-            if let Some(text) = footer::egress(&denials, footer::Detail::Full) {
+            if let Some(text) = footer::egress(&denials, DenyDetail::Full) {
                 explain::say(&text);
             }
             tracing::info!(

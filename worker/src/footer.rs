@@ -6,24 +6,12 @@ use std::collections::BTreeMap;
 
 use stockade_runtime::egress::{Denial, Reason};
 use stockade_runtime::jail::LimitHit;
-use stockade_runtime::policy::network::Host;
+use stockade_runtime::policy::network::{DenyDetail, Host};
 
 use crate::explain;
 
 /// Most targets that are named.
 const TARGETS_MAX: usize = 10;
-
-/// How much a footer says of refusals by the broker. What a policy holds is information for an
-/// attacker too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detail {
-    /// Nothing.
-    Off,
-    /// Where to, which is known inside.
-    HostOnly,
-    /// Reason and decision as well.
-    Full,
-}
 
 /// The footer, or nothing if there is nothing to explain.
 pub fn of(hits: &[LimitHit]) -> Option<String> {
@@ -46,7 +34,7 @@ pub fn of(hits: &[LimitHit]) -> Option<String> {
 }
 
 /// Both footers, or the one there is.
-pub fn all(hits: &[LimitHit], denials: &[Denial], detail: Detail) -> Option<String> {
+pub fn all(hits: &[LimitHit], denials: &[Denial], detail: DenyDetail) -> Option<String> {
     match (of(hits), egress(denials, detail)) {
         (Some(limits), Some(egress)) => Some(format!("{limits}\n{egress}")),
         (limits, egress) => limits.or(egress),
@@ -58,9 +46,9 @@ pub fn all(hits: &[LimitHit], denials: &[Denial], detail: Detail) -> Option<Stri
 ///
 /// One line for each target and reason. A name that was refused when it was looked up stands without
 /// a port, and not at all if a connection to it was refused as well.
-pub fn egress(denials: &[Denial], detail: Detail) -> Option<String> {
+pub fn egress(denials: &[Denial], detail: DenyDetail) -> Option<String> {
     let lines = lines(denials);
-    if lines.is_empty() || detail == Detail::Off {
+    if lines.is_empty() || detail == DenyDetail::Off {
         return None;
     }
     let (noun, verb) = if lines.len() == 1 { ("attempt", "was") } else { ("attempts", "were") };
@@ -73,10 +61,10 @@ pub fn egress(denials: &[Denial], detail: Detail) -> Option<String> {
     let (targets, reasons) = (width(|line| &line.target), width(|line| &line.reason));
     for Line { target, reason, decision } in shown {
         let line = match (detail, decision) {
-            (Detail::Full, Some(number)) => {
+            (DenyDetail::Full, Some(number)) => {
                 format!("{target:<targets$}   {reason:<reasons$}   decision d-{number}")
             }
-            (Detail::Full, None) => format!("{target:<targets$}   {reason}"),
+            (DenyDetail::Full, None) => format!("{target:<targets$}   {reason}"),
             _ => target.clone(),
         };
         text.push_str("\n  - ");
@@ -185,15 +173,15 @@ mod tests {
   - api.partner.example:443 x3   no matching rule            decision d-81
   - 169.254.169.254:80 x1        metadata is never allowed   decision d-82
 Do not retry through other routes. If this host is needed, say so and stop.";
-        assert_eq!(egress(&denials, Detail::Full).as_deref(), Some(full));
+        assert_eq!(egress(&denials, DenyDetail::Full).as_deref(), Some(full));
         let host_only = "\
 [jail] 2 network attempts in this command were blocked by operator policy (not a fault):
   - api.partner.example:443 x3
   - 169.254.169.254:80 x1
 Do not retry through other routes. If this host is needed, say so and stop.";
-        assert_eq!(egress(&denials, Detail::HostOnly).as_deref(), Some(host_only));
-        assert_eq!(egress(&denials, Detail::Off), None);
-        assert_eq!(egress(&[], Detail::Full), None);
+        assert_eq!(egress(&denials, DenyDetail::HostOnly).as_deref(), Some(host_only));
+        assert_eq!(egress(&denials, DenyDetail::Off), None);
+        assert_eq!(egress(&[], DenyDetail::Full), None);
     }
 
     #[test]
@@ -207,7 +195,7 @@ Do not retry through other routes. If this host is needed, say so and stop.";
             (Denial { target: None, reason: NO_RULE, count: 57, decision: None }, "other targets x57   no matching rule"),
         ];
         for (denial, want) in cases {
-            let text = egress(std::slice::from_ref(&denial), Detail::Full).expect("a footer");
+            let text = egress(std::slice::from_ref(&denial), DenyDetail::Full).expect("a footer");
             assert!(text.starts_with("[jail] 1 network attempt in this command was"), "{text}");
             assert_eq!(text.lines().nth(1), Some(format!("  - {want}").as_str()));
         }
@@ -217,14 +205,14 @@ Do not retry through other routes. If this host is needed, say so and stop.";
     #[test]
     fn faults_upstream_and_answers_without_data_are_not_told() {
         for reason in [Reason::NoAddress, Reason::Unreachable, Reason::RecordType] {
-            assert_eq!(egress(&[denial("a.test", 443, reason, 1, 1)], Detail::Full), None);
+            assert_eq!(egress(&[denial("a.test", 443, reason, 1, 1)], DenyDetail::Full), None);
         }
         let both = [
             denial("a.test", 53, Reason::Lookup, 2, 1),
             denial("b.test", 53, Reason::Lookup, 2, 2),
             denial("a.test", 443, NO_RULE, 1, 3),
         ];
-        let text = egress(&both, Detail::HostOnly).expect("a footer");
+        let text = egress(&both, DenyDetail::HostOnly).expect("a footer");
         let lines: Vec<_> = text.lines().skip(1).take(2).collect();
         assert_eq!(lines, ["  - b.test x2", "  - a.test:443 x1"]);
     }
@@ -233,27 +221,27 @@ Do not retry through other routes. If this host is needed, say so and stop.";
     fn a_footer_has_ten_lines_and_says_how_many_more_there_are() {
         let many: Vec<_> =
             (1..=64).map(|n| denial(&format!("n{n}.test"), 443, NO_RULE, 1, n)).collect();
-        let text = egress(&many, Detail::Full).expect("a footer");
+        let text = egress(&many, DenyDetail::Full).expect("a footer");
         assert!(text.starts_with("[jail] 64 network attempts"), "{text}");
         assert_eq!(text.lines().count(), 13);
         assert_eq!(text.lines().nth(11), Some("  - and 54 more"));
         // INV-11: even with the longest names.
         let long = ["a".repeat(63).as_str(); 3].join(".") + &format!(".{}", "b".repeat(61));
         let many: Vec<_> = (1..=20).map(|n| denial(&long, n as u16, NO_RULE, 1, n)).collect();
-        assert!(egress(&many, Detail::Full).expect("a footer").len() < 4_000);
+        assert!(egress(&many, DenyDetail::Full).expect("a footer").len() < 4_000);
     }
 
     #[test]
     fn limits_and_refusals_stand_below_each_other() {
         let hits = [LimitHit::Processes { max: 8, refused: 1 }];
         let denials = [denial("a.test", 443, NO_RULE, 1, 1)];
-        let text = all(&hits, &denials, Detail::Full).expect("a footer");
+        let text = all(&hits, &denials, DenyDetail::Full).expect("a footer");
         let heads = text.lines().filter(|line| line.starts_with("[jail]")).count();
         assert_eq!((heads, text.lines().count()), (2, 6));
-        assert_eq!(all(&hits, &[], Detail::Full), of(&hits));
-        assert_eq!(all(&[], &denials, Detail::Off), None);
+        assert_eq!(all(&hits, &[], DenyDetail::Full), of(&hits));
+        assert_eq!(all(&[], &denials, DenyDetail::Off), None);
         let limit = [denial("a.test", 443, Reason::Bytes, 1, 1)];
-        let text = all(&[], &limit, Detail::Full).expect("a footer");
+        let text = all(&[], &limit, DenyDetail::Full).expect("a footer");
         assert!(text.ends_with("say what is needed and stop."), "{text}");
     }
 }

@@ -11,13 +11,13 @@ use stockade_runtime::egress::{Broker, Sink};
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail::{End, EnforcementReport, Failure, Launcher};
 use stockade_runtime::policy::Policy;
+use stockade_runtime::policy::network::DenyDetail;
 use stockade_runtime::session::{Egress, Network, Session, StartError};
 use stockade_runtime::spec::{self, BoundRequest, EgressPlan, Request};
 use tokio::time::Instant;
 
 use super::egress::EgressRecord;
 use super::record::Record;
-use crate::footer::Detail;
 use crate::queue::Shutdown;
 
 /// How long the launcher may take at the end of the worker: every session has been taken apart by
@@ -244,8 +244,8 @@ impl Jails {
     }
 
     /// How much a session is told about what the broker denied.
-    pub fn deny_detail(&self) -> Detail {
-        Detail::Full
+    pub fn deny_detail(&self) -> DenyDetail {
+        self.policy().network.deny_detail.value
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<String, Idle>> {
