@@ -253,7 +253,9 @@ impl Drop for Lab {
             let heard = self.heard();
             let last = heard.len().saturating_sub(40);
             eprintln!("the laboratory heard {} lines, at last:", heard.len());
-            heard[last..].iter().for_each(|line| eprintln!("  {line}"));
+            for line in &heard[last..] {
+                eprintln!("  {}", line.to_string().chars().take(300).collect::<String>());
+            }
         }
         // Each ends when its input does.
         for child in [&mut self.services, &mut self.internet, &mut self.host] {

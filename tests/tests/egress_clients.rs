@@ -56,9 +56,9 @@ cat >~/.ssh/id <<'END'
 cat >~/.ssh/known <<'END'
 {known}END
 chmod 600 ~/.ssh/id
-export GIT_SSH_COMMAND="ssh -i ~/.ssh/id -o UserKnownHostsFile=~/.ssh/known -o StrictHostKeyChecking=yes -o BatchMode=yes"
+export GIT_SSH_COMMAND="ssh -i $HOME/.ssh/id -o UserKnownHostsFile=$HOME/.ssh/known -o StrictHostKeyChecking=yes -o BatchMode=yes"
 try ssh work ssh://lab@ssh.example.test{home}/lab.git ssh-$RANDOM
-try command ssh -i ~/.ssh/id -o UserKnownHostsFile=~/.ssh/known -o BatchMode=yes lab@ssh.example.test echo from a shell
+try command ssh -i $HOME/.ssh/id -o UserKnownHostsFile=$HOME/.ssh/known -o BatchMode=yes lab@ssh.example.test echo from a shell
 "#
     );
     let names =

@@ -36,5 +36,9 @@ impl Attached {
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
-    pub fn replace(&self, _plan: EgressPlan) {} pub fn generation(&self) -> u64 { 1 } pub fn listen_also(&self, _added: Vec<(u16, TcpListener)>) {}
+    pub fn replace(&self, _plan: EgressPlan) {}
+    pub fn generation(&self) -> u64 {
+        1
+    }
+    pub fn listen_also(&self, _added: Vec<(u16, TcpListener)>) {}
 }
