@@ -157,8 +157,11 @@ fn who_never_comes_to_the_point_is_given_up_and_nobody_is_dialled() {
         let ended = got["how"] == "reset" || got["how"] == "end";
         assert!(ended, "INV-11 {level:?}: {} is waited for: {got}", act[0]);
     }
-    for on in ["203.0.113.12:443", "203.0.113.12:7000"] {
-        assert!(lab.heard_by(on, "bytes").is_empty(), "INV-8: {:?}", lab.heard());
+    assert!(lab.heard_by("203.0.113.12:443", "bytes").is_empty(), "INV-8: {:?}", lab.heard());
+    // Where anything may be spoken, a beginning that may become anything passes after a while: not as
+    // much of it as names a host.
+    for end in lab.heard_by("203.0.113.12:7000", "end") {
+        assert!(end["count"].as_u64() <= Some(5), "INV-8: {end}");
     }
 }
 
