@@ -276,7 +276,7 @@ def hold_open(host, port, count, seconds=0.0, send=WORD):
         except OSError:
             pass
     for connection in made:
-        heard, _ = hear(connection, lensend, 5.0)
+        heard, _ = hear(connection, len(send), 5.0)
         alive += heard == send.encode()
         connection.close()
     return {"made": len(made), "failed": failed, "alive": alive}

@@ -33,8 +33,12 @@ use crate::{Exec, Level, Outcome, locate};
 /// The host's own address in the laboratory, which no rule for public addresses may reach.
 pub const HOST_ADDRESS: &str = "192.0.2.1";
 
-/// Makes the host: files below `/etc`, loopback, and stays until its input ends.
+/// Makes the host and all that is beside it, and stays until its input ends. `$1` is the laboratory's
+/// directory, `$2` that of its programs, `$3` a Rust installation, `$4` [`INTERNET`], `$5` [`JOIN`].
+///
+/// One process starts the others, because as an ordinary user it alone has the rights to.
 const HOST: &str = r#"set -e
+exec 3<&0
 cd "$1"
 mount --bind resolv.conf "$(readlink -f /etc/resolv.conf)"
 mount --bind hosts /etc/hosts
@@ -42,8 +46,22 @@ mount --bind nsswitch.conf /etc/nsswitch.conf
 mount --bind certs /etc/ssl/certs
 mount --bind passwd "$(readlink -f /etc/passwd)"
 mount -t tmpfs -o mode=755 lab /mnt
-if [ -n "$2" ]; then mkdir /mnt/rust && mount --bind "$2" /mnt/rust; fi
+if [ -n "$3" ]; then mkdir /mnt/rust && mount --bind "$3" /mnt/rust; fi
 ip link set lo up
+await() {
+    for _ in $(seq 500); do
+        if grep -q ready "$1"; then return; fi
+        kill -0 $! && sleep 0.02
+    done
+    exit 1
+}
+: >internet.out; : >host.out
+unshare --net --mount sh -c "$4" internet "$2" "$1" <&3 >internet.out &
+internet=$!
+await internet.out
+sh -c "$5" join "$internet"
+python3 "$2/internet.py" "$1" host <&3 >host.out &
+await host.out
 echo up
 exec cat >/dev/null
 "#;
@@ -79,8 +97,6 @@ ip -6 route add default via 2001:db8:2::254
 pub struct Lab {
     directory: TempDir,
     host: Child,
-    internet: Child,
-    services: Child,
 }
 
 impl Lab {
@@ -108,20 +124,9 @@ impl Lab {
         if !we_are_root() {
             host.args(["--user", "--map-current-user", "--keep-caps"]);
         }
-        host.args(["--net", "--mount", "sh", "-c", HOST, "host"]).arg(path).arg(rust());
-        let host = start(&mut host, "up");
-        let mut internet = inside_of(&host, true);
-        internet.args(["unshare", "--net", "--mount", "sh", "-c", INTERNET, "internet"]);
-        internet.arg(programs()).arg(path);
-        let internet = start(&mut internet, "ready");
-        let mut join = inside_of(&host, true);
-        join.args(["sh", "-c", JOIN, "join", &internet.id().to_string()]);
-        let done = join.output().expect("cannot run nsenter");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let mut services = inside_of(&host, true);
-        services.arg("python3").arg(programs().join("internet.py")).arg(path).arg("host");
-        let services = start(&mut services, "ready");
-        Lab { directory, host, internet, services }
+        host.args(["--net", "--mount", "sh", "-c", HOST, "host"]).arg(path).arg(programs());
+        let host = start(host.arg(rust()).args([INTERNET, JOIN]), "up");
+        Lab { directory, host }
     }
 
     /// Its files: the zone, the certificates, what was heard.
@@ -199,7 +204,7 @@ impl Lab {
 
     /// A command to be started on the host, as the user of the tests.
     pub fn command(&self) -> Command {
-        inside_of(&self.host, false)
+        inside_of(&self.host)
     }
 
     /// Replaces the zone, from the next question on.
@@ -261,20 +266,11 @@ impl Drop for Lab {
                 eprintln!("  {}", line.to_string().chars().take(300).collect::<String>());
             }
         }
-        // Each ends when its input does.
-        for child in [&mut self.services, &mut self.internet, &mut self.host] {
-            drop(child.stdin.take());
-        }
-        let ended = wait_for(Duration::from_secs(3), || {
-            [&mut self.services, &mut self.internet, &mut self.host]
-                .into_iter()
-                .all(|child| matches!(child.try_wait(), Ok(Some(_))))
-        });
-        if !ended {
-            for child in [&mut self.services, &mut self.internet, &mut self.host] {
-                drop(child.kill());
-                drop(child.wait());
-            }
+        // All of it ends when its input does.
+        drop(self.host.stdin.take());
+        if !wait_for(Duration::from_secs(3), || matches!(self.host.try_wait(), Ok(Some(_)))) {
+            drop(self.host.kill());
+            drop(self.host.wait());
         }
     }
 }
@@ -339,8 +335,8 @@ fn rust() -> String {
     root.map(|root| root.display().to_string()).unwrap_or_default()
 }
 
-/// `nsenter` to the host's namespaces. `able` keeps what an ordinary user may do in its own.
-fn inside_of(host: &Child, able: bool) -> Command {
+/// `nsenter` to the host's namespaces, as the user of the tests.
+fn inside_of(host: &Child) -> Command {
     let pid = host.id();
     let mut command = Command::new("nsenter");
     if !we_are_root() {
@@ -348,9 +344,6 @@ fn inside_of(host: &Child, able: bool) -> Command {
     }
     command.args([format!("--net=/proc/{pid}/ns/net"), format!("--mount=/proc/{pid}/ns/mnt")]);
     command.arg("--");
-    if able && !we_are_root() {
-        command.args(["setpriv", "--inh-caps", "+all", "--ambient-caps", "+all", "--"]);
-    }
     command
 }
 

@@ -39,7 +39,8 @@ fn said(run: &Outcome, name: &str) -> String {
 
 #[test]
 fn git_works_over_https_and_over_ssh() {
-    require!(Need::Tool("git"), Need::Tool("ssh"), Need::Tool("dropbear"));
+    require!(Need::Tool("ssh"));
+    require!(Need::Tool("dropbear"), Need::Tool("dpkg-deb"), Need::Tool("git"));
     let lab = Lab::of_clients();
     let home = lab.directory().join("home").display().to_string();
     let (key, known) = (lab.text_of("ssh/client"), lab.text_of("ssh/known_hosts"));
@@ -73,6 +74,7 @@ try command ssh -i $HOME/.ssh/id -o UserKnownHostsFile=$HOME/.ssh/known -o Batch
 #[test]
 fn curl_pip_and_npm_fetch_from_their_indexes() {
     require!(Need::Tool("curl"), Need::Tool("npm"), Need::Tool("pip3"));
+    require!(Need::Tool("dropbear"), Need::Tool("dpkg-deb"), Need::Tool("git"));
     let lab = Lab::of_clients();
     let script = r#"
 export PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -101,6 +103,7 @@ try denied sh -c '! curl -fsS -m 5 https://other.example.test/ok'
 #[test]
 fn cargo_and_apt_fetch_from_their_indexes() {
     require!(Need::Tool("apt-get"), Need::Tool("gcc"));
+    require!(Need::Tool("dropbear"), Need::Tool("dpkg-deb"), Need::Tool("git"));
     let lab = Lab::of_clients();
     let script = r#"
 export PATH=/mnt/rust/bin:$PATH CARGO_HOME=/workspace/cargo
@@ -132,6 +135,7 @@ try apt apted
 fn a_database_client_grpc_and_websockets_hold_their_conversations() {
     require!(Need::Tool("psql"), Need::File("/usr/lib/python3/dist-packages/grpc"));
     require!(Need::File("/usr/lib/python3/dist-packages/websockets"));
+    require!(Need::Tool("dropbear"), Need::Tool("dpkg-deb"), Need::Tool("git"));
     let lab = Lab::of_clients();
     let script = r#"
 psql=$(ls /usr/lib/postgresql/*/bin/psql | tail -n 1)

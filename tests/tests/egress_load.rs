@@ -63,13 +63,14 @@ fn connections_at_once_are_bounded_and_the_next_session_has_its_own_budget() {
     let narrow = policy(&format!("allow = {NAMES}\nconnections = 50"));
     let acts = [
         json!({"act": "hold_open", "host": API, "port": 7000, "count": 80}),
+        json!({"act": "sleep", "seconds": 0.5}),
         talk("api", 7000, json!({"send": "after", "until": "after"})),
     ];
     for level in Level::here() {
         let got = lab.inside(level, &narrow, &acts);
         let alive = got[0]["alive"].as_u64().unwrap_or_default();
         assert_eq!(alive, 50, "{level:?}: {}", got[0]);
-        assert_eq!(got[1]["text"], "after", "{level:?}: the budget does not come back: {}", got[1]);
+        assert_eq!(got[2]["text"], "after", "{level:?}: the budget does not come back: {}", got[2]);
     }
     // As many at once as there may be.
     let wide =
