@@ -307,9 +307,9 @@ pub fn policy_text(network: &str) -> String {
 pub fn is_refused(result: &Value) -> bool {
     let error = result["error"].as_str().unwrap_or_default();
     let refused = ["ECONNREFUSED", "ECONNRESET", "EPIPE", "handshake", "EAI_NONAME", "EAI_FAIL"];
-    refused.contains(&error)
-        || error == "EAI_AGAIN"
-        || (result["how"] == "reset" && result["count"] == 0)
+    let nothing = result["count"] == 0;
+    let reset = result["how"] == "reset" || result["send"].is_string();
+    refused.contains(&error) || error == "EAI_AGAIN" || (nothing && reset)
 }
 
 /// The directory of the laboratory's programs.

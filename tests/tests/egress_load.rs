@@ -271,10 +271,10 @@ fn two_sessions_with_different_policies_never_mix() {
         r#"allow = ["first.example.test:7001", "raw.example.test:7000", "other.example.test:7000"]"#,
     );
     let say = |host: &str, port: u16, text: &str| {
-        talk(host, port, json!({"send": text, "until": text, "hold": 1.0}))
+        talk(host, port, json!({"send": text, "until": text, "hold": 3.0}))
     };
     let resolver = |name: &str| json!({"act": "resolver", "name": name});
-    let literal = |text: &str| json!({"act": "talk", "host": "198.18.0.16", "port": 7000, "send": text, "hold": 1.0, "until": text});
+    let literal = |text: &str| json!({"act": "talk", "host": "198.18.0.16", "port": 7000, "send": text, "hold": 3.0, "until": text});
     for level in Level::here() {
         for _ in 0..3 {
             lab.forget();

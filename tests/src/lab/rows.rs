@@ -55,7 +55,7 @@ impl Row {
 
 /// Connects, says `text` and hears what comes back.
 pub fn talk(host: &str, port: u16, text: &str) -> Value {
-    json!({"act": "talk", "host": host, "port": port, "send": text, "hold": 1.0, "limit": 4096,
+    json!({"act": "talk", "host": host, "port": port, "send": text, "hold": 3.0, "limit": 4096,
            "until": until(text)})
 }
 
