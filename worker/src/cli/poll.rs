@@ -297,7 +297,8 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         directories: &settings.policy_directories,
         load: &policy::read_policy_file,
     };
-    let policy = resolver.resolve(&settings.policy).map_err(|error| {
+    let policy = resolver.resolve(&settings.policy).and_then(policy::timely);
+    let policy = policy.map_err(|error| {
         // Nobody to tell is no reason to go on.
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Exit::Policy
