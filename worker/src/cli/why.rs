@@ -4,7 +4,7 @@
 //! Runs unprivileged, starts nothing and looks no name up: the answer is that of the function by
 //! which the broker decides, before the addresses of a name are known.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
