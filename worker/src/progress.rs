@@ -36,6 +36,11 @@ const PHRASES: &[(&str, &str)] = &[
     ("worker.stopped",          "worker stopped ({reason})"),
     ("key.reloaded",            "read the environment key again"),
     ("key.not_reloaded",        "could not read the environment key again, the old one stays in use"),
+    ("policy.reloaded",         "read the policy's network rules again"),
+    ("policy.not_reloaded",     "could not read the policy again, its old network rules stay in force"),
+    ("policy.partly_reloaded",  "the policy differs in more than network rules: the rest waits for a restart"),
+    ("egress.rules_replaced",   "network rules of {session_id} replaced"),
+    ("egress.rules_not_complete", "new ports of {session_id} stay closed: {error}"),
     ("audit.failed",            "the audit log cannot be written, nothing more is started"),
     ("audit.sync_failed",       "the audit log did not reach the disk"),
     ("admission.waiting",       "claiming nothing: {available_bytes} of memory are free, {reserve_bytes} must stay"),
@@ -88,6 +93,8 @@ const PHRASES: &[(&str, &str)] = &[
     ("post.retry",              "result not accepted (try {attempt}), again in {pause_ms}"),
     ("post.failed",             "result could not be posted"),
     ("post.refused",            "result refused for good"),
+    // Its network.
+    ("egress.denied",           "refused {host}, port {port}: {reason}"),
     // Its jail.
     ("jail.running",            "jail ready after {ready_us}, level {level}"),
     ("jail.kept",               "the jail is kept for the next work item"),

@@ -34,7 +34,7 @@ pub(crate) struct Scope {
 
 impl Scope {
     pub fn new(plan: EgressPlan, names: Names, ledger: Ledger) -> Scope {
-        let EgressPlan { rules, limits } = plan;
+        let EgressPlan { rules, limits, .. } = plan;
         let in_force = InForce { rules, limits, generation: 1 };
         let in_force = RwLock::new(Arc::new(in_force));
         let (wildcard_names, lookups) = Default::default();
@@ -49,7 +49,7 @@ impl Scope {
     /// Puts other rules in force. Connections that they do not allow are the caller's to close.
     pub fn replace(&self, plan: EgressPlan) {
         let mut in_force = self.in_force.write().unwrap_or_else(PoisonError::into_inner);
-        let EgressPlan { rules, limits } = plan;
+        let EgressPlan { rules, limits, .. } = plan;
         let generation = in_force.generation + 1;
         *in_force = Arc::new(InForce { rules, limits, generation });
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
@@ -161,6 +161,34 @@ impl<const MIN: u32, const MAX: u32> Quantity for Cpus<MIN, MAX> {
     }
 }
 
+/// A moment: seconds since 1970, UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(u64);
+
+impl Quantity for Moment {
+    type Value = u64;
+    const INTEGER: bool = false;
+
+    fn expected() -> String {
+        "a date and time in UTC between quotes, such as \"2026-12-01T00:00:00Z\"".to_owned()
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
+    }
+
+    fn from_text(text: &str) -> Result<Self, UnitError> {
+        let bad = || out_of_bounds::<Self>(text.to_owned());
+        let time = humantime::parse_rfc3339(text).map_err(|_| bad())?;
+        let since = time.duration_since(UNIX_EPOCH).map_err(|_| bad())?;
+        within::<Self, _>(since.subsec_nanos() == 0, text, Self(since.as_secs()))
+    }
+
+    fn get(&self) -> u64 {
+        self.0
+    }
+}
+
 /// A limit of type `Q`, or `"none"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit<Q>(Option<Q>);
@@ -264,4 +292,5 @@ quantity!([const MIN: u64, const MAX: u64] Whole<MIN, MAX>);
 quantity!([const MIN: u64, const MAX: u64] Size<MIN, MAX>);
 quantity!([const MIN: u64, const MAX: u64] Time<MIN, MAX>);
 quantity!([const MIN: u32, const MAX: u32] Cpus<MIN, MAX>);
+quantity!([] Moment);
 quantity!([Q: Quantity] Limit<Q>);

@@ -4,14 +4,17 @@
 //! Pure. One list of lines serves all three, so that what an operator reads is what is digested.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::host::Level;
 
-use super::model::{NetworkMode, Origin, Policy, Root, Setting, Storage};
+use super::model::{Origin, Policy, Root, Setting, Storage};
+use super::network::{
+    DenyDetail, EgressRule, Network, NetworkMode, Preset, Protocol, UpstreamProxy,
+};
 use super::units::{ByteSize, format_cpus, format_duration};
 
 /// Whether each line of an effective policy tells where its value was written.
@@ -49,7 +52,14 @@ written! {
     Duration: self => quoted(&format_duration(*self));
     Level: self => quoted(&self.to_string());
     Storage: self => quoted(match self { Storage::Memory => "memory", Storage::Disk => "disk" });
-    NetworkMode: self => quoted(match self { NetworkMode::None => "none" });
+    NetworkMode: self => quoted(self.name());
+    DenyDetail: self => quoted(self.name());
+    EgressRule: self => written_rule(self);
+    UpstreamProxy: self => format!(
+        "{{ url = {}, resolves = {} }}",
+        quoted(&self.to_string()),
+        quoted(self.resolves.name()),
+    );
     Root: self => match self {
         Root::Host => quoted("host"),
         Root::Directory(path) => path.written(),
@@ -65,6 +75,32 @@ impl<T: Written> Written for Option<T> {
 /// CPUs are a number of thousandths in the policy and a decimal number in a file.
 pub(super) fn written_cpus(milli: u32) -> String {
     format_cpus(milli)
+}
+
+/// The text alone where it says all; a table otherwise.
+fn written_rule(rule: &EgressRule) -> String {
+    let text = quoted(&rule.to_string());
+    let usual = rule.protocol == Protocol::of_port(rule.port);
+    if usual && !rule.private {
+        return text;
+    }
+    let private = if rule.private { ", private = true" } else { "" };
+    let protocol = match usual {
+        true => String::new(),
+        false => format!(", protocol = {}", quoted(rule.protocol.name())),
+    };
+    format!("{{ rule = {text}{private}{protocol} }}")
+}
+
+/// The absence of an upstream proxy is the empty string, because `none` could be a host.
+pub(super) fn written_upstream(proxy: &Option<UpstreamProxy>) -> String {
+    proxy.as_ref().map_or_else(|| quoted(""), UpstreamProxy::written)
+}
+
+/// Seconds since 1970 as a date and time.
+pub(super) fn written_moment(seconds: u64) -> String {
+    let time = UNIX_EPOCH + Duration::from_secs(seconds);
+    quoted(&humantime::format_rfc3339_seconds(time).to_string())
 }
 
 /// A TOML basic string.
@@ -186,8 +222,7 @@ fn body(policy: &Policy, origins: Origins) -> Lines {
     out.setting("hide_uptime", &process.hide_uptime);
     out.section("syscalls");
     out.settings("groups", &lists.groups, &policy.syscalls.groups);
-    out.section("network");
-    out.setting("mode", &policy.network);
+    network(&mut out, &policy.network);
     out.section("environment");
     out.settings("pass", &lists.pass, &policy.environment.pass);
     out.section("environment.set");
@@ -195,6 +230,32 @@ fn body(policy: &Policy, origins: Origins) -> Lines {
         out.setting(name, value);
     }
     out
+}
+
+/// The rules of presets stand among those of the policy, with their place in the preset: the text
+/// means the same to a later version, whose presets may differ.
+fn network(out: &mut Lines, network: &Network) {
+    out.section("network");
+    out.setting("mode", &network.mode);
+    if let NetworkMode::Report { until } = network.mode.value {
+        out.value("expires", &written_moment(until), &network.lists.expires);
+    }
+    out.settings("allow", &network.lists.allow, &network.all_rules());
+    out.setting("connections", &network.connections);
+    out.setting("connection_rate", &network.connection_rate);
+    out.setting("bytes_out", &network.bytes_out);
+    out.setting("bytes_in", &network.bytes_in);
+    out.setting("idle_time", &network.idle_time);
+    out.setting("connection_time", &network.connection_time);
+    out.setting("wildcard_names", &network.wildcard_names);
+    out.setting("deny_detail", &network.deny_detail);
+    let upstream = &network.upstream_proxy;
+    out.value("upstream_proxy", &written_upstream(&upstream.value), &upstream.origin);
+}
+
+fn preset_used(name: &Setting<String>) -> Value {
+    let version = Preset::find(&name.value).map(Preset::version);
+    json!({ "name": name.value, "version": version, "at": name.origin.to_string() })
 }
 
 impl Policy {
@@ -214,6 +275,7 @@ impl Policy {
             "name": self.name,
             "digest": self.digest_hex(),
             "sources": self.sources,
+            "presets": self.network.presets.iter().map(preset_used).collect::<Vec<Value>>(),
             "policy": values,
         });
         if origins == Origins::Show {

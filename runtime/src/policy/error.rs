@@ -83,14 +83,6 @@ pub enum PolicyError {
         /// Where the first one stands.
         first: Box<Origin>,
     },
-    /// A key whose feature is not part of this version.
-    #[error("{at}: cannot use `{key}`: not yet available in this version")]
-    NotYetAvailable {
-        /// Where the value stands.
-        at: Origin,
-        /// The whole path of the key.
-        key: String,
-    },
     /// A policy that would allow more than the one it extends.
     #[error("{at}: cannot set `{key}` to {value}: wider than {parent_value}, set at {parent}")]
     Widened {
@@ -177,12 +169,13 @@ impl PolicyError {
             Self::Widened { at, .. } if at.file == "--limit" => {
                 "`--limit` may only lower what the policy allows; change the policy instead"
             }
+            Self::Widened { key, .. } if key.starts_with("network.") => {
+                "a policy with `extends` may only narrow what a file beneath it has named; raise the \
+                 parent, or write a policy without `extends`"
+            }
             Self::Widened { .. } => {
                 "a policy with `extends` may only narrow; raise the parent, or write a policy \
                  without `extends`"
-            }
-            Self::NotYetAvailable { .. } => {
-                "remove the key, or leave the list empty; a jail has loopback only"
             }
             Self::UnknownPolicy { .. } => {
                 "a file is named with a `/` or the ending `.toml`: `./NAME.toml`"
@@ -202,7 +195,6 @@ impl PolicyError {
             | Self::Value { at, .. }
             | Self::Refused { at, .. }
             | Self::Duplicate { at, .. }
-            | Self::NotYetAvailable { at, .. }
             | Self::Cycle { at, .. }
             | Self::TooDeep { at, .. } => Some(at),
             Self::Widened { at, .. } => Some(at),
@@ -219,7 +211,6 @@ impl PolicyError {
             | Self::Value { key, .. }
             | Self::Refused { key, .. }
             | Self::Duplicate { key, .. }
-            | Self::NotYetAvailable { key, .. }
             | Self::Widened { key, .. }
             | Self::UnknownLimit { key, .. }
             | Self::LimitValue { key, .. } => Some(key),

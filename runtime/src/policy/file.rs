@@ -5,17 +5,17 @@
 //! the types. What a missing key means is decided in `resolve.rs`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use crate::host::Level;
 
 use super::bounded::{Cpus, Limit, Size, Time, Whole};
-use super::model::{Layer, NetworkMode, Storage};
+use super::model::{Layer, Storage};
+use super::network::NetworkTable;
 use super::units::{GIB, KIB, MIB, TIB};
 
 /// Version of the format.
@@ -124,7 +124,7 @@ pub struct PolicyFile {
     /// System calls.
     #[serde(default)]
     pub(super) syscalls: SyscallsTable,
-    /// Network.
+    /// Where a jail may connect to.
     #[serde(default)]
     pub(super) network: NetworkTable,
     /// Environment variables.
@@ -224,71 +224,6 @@ pub(super) struct ProcessTable {
 pub(super) struct SyscallsTable {
     /// Groups of the system call catalogue that are allowed; `base` is always one of them.
     pub(super) groups: Option<At<Vec<At<String>>>>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(inline)]
-pub(super) struct NetworkTable {
-    /// `none`: loopback only.
-    pub(super) mode: Option<At<NetworkMode>>,
-    /// Egress rules. Not yet available in this version: must be empty.
-    #[serde(default)]
-    pub(super) allow: Vec<At<RuleEntry>>,
-    /// Named lists of egress rules. Not yet available in this version: must be empty.
-    #[serde(default)]
-    pub(super) presets: Vec<At<String>>,
-}
-
-/// One egress rule: `"host:port"`, or a table with `rule` and `private`.
-#[derive(Debug, Clone, JsonSchema)]
-#[schemars(untagged, inline)]
-#[expect(dead_code, reason = "parsed so that its shape is checked; used once the broker exists")]
-pub(super) enum RuleEntry {
-    /// A rule for public addresses.
-    Text(String),
-    /// A rule that may reach private addresses.
-    Table(RuleTable),
-}
-
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(inline)]
-#[expect(dead_code, reason = "parsed so that its shape is checked; used once the broker exists")]
-pub(super) struct RuleTable {
-    /// The rule.
-    rule: String,
-    /// Whether it may lead to private addresses.
-    #[serde(default)]
-    private: bool,
-}
-
-/// By hand, because serde's `untagged` loses the place of what is wrong.
-impl<'de> Deserialize<'de> for RuleEntry {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = RuleEntry;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(
-                    "a rule such as \"host:443\" or { rule = \"host:443\", private = true }",
-                )
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<RuleEntry, E> {
-                Ok(RuleEntry::Text(text.to_owned()))
-            }
-
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<RuleEntry, A::Error> {
-                RuleTable::deserialize(de::value::MapAccessDeserializer::new(map))
-                    .map(RuleEntry::Table)
-            }
-        }
-
-        from.deserialize_any(Visitor)
-    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

@@ -8,6 +8,7 @@ use super::file::{At, PolicyFile};
 use super::model::{
     Environment, Filesystem, ListOrigins, Origin, Policy, Process, Require, Root, Setting, Syscalls,
 };
+use super::network;
 use super::parse::Source;
 
 /// The policy that `base` alone means.
@@ -61,7 +62,7 @@ pub(super) fn floor(source: &Source, file: &PolicyFile) -> Result<Policy, Policy
             hide_uptime: f.setting("process.hide_uptime", &process.hide_uptime, |on| *on)?,
         },
         syscalls: Syscalls { groups: Vec::new() },
-        network: f.setting("network.mode", &file.network.mode, |mode| *mode)?,
+        network: network::floor(source, &file.network)?,
         environment: Environment { set: Default::default(), pass: Vec::new() },
         lists: ListOrigins {
             relax: f.list("require.relax", &file.require.relax)?,

@@ -30,8 +30,8 @@ pub use error::PolicyError;
 pub use file::PolicyFile;
 pub use limit::LIMIT_KEYS;
 pub use model::{
-    Environment, Filesystem, Layer, ListOrigins, NetworkMode, Origin, Policy, Process, Relaxation,
-    Require, Root, Setting, Storage, Syscalls,
+    Environment, Filesystem, Layer, ListOrigins, Origin, Policy, Process, Relaxation, Require,
+    Root, Setting, Storage, Syscalls,
 };
 pub use parse::Source;
 pub use resolve::Resolver;

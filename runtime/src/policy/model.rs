@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::Level;
 
+use super::network::Network;
 use super::units::ByteSize;
 
 /// Where a value was written.
@@ -251,14 +252,6 @@ pub struct Syscalls {
     pub groups: Vec<Setting<String>>,
 }
 
-/// `[network]`. A jail has no network until the broker exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum NetworkMode {
-    /// Loopback only.
-    None,
-}
-
 /// `[environment]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Environment {
@@ -284,7 +277,7 @@ pub struct Policy {
     /// `[syscalls]`
     pub syscalls: Syscalls,
     /// `[network]`
-    pub network: Setting<NetworkMode>,
+    pub network: Network,
     /// `[environment]`
     pub environment: Environment,
     /// Where the lists were written, which matters for those that are empty.

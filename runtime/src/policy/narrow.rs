@@ -10,6 +10,7 @@ use super::effective::{Written, written_cpus};
 use super::error::PolicyError;
 use super::file::{At, FilesystemTable, PolicyFile, ProcessTable, entries};
 use super::model::{Filesystem, Origin, Policy, Relaxation, Root, Setting};
+use super::network;
 use super::parse::Source;
 use super::paths::{Access, access_at};
 
@@ -24,8 +25,8 @@ pub(super) enum Mode {
 
 /// What "wider" means for one kind of value, and how the value is written.
 pub(super) struct Rule<T> {
-    wider: fn(&T, &T) -> bool,
-    written: fn(&T) -> String,
+    pub(super) wider: fn(&T, &T) -> bool,
+    pub(super) written: fn(&T) -> String,
 }
 
 /// A limit: may only fall.
@@ -72,7 +73,13 @@ pub(super) fn put<T>(
     Ok(())
 }
 
-fn widened(key: &str, values: (String, String), at: &Origin, parent: &Origin) -> PolicyError {
+/// `values` are the child's and the parent's.
+pub(super) fn widened(
+    key: &str,
+    values: (String, String),
+    at: &Origin,
+    parent: &Origin,
+) -> PolicyError {
     PolicyError::Widened {
         at: Box::new(at.clone()),
         key: key.to_owned(),
@@ -96,7 +103,7 @@ pub(super) fn apply(
     step.paths(policy, &file.filesystem)?;
     step.process(policy, &file.process)?;
     step.groups(policy, file, groups)?;
-    step.set("network.mode", &mut policy.network, &file.network.mode, |mode| *mode, &stays())?;
+    network::lay(&mut policy.network, source, &file.network, mode)?;
     step.environment(policy, file)
 }
 

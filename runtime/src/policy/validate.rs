@@ -10,9 +10,8 @@ use std::hash::Hash;
 use std::ops::Range;
 
 use super::error::PolicyError;
-use super::file::{
-    At, EnvironmentTable, FilesystemTable, NetworkTable, PolicyFile, RelaxTable, entries,
-};
+use super::file::{At, EnvironmentTable, FilesystemTable, PolicyFile, RelaxTable, entries};
+use super::network;
 use super::parse::{Source, suggest};
 use super::paths::{self, Access};
 
@@ -38,7 +37,7 @@ pub(super) fn validate(
     check.relax(entries(&file.require.relax))?;
     check.filesystem(&file.filesystem)?;
     check.groups(&file.syscalls.groups, groups)?;
-    check.network(&file.network)?;
+    network::check(source, &file.network)?;
     check.environment(&file.environment)
 }
 
@@ -187,18 +186,6 @@ impl Check<'_> {
                 Err(self.refused(list.span(), "syscalls.groups", "groups", reason))
             }
             _ => Ok(()),
-        }
-    }
-
-    fn network(&self, table: &NetworkTable) -> Result<(), PolicyError> {
-        let allow = table.allow.first().map(|rule| ("network.allow", rule.span()));
-        let presets = table.presets.first().map(|preset| ("network.presets", preset.span()));
-        match allow.or(presets) {
-            None => Ok(()),
-            Some((key, span)) => Err(PolicyError::NotYetAvailable {
-                at: self.source.origin(span),
-                key: key.to_owned(),
-            }),
         }
     }
 

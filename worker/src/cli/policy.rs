@@ -177,7 +177,7 @@ pub fn complain(err: &mut dyn Write, error: &PolicyError) -> io::Result<()> {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -63,15 +63,24 @@ pub enum RuleError {
     /// After the slash.
     #[error("only `/tcp` may follow the port")]
     Transport,
+    /// A scheme or a path.
+    #[error("a host and a port are expected, such as `example.com:443`, and not a URL")]
+    Url,
     /// A star where none may be.
-    #[error("a star stands for whole labels at the front: `*.name` or `**.name`")]
+    #[error("a star stands for whole labels at the front: `*.example.com` or `**.example.com`")]
     Star,
     /// A wildcard over a top-level name.
     #[error("a wildcard needs at least two labels after it")]
     TooWide,
     /// The network.
-    #[error("the network is not written as its first address and a prefix length")]
+    #[error(
+        "a network is written as its first address and a prefix length, such as \
+         `198.51.100.0/24:443` or `[2001:db8::/32]:443`"
+    )]
     Network,
+    /// An IPv6 address whose end could be a port.
+    #[error("an IPv6 address stands in brackets: `[2001:db8::1]:443`")]
+    Brackets,
     /// The host.
     #[error("{reason}")]
     Host {
@@ -80,20 +89,62 @@ pub enum RuleError {
     },
 }
 
+/// One destination as an operator or a program names it: `host:port`, port 443 if there is none.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Destination {
+    /// The host.
+    pub host: Host,
+    /// The port.
+    pub port: u16,
+}
+
 impl EgressRule {
     /// A rule with the defaults of its port.
     fn new(pattern: Pattern, port: u16) -> EgressRule {
-        let protocol = match port {
-            443 => Protocol::Tls,
-            80 => Protocol::Http,
-            _ => Protocol::Auto,
-        };
-        EgressRule { pattern, port, private: false, protocol }
+        EgressRule { pattern, port, private: false, protocol: Protocol::of_port(port) }
     }
 
     /// Whether it is about this host and port.
     pub fn matches(&self, host: &Host, port: u16) -> bool {
         self.port == port && self.pattern.matches(host)
+    }
+
+    /// Whether all that `child` allows is allowed by this rule too.
+    pub fn covers(&self, child: &EgressRule) -> bool {
+        self.port == child.port
+            && self.private >= child.private
+            && self.protocol.covers(child.protocol)
+            && self.pattern.covers(&child.pattern)
+    }
+}
+
+impl Protocol {
+    /// What a rule means that names a port only.
+    pub fn of_port(port: u16) -> Protocol {
+        match port {
+            443 => Protocol::Tls,
+            80 => Protocol::Http,
+            _ => Protocol::Auto,
+        }
+    }
+
+    /// Whether whatever `child` lets through passes here too.
+    pub fn covers(self, child: Protocol) -> bool {
+        match self {
+            Protocol::Tls | Protocol::Http => self == child,
+            Protocol::Auto => child != Protocol::Tcp,
+            Protocol::Tcp => true,
+        }
+    }
+
+    /// The word in policies.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tls => "tls",
+            Protocol::Http => "http",
+            Protocol::Auto => "auto",
+            Protocol::Tcp => "tcp",
+        }
     }
 }
 
@@ -110,6 +161,22 @@ impl Pattern {
             _ => false,
         }
     }
+
+    /// Whether it is about every host that `child` is about.
+    pub fn covers(&self, child: &Pattern) -> bool {
+        match (self, child) {
+            (Pattern::Exact(own), Pattern::Exact(name)) => own == name,
+            (Pattern::OneLabel(own), Pattern::OneLabel(suffix)) => own == suffix,
+            (Pattern::OneLabel(_) | Pattern::AnyDepth(_), Pattern::Exact(name)) => {
+                self.matches(&Host::Name(name.clone()))
+            }
+            (Pattern::AnyDepth(own), Pattern::OneLabel(suffix) | Pattern::AnyDepth(suffix)) => {
+                own == suffix || below(own, suffix).is_some()
+            }
+            (Pattern::Network(own), Pattern::Network(network)) => own.contains(network),
+            _ => false,
+        }
+    }
 }
 
 /// What stands before `.suffix`.
@@ -123,56 +190,81 @@ impl FromStr for EgressRule {
 
     fn from_str(text: &str) -> Result<EgressRule, RuleError> {
         let (host, port) = split(text)?;
-        let name = |text: &str| match Host::parse(text) {
-            Ok(Host::Name(name)) => Ok(name),
-            Ok(Host::Address(_)) => Err(RuleError::Star),
-            Err(reason) => Err(RuleError::Host { reason }),
-        };
-        let wide = |suffix: &HostName| suffix.labels().count() < 2;
-        let pattern = if let Some(suffix) = host.strip_prefix("**.") {
-            Pattern::AnyDepth(name(suffix)?)
-        } else if let Some(suffix) = host.strip_prefix("*.") {
-            Pattern::OneLabel(name(suffix)?)
-        } else if host.contains('*') {
-            return Err(RuleError::Star);
-        } else if host.contains('/') {
-            let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-            let network: IpNet = inner.unwrap_or(host).parse().map_err(|_| RuleError::Network)?;
-            if network.trunc() != network {
-                return Err(RuleError::Network);
-            }
-            Pattern::Network(network)
-        } else {
-            match Host::parse(host).map_err(|reason| RuleError::Host { reason })? {
-                Host::Name(name) => Pattern::Exact(name),
-                Host::Address(address) => Pattern::Network(IpNet::from(address)),
-            }
-        };
-        if let Pattern::OneLabel(suffix) | Pattern::AnyDepth(suffix) = &pattern
-            && wide(suffix)
-        {
-            return Err(RuleError::TooWide);
-        }
-        Ok(EgressRule::new(pattern, port))
+        Ok(EgressRule::new(pattern(host)?, port))
     }
 }
 
-/// Host and port of a rule; the colons of an IPv6 address stand in brackets.
-fn split(text: &str) -> Result<(&str, u16), RuleError> {
-    let end = text.rfind(']').map_or(0, |at| at + 1);
-    let Some(colon) = text[end..].rfind(':').map(|at| at + end) else {
-        return Ok((text, DEFAULT_PORT));
+impl FromStr for Destination {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Destination, RuleError> {
+        let (host, port) = split(text)?;
+        match Host::parse(host) {
+            Ok(host) => Ok(Destination { host, port }),
+            Err(reason) => Err(RuleError::Host { reason }),
+        }
+    }
+}
+
+fn pattern(host: &str) -> Result<Pattern, RuleError> {
+    let suffix = |text: &str| match Host::parse(text) {
+        _ if text.contains('*') => Err(RuleError::Star),
+        Ok(Host::Name(name)) if name.labels().count() < 2 => Err(RuleError::TooWide),
+        Ok(Host::Name(name)) => Ok(name),
+        Ok(Host::Address(_)) => Err(RuleError::Star),
+        Err(reason) => Err(RuleError::Host { reason }),
     };
-    let (host, port) = (&text[..colon], &text[colon + 1..]);
+    if let Some(rest) = host.strip_prefix("**.") {
+        return suffix(rest).map(Pattern::AnyDepth);
+    }
+    if let Some(rest) = host.strip_prefix("*.") {
+        return suffix(rest).map(Pattern::OneLabel);
+    }
+    if host.contains('*') {
+        return Err(RuleError::Star);
+    }
+    if host.contains('/') {
+        let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let network: IpNet = inner.unwrap_or(host).parse().map_err(|_| RuleError::Network)?;
+        // What is mapped into IPv6 is compared as IPv4, so a rule that names it so never matches.
+        let mapped = matches!(network, IpNet::V6(net) if net.addr().to_ipv4_mapped().is_some());
+        let bracketed = inner.is_some() == matches!(network, IpNet::V6(_));
+        return match network.trunc() == network && bracketed && !mapped {
+            true => Ok(Pattern::Network(network)),
+            false => Err(RuleError::Network),
+        };
+    }
+    match Host::parse(host).map_err(|reason| RuleError::Host { reason })? {
+        Host::Name(name) => Ok(Pattern::Exact(name)),
+        Host::Address(address) => Ok(Pattern::Network(IpNet::from(address))),
+    }
+}
+
+/// Host and port; the colons of an IPv6 address stand in brackets.
+fn split(text: &str) -> Result<(&str, u16), RuleError> {
+    if text.contains("://") {
+        return Err(RuleError::Url);
+    }
+    let end = text.rfind(']').map_or(0, |at| at + 1);
+    let (host, port) = match text[end..].find(':').map(|at| at + end) {
+        None => (text, None),
+        Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
+    };
+    let Some(port) = port else { return Ok((host, DEFAULT_PORT)) };
+    if port.contains(':') {
+        return Err(RuleError::Brackets);
+    }
     let port = match port.split_once('/') {
         Some((port, "tcp")) => port,
         Some(_) => return Err(RuleError::Transport),
         None => port,
     };
-    let digits = !port.is_empty() && port.bytes().all(|c| c.is_ascii_digit());
+    if port.is_empty() || port.len() > 5 || !port.bytes().all(|c| c.is_ascii_digit()) {
+        return Err(RuleError::Port);
+    }
     match port.parse() {
-        Ok(1..) if digits => Ok((host, port.parse().map_err(|_| RuleError::Port)?)),
-        _ => Err(RuleError::Port),
+        Ok(0) | Err(_) => Err(RuleError::Port),
+        Ok(port) => Ok((host, port)),
     }
 }
 
@@ -192,5 +284,17 @@ impl fmt::Display for EgressRule {
     /// Host and port; not what else the rule says.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.pattern, self.port)
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }

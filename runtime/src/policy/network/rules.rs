@@ -192,3 +192,238 @@ impl fmt::Display for DenyReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Rules of texts; `private` before one, `PROTOCOL` after it, as in `private a.test:22 tcp`.
+    fn rules(texts: &[&str]) -> Rules {
+        let listed = |text: &&str| {
+            let mut words = text.split(' ').peekable();
+            let private = words.next_if_eq(&"private").is_some();
+            let mut rule: EgressRule = words.next().expect("a rule").parse().expect(text);
+            rule.private = private;
+            match words.next() {
+                None => {}
+                Some("tls") => rule.protocol = Protocol::Tls,
+                Some("auto") => rule.protocol = Protocol::Auto,
+                Some("tcp") => rule.protocol = Protocol::Tcp,
+                Some(other) => panic!("{other}"),
+            }
+            ListedRule { rule, origin: "p.toml:1:1".to_owned() }
+        };
+        Rules { list: texts.iter().map(listed).collect(), report_until: None }
+    }
+
+    fn decide<'a>(rules: &'a Rules, host: &str, port: u16) -> Verdict<'a> {
+        rules.decide(&host.parse().expect(host), port, 0)
+    }
+
+    #[test]
+    fn a_rule_matches_whole_labels_on_its_port_and_nothing_else() {
+        // INV-8: a name not allowed is not reached.
+        #[rustfmt::skip]
+        let cases = [
+            ("api.example.com:443", "api.example.com",           443, true),
+            ("api.example.com",     "API.Example.COM.",          443, true),  // one canonical form
+            ("api.example.com:443", "api.example.com",           80,  false),
+            ("api.example.com:443", "api.example.com.evil.test", 443, false), // suffix trick
+            ("api.example.com:443", "xapi.example.com",          443, false),
+            ("api.example.com:443", "www.api.example.com",       443, false),
+            ("*.example.com:443",   "a.example.com",             443, true),
+            ("*.example.com:443",   "example.com",               443, false), // apex is not a label
+            ("*.example.com:443",   "a.b.example.com",           443, false), // one label
+            ("*.example.com:443",   "aexample.com",              443, false),
+            ("**.example.com:443",  "a.example.com",             443, true),
+            ("**.example.com:443",  "a.b.c.example.com",         443, true),
+            ("**.example.com:443",  "example.com",               443, false),
+            ("**.example.com:443",  "notexample.com",            443, false),
+            ("bücher.example:443",  "xn--bcher-kva.example",     443, true),
+            ("203.0.113.0/24:443",  "203.0.113.7",               443, true),
+            ("203.0.113.0/24:443",  "::ffff:203.0.113.7",        443, true),
+            ("203.0.113.0/24:443",  "0xcb007107",                443, true),
+            ("203.0.113.0/24:443",  "203.0.114.1",               443, false),
+            ("203.0.113.0/24:443",  "a.example",                 443, false), // a name is no address
+            ("0.0.0.0/0:443",       "2001:db8::1",               443, false),
+            ("[2001:db8::/32]:443", "2001:db8::1",               443, true),
+            ("a.example:443",       "203.0.113.7",               443, false),
+        ];
+        for (rule, host, port, want) in cases {
+            let rules = rules(&[rule]);
+            let got = matches!(decide(&rules, host, port), Verdict::Allow(_));
+            assert_eq!(got, want, "rule `{rule}` against {host}:{port}");
+        }
+        assert!(matches!(decide(&rules(&[]), "a.example", 443), Verdict::Deny(DenyReason::NoRule)));
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_missing() {
+        let rules = rules(&["a.example:443", "203.0.113.0/24:443"]);
+        #[rustfmt::skip]
+        let cases = [
+            ("b.example", 443, DenyReason::NoRule), ("a.example", 80, DenyReason::OtherPort),
+            ("192.0.2.1", 443, DenyReason::DirectAddress), ("203.0.113.1", 80, DenyReason::OtherPort),
+        ];
+        for (host, port, reason) in cases {
+            assert_eq!(decide(&rules, host, port), Verdict::Deny(reason), "{host}:{port}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_are_not_public_are_dialled_only_where_a_rule_says_so() {
+        // INV-8, jail.md 1.5 rule 2; each refusal has a control beside it.
+        let rules = rules(&[
+            "open.example:443",
+            "private inner.example:443",
+            "0.0.0.0/0:443",
+            "private 10.0.0.0/8:443",
+            "private 169.254.0.0/16:80",
+        ]);
+        #[rustfmt::skip]
+        let cases = [
+            ("open.example", 443, "203.0.113.7", true), ("open.example", 443, "10.0.0.1", false),
+            ("open.example", 443, "127.0.0.1", false), ("open.example", 443, "::1", false),
+            ("open.example", 443, "169.254.169.254", false), ("open.example", 443, "fe80::1", false),
+            ("open.example", 443, "::ffff:10.0.0.1", false), ("open.example", 443, "64:ff9b::a00:1", false),
+            ("inner.example", 443, "10.0.0.1", true), ("inner.example", 443, "127.0.0.1", true),
+            ("inner.example", 443, "203.0.113.7", true), ("inner.example", 443, "fd00::1", true),
+            ("inner.example", 443, "169.254.169.254", false), ("inner.example", 443, "224.0.0.1", false),
+            ("inner.example", 443, "0.0.0.0", false), ("inner.example", 443, "169.254.1.1", false),
+            ("10.0.0.1", 443, "10.0.0.1", true), ("192.168.0.1", 443, "192.168.0.1", false),
+            ("169.254.169.254", 80, "169.254.169.254", true),
+            ("169.254.169.254", 443, "169.254.169.254", false), ("203.0.113.7", 443, "203.0.113.7", true),
+        ];
+        for (host, port, address, want) in cases {
+            let (to, address): (Host, IpAddr) =
+                (host.parse().expect(host), address.parse().expect(address));
+            let Verdict::Allow(allowed) = rules.decide(&to, port, 0) else {
+                panic!("{host}:{port}")
+            };
+            let got = rules.may_dial(&to, port, &allowed, address, AddressClass::of(address));
+            assert_eq!(got.is_ok(), want, "{host}:{port} at {address}");
+        }
+    }
+
+    #[test]
+    fn report_mode_lets_public_destinations_through_until_its_end() {
+        let rules = Rules { report_until: Some(100), ..rules(&["a.example:443"]) };
+        let host: Host = "b.example".parse().expect("a name");
+        let Verdict::Allow(allowed) = rules.decide(&host, 443, 99) else { panic!("report mode") };
+        assert!(allowed.rule.is_none() && !allowed.private);
+        let dial = |address: &str| {
+            let address: IpAddr = address.parse().expect("an address");
+            rules.may_dial(&host, 443, &allowed, address, AddressClass::of(address)).is_ok()
+        };
+        assert!(dial("203.0.113.7"));
+        assert!(!dial("10.0.0.1") && !dial("127.0.0.1") && !dial("169.254.169.254"));
+        assert_eq!(rules.decide(&host, 443, 100), Verdict::Deny(DenyReason::NoRule));
+        let name = HostName::parse("b.example").expect("a name");
+        assert!(rules.may_resolve(&name, 99) && !rules.may_resolve(&name, 100));
+        assert!(rules.is_chosen_inside(&name), "the jail chose it");
+    }
+
+    #[test]
+    fn what_several_rules_allow_is_put_together() {
+        let rules = rules(&["a.x.test:443", "private *.x.test:443", "**.x.test:443 tcp"]);
+        let Verdict::Allow(allowed) = decide(&rules, "a.x.test", 443) else {
+            panic!("three rules")
+        };
+        assert!(allowed.content.tls && allowed.content.unchecked && allowed.private);
+        assert_eq!(allowed.rule, rules.list.first(), "the first rule is named");
+        let Verdict::Allow(allowed) = decide(&rules, "b.a.x.test", 443) else { panic!("one rule") };
+        assert!(allowed.content.unchecked && !allowed.private);
+    }
+
+    const TEXTS: [&str; 12] = [
+        "a.x.test:443",
+        "*.x.test:443",
+        "**.x.test:443",
+        "private *.b.x.test:443",
+        "x.test:443",
+        "a.x.test:80",
+        "private **.b.x.test:443",
+        "*.x.test:8443 tcp",
+        "a.x.test:8443 tls",
+        "private 10.0.0.0/8:443",
+        "private 10.1.0.0/16:443",
+        "10.1.2.0/24:443",
+    ];
+    const HOSTS: [&str; 9] = [
+        "a.x.test",
+        "b.x.test",
+        "c.b.x.test",
+        "d.c.b.x.test",
+        "x.test",
+        "y.test",
+        "10.1.2.3",
+        "10.2.0.1",
+        "203.0.113.7",
+    ];
+
+    /// A number for each thing that is allowed; more is wider.
+    fn allowed(rules: &Rules, host: &Host, port: u16) -> [bool; 8] {
+        let Verdict::Allow(found) = rules.decide(host, port, 0) else { return [false; 8] };
+        let Content { tls, http, other, unchecked } = found.content;
+        let dial = |address: &str| {
+            let address: IpAddr = address.parse().expect(address);
+            rules.may_dial(host, port, &found, address, AddressClass::of(address)).is_ok()
+        };
+        [true, tls, http, other, unchecked, dial("203.0.113.7"), dial("10.1.2.3"), dial("::1")]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn fewer_rules_never_allow_more(
+            all in proptest::sample::subsequence(TEXTS.to_vec(), 0..=TEXTS.len()),
+            kept in proptest::collection::vec(any::<bool>(), TEXTS.len()),
+        ) {
+            let fewer: Vec<&str> =
+                all.iter().zip(kept).filter(|(_, keep)| *keep).map(|(text, _)| *text).collect();
+            let (all, fewer) = (rules(&all), rules(&fewer));
+            for host in HOSTS.map(|host| host.parse::<Host>().expect(host)) {
+                for port in [80, 443, 8443] {
+                    let pairs = allowed(&fewer, &host, port).into_iter().zip(allowed(&all, &host, port));
+                    prop_assert!(pairs.into_iter().all(|(less, more)| less <= more), "{host}:{port}");
+                }
+            }
+        }
+
+        #[test]
+        fn a_name_that_may_be_reached_may_be_resolved_and_no_other(
+            all in proptest::sample::subsequence(TEXTS.to_vec(), 0..=TEXTS.len()),
+            until in proptest::option::of(0..10u64),
+        ) {
+            let rules = Rules { report_until: until, ..rules(&all) };
+            for host in HOSTS.map(|host| host.parse::<Host>().expect(host)) {
+                let Host::Name(name) = &host else { continue };
+                let reached = (1..=u16::MAX)
+                    .filter(|port| matches!(port, 80 | 443 | 8443))
+                    .any(|port| matches!(rules.decide(&host, port, 5), Verdict::Allow(_)));
+                prop_assert_eq!(reached, rules.may_resolve(name, 5), "{}", name);
+            }
+        }
+
+        #[test]
+        fn a_rule_that_covers_another_allows_all_that_it_does(
+            parent in proptest::sample::select(TEXTS.to_vec()),
+            child in proptest::sample::select(TEXTS.to_vec()),
+        ) {
+            let (parent, child) = (rules(&[parent]), rules(&[child]));
+            let covers = parent.list[0].rule.covers(&child.list[0].rule);
+            let mut all = true;
+            for host in HOSTS.map(|host| host.parse::<Host>().expect(host)) {
+                for port in [80, 443, 8443] {
+                    let pairs = allowed(&child, &host, port).into_iter().zip(allowed(&parent, &host, port));
+                    all &= pairs.into_iter().all(|(less, more)| less <= more);
+                }
+            }
+            // `HOSTS` and the ports tell all of `TEXTS` apart, so it holds both ways.
+            prop_assert_eq!(covers, all);
+        }
+    }
+}

@@ -4,9 +4,9 @@ use super::super::PolicyError;
 use super::{resolve, resolve_text};
 
 /// A text after `schema = 1`, the place and key of the error, and a part of its message.
-type Case = (&'static str, (usize, usize), &'static str, &'static str);
+type Case<'a> = (&'a str, (usize, usize), &'a str, &'a str);
 
-fn assert_refused(cases: &[Case]) {
+fn assert_refused(cases: &[Case<'_>]) {
     for (text, place, key, message) in cases {
         let error = resolve_text(&format!("schema = 1\n{text}")).expect_err(text);
         let at = error.at().expect("a place");
@@ -35,7 +35,13 @@ fn values_of_the_wrong_type_are_refused_at_their_place() {
         ("[process]\nmemory = \"none\"",    (3, 10), "process.memory", "a size"),
         ("[process]\nhide_uptime = 1",      (3, 15), "process.hide_uptime", "expected true or false"),
         ("[require]\nlevel = \"microvm\"",  (3, 9),  "require.level", "\"rootless\" or \"root\", found microvm"),
-        ("[network]\nmode = \"host\"",      (3, 8),  "network.mode", "expected \"none\""),
+        ("[network]\nmode = \"host\"",      (3, 8),  "network.mode", "expected one of \"none\", \"enforce\", \"report\", found host"),
+        ("[network]\nexpires = 2026-12-01T00:00:00Z", (3, 11), "network.expires", "between quotes"),
+        ("[network]\nexpires = \"tomorrow\"", (3, 11), "network.expires", "a date and time in UTC"),
+        ("[network]\ndeny_detail = \"some\"", (3, 15), "network.deny_detail", "found some"),
+        ("[network]\nupstream_proxy = 3",    (3, 18), "network.upstream_proxy", "or { url ="),
+        ("[network]\nallow = [{ rule = \"a:1\", protocol = \"udp\" }]", (3, 37), "network.allow[0].protocol", "found udp"),
+        ("[network]\nallow = \"a:1\"",       (3, 9),  "network.allow", "expected a list"),
         ("[filesystem]\nread_only = \"/a\"",(3, 13), "filesystem.read_only", "expected a list"),
         ("[filesystem]\nwritable = [1]",    (3, 13), "filesystem.writable[0]", "expected a string"),
         ("process = 3",                     (2, 11), "process", "expected a table"),
@@ -70,6 +76,13 @@ fn values_outside_their_bounds_are_refused_at_their_place() {
         ("[filesystem]\ntmp_size = \"0\"",      (3, 12), "filesystem.tmp_size", "from 4KiB"),
         ("[filesystem]\nshm_size = 0",          (3, 12), "filesystem.shm_size", "from 4KiB"),
         ("[filesystem]\nworkspace_inodes = 0",  (3, 20), "filesystem.workspace_inodes", "from 16"),
+        ("[network]\nconnections = 16_385",     (3, 15), "network.connections", "from 1 to 16384"),
+        ("[network]\nconnections = 0",          (3, 15), "network.connections", "from 1 to 16384"),
+        ("[network]\nconnection_rate = \"many\"", (3, 19), "network.connection_rate", "from 1 to 16384"),
+        ("[network]\nbytes_out = 1",            (3, 13), "network.bytes_out", "or \"none\""),
+        ("[network]\nidle_time = \"none\"",     (3, 13), "network.idle_time", "a duration from 1s to 1d"),
+        ("[network]\nconnection_time = \"1ms\"",(3, 19), "network.connection_time", "from 1s to 30d"),
+        ("[network]\nwildcard_names = 4_097",   (3, 18), "network.wildcard_names", "from 0 to 4096"),
         ("[require]\nlandlock_abi = 0",         (3, 16), "require.landlock_abi", "from 1 to 7"),
         ("[require]\nlandlock_abi = 8",         (3, 16), "require.landlock_abi", "from 1 to 7"),
     ]);
@@ -137,12 +150,106 @@ fn what_no_jail_may_be_given_is_refused_with_the_reason() {
         ("[[require.relax]]\nlayer = \"selinux\"\nwhy = \"x\"", (3, 9), "require.relax[0].layer", "found selinux"),
         ("[syscalls]\ngroups = [\"base\", \"file\"]",      (3, 19), "syscalls.groups[1]", "did you mean `files`?"),
         ("[syscalls]\ngroups = [\"files\"]",               (3, 10), "syscalls.groups", "`base` is missing"),
-        ("[network]\nallow = [\"a.example:443\"]",         (3, 10), "network.allow", "not yet available in this version"),
-        ("[network]\nallow = [{ rule = \"a:1\", private = true }]", (3, 10), "network.allow", "not yet available"),
-        ("[network]\npresets = [\"pypi\"]",                (3, 12), "network.presets", "not yet available"),
         ("name = \"../x\"",                                (2, 8),  "name", "a policy name has"),
         ("extends = \"\"",                                 (2, 11), "extends", "a policy name has"),
     ]);
+}
+
+#[test]
+fn rules_that_no_jail_may_be_given_are_refused_with_the_reason() {
+    let first = |rule: &str| format!("[network]\nallow = [{rule}]");
+    #[rustfmt::skip]
+    let cases = [
+        ("\"\"",                        "it is empty"),
+        ("\"a b:443\"",                 "letters, digits, hyphens"),
+        ("\"a\\u0000.test:443\"",       "`a\\0.test:443` in"),
+        ("\"https://a.test/x\"",        "and not a URL"),
+        ("\"a.test:0\"",                "from 1 to 65535"),
+        ("\"a.test:65536\"",            "from 1 to 65535"),
+        ("\"a.test:https\"",            "from 1 to 65535"),
+        ("\"a.test:\"",                 "from 1 to 65535"),
+        ("\"a.test:443/udp\"",          "only `/tcp`"),
+        ("\"*:443\"",                   "whole labels at the front"),
+        ("\"a.*.test:443\"",            "whole labels at the front"),
+        ("\"*a.test.test:443\"",        "whole labels at the front"),
+        ("\"*.*.test.test:443\"",       "whole labels at the front"),
+        ("\"***.test.test:443\"",       "whole labels at the front"),
+        ("\"*.test:443\"",              "at least two labels"),
+        ("\"**.test.:443\"",            "at least two labels"),
+        ("\"198.51.100.7/24:443\"",     "its first address"),
+        ("\"198.51.100.0/33:443\"",     "its first address"),
+        ("\"2001:db8::1:443\"",         "in brackets"),
+        ("\"2001:db8::/32\"",           "in brackets"),
+        ("\"[::ffff:10.0.0.0/104]:443\"", "its first address"),
+        ("\"1.2.3.4.5:443\"",           "ends in a number"),
+        ("\"a.test:53\"",               "port 53 is that of the jail's own resolver"),
+        ("\"10.0.0.0/8:443\"",          "private addresses need `private = true`: { rule = \"10.0.0.0/8:443\", private = true }"),
+        ("\"127.0.0.1:443\"",           "loopback addresses need"),
+        ("\"2130706433:443\"",          "loopback addresses need"),
+        ("\"[fe80::1]:443\"",           "link-local addresses need"),
+        ("\"169.254.169.254:80\"",      "metadata addresses need"),
+        ("{ rule = \"224.0.0.1:443\", private = true }",   "multicast addresses are never dialled"),
+        ("{ rule = \"0.0.0.0:443\", private = true }",     "reserved addresses are never dialled"),
+        ("{ rule = \"198.18.0.0/15:443\", private = true }", "reserved addresses are never dialled"),
+    ];
+    for (rule, message) in cases {
+        let text = first(rule);
+        assert_refused(&[(&text, (3, 10), "network.allow[0]", message)]);
+        let second = first(&format!("\"ok.test:443\", {rule}"));
+        assert_refused(&[(&second, (3, 25), "network.allow[1]", message)]);
+    }
+    // Control: what stands next to them is accepted.
+    for rule in [
+        "\"a.test\"",
+        "\"A.Test.:0443/tcp\"",
+        "\"*.a.test:1\"",
+        "\"**.a.test:65535\"",
+        "\"198.51.100.0/24:5432\"",
+        "\"[2001:db8::/32]:443\"",
+        "\"[2001:db8::1]\"",
+        "\"0.0.0.0/0\"",
+        "{ rule = \"10.0.0.0/8:5432\", private = true }",
+        "\"localhost:8080\"",
+        "{ rule = \"169.254.169.254:80\", private = true }",
+        "{ rule = \"a.test:22\", protocol = \"tcp\" }",
+    ] {
+        resolve_text(&format!("schema = 1\n{}", first(rule)))
+            .unwrap_or_else(|e| panic!("{rule}: {e}"));
+    }
+}
+
+#[test]
+fn a_network_that_contradicts_itself_is_refused() {
+    #[rustfmt::skip]
+    assert_refused(&[
+        ("[network]\nmode = \"none\"\nallow = [\"a.test:443\"]", (4, 10), "network.allow[0]", "`a.test:443` in `network.allow[0]`: there is no network: `mode` is \"none\" at p.toml:3:8"),
+        ("[network]\nmode = \"none\"\npresets = [\"python\"]",   (4, 12), "network.presets[0]", "there is no network"),
+        ("[network]\nmode = \"report\"",                          (3, 8),  "network.mode", "`expires`"),
+        ("[network]\nexpires = \"2026-12-01T00:00:00Z\"",         (3, 11), "network.expires", "`mode = \"report\"`"),
+        ("[network]\nmode = \"enforce\"\nexpires = \"2026-12-01T00:00:00Z\"", (4, 11), "network.expires", "`mode = \"report\"`"),
+        ("[network]\npresets = [\"pyton\"]",                      (3, 12), "network.presets[0]", "did you mean `python`?"),
+        ("[network]\nupstream_proxy = \"http://p.test:1\"",       (3, 18), "network.upstream_proxy", "{ url ="),
+        ("[network]\nupstream_proxy = { url = \"https://p.test:1\" }", (3, 18), "network.upstream_proxy", "without TLS"),
+        ("[network]\nupstream_proxy = { url = \"http://p.test\" }", (3, 18), "network.upstream_proxy", "port is missing"),
+        ("[network]\nupstream_proxy = { url = \"http://p.test:1/x\" }", (3, 18), "network.upstream_proxy", "expected `http://host:port`"),
+        ("[network]\nupstream_proxy = { url = \"http://u:secret@p.test:1\" }", (3, 18), "network.upstream_proxy", "`p.test:1` in `network.upstream_proxy`: credentials are no part"),
+    ]);
+}
+
+#[test]
+fn rules_and_ports_have_bounds() {
+    let many = |count: usize, each: &dyn Fn(usize) -> String| {
+        let all: Vec<String> = (0..count).map(|n| format!("\"{}\"", each(n))).collect();
+        resolve_text(&format!("schema = 1\nnetwork.allow = [{}]", all.join(",")))
+    };
+    let name = |n: usize| format!("n{n}.test:443");
+    assert_eq!(many(1024, &name).expect("as many as fit").network.all_rules().len(), 1024);
+    let error = many(1025, &name).expect_err("one more").to_string();
+    assert!(error.contains("expected at most 1024, found 1025 entries"), "{error}");
+    let port = |n: usize| format!("a.test:{}", n + 100);
+    assert!(many(512, &port).is_ok());
+    let error = many(513, &port).expect_err("one more").to_string();
+    assert!(error.contains("expected at most 512, found 513 different ports"), "{error}");
 }
 
 #[test]
@@ -154,6 +261,9 @@ fn entries_written_twice_are_refused_with_both_places() {
         ("[environment]\npass = [\"A\", \"A\"]",                  (3, 14), (3, 9)),
         ("[environment]\npass = [\"A\"]\nset.A = \"1\"",          (3, 9),  (4, 5)),
         ("[syscalls]\ngroups = [\"base\", \"base\"]",             (3, 19), (3, 11)),
+        ("[network]\nallow = [\"a.test\", \"A.TEST.:443/tcp\"]",   (3, 20), (3, 10)),
+        ("[network]\nallow = [\"a.test\", { rule = \"a.test\", private = true }]", (3, 20), (3, 10)),
+        ("[network]\npresets = [\"node\", \"node\"]",            (3, 20), (3, 12)),
         ("[require]\nrelax = [{ layer = \"canary\", why = \"a\" },\n{ layer = \"canary\", why = \"b\" }]", (4, 11), (3, 20)),
     ];
     for (text, second, wanted) in cases {

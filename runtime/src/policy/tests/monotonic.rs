@@ -1,10 +1,14 @@
 //! The property behind `extends`: whatever a child writes, what it resolves to is never wider than
-//! its parent. Compared here a second time, without the code under test.
+//! its parent. Compared here a second time, without the code under test. For destinations that means:
+//! as long as no file has named any, nothing at all can be reached; from then on nothing more.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
+use super::super::network::{AddressClass, Host, NetworkMode, Verdict};
 use super::super::{Policy, PolicyError, Setting};
 use super::{GROUPS, resolve};
 
@@ -59,6 +63,91 @@ fn paths() -> BoxedStrategy<String> {
         .boxed()
 }
 
+/// Rules that hold each other in every way that matters.
+const RULES: [&str; 12] = [
+    "\"a.x.test:443\"",
+    "\"*.x.test:443\"",
+    "\"**.x.test:443\"",
+    "\"*.b.x.test:443\"",
+    "\"x.test:443\"",
+    "\"a.x.test:80\"",
+    "{ rule = \"c.b.x.test:443\", private = true }",
+    "{ rule = \"**.b.x.test:443\", private = true }",
+    "{ rule = \"*.x.test:8443\", protocol = \"tcp\" }",
+    "{ rule = \"a.x.test:8443\", protocol = \"tls\" }",
+    "{ rule = \"10.0.0.0/8:443\", private = true }",
+    "{ rule = \"10.1.0.0/16:443\", private = true }",
+];
+/// Destinations that tell the rules apart.
+const HOSTS: [&str; 10] = [
+    "a.x.test",
+    "b.x.test",
+    "c.b.x.test",
+    "d.c.b.x.test",
+    "x.test",
+    "y.test",
+    "10.1.2.3",
+    "10.2.0.1",
+    "8.8.8.8",
+    "pypi.org",
+];
+
+/// The destinations of `[network]`; a mode of `none` comes without rules.
+fn network() -> BoxedStrategy<String> {
+    let rules = proptest::option::weighted(0.6, some(&RULES));
+    let presets = proptest::option::weighted(0.3, some(&["python", "rust"]));
+    let mode = proptest::option::weighted(0.4, 0..5u32);
+    (rules, presets, mode)
+        .prop_map(|(rules, presets, mode)| match mode {
+            Some(0) => "network.mode = \"none\"\n".to_owned(),
+            mode => {
+                let rules = rules.map(|rules| format!("network.allow = [{}]\n", rules.join(", ")));
+                let presets = presets.map(|names| format!("network.presets = {names:?}\n"));
+                let mode = mode.map(|mode| match mode {
+                    1 => "network.mode = \"enforce\"\n".to_owned(),
+                    day => format!(
+                        "network.mode = \"report\"\nnetwork.expires = \"2026-12-0{day}T00:00:00Z\"\n"
+                    ),
+                });
+                [rules, presets, mode].into_iter().flatten().collect()
+            }
+        })
+        .boxed()
+}
+
+/// What can be reached: each line is a destination with what it may carry and lead to.
+fn reached(policy: &Policy) -> BTreeSet<String> {
+    let rules = policy.network.rules();
+    let mut all = BTreeSet::new();
+    if policy.network.mode.value == NetworkMode::None {
+        return all;
+    }
+    // Noon of four days in turn, of which the later ones are after the end of a report.
+    for now in (0..5).map(|day| 1_796_126_400 + day * 86_400) {
+        for (host, port) in HOSTS.iter().flat_map(|host| [(host, 80), (host, 443), (host, 8443)]) {
+            let host: Host = host.parse().expect("a host");
+            let Verdict::Allow(allowed) = rules.decide(&host, port, now) else { continue };
+            let content = allowed.content;
+            let flags = [
+                ("tls", content.tls),
+                ("http", content.http),
+                ("other", content.other),
+                ("unchecked", content.unchecked),
+            ];
+            let flags = flags.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).to_owned());
+            let leads = ["8.8.8.8", "10.1.2.3", "127.0.0.1", "169.254.169.254", "224.0.0.1"];
+            let leads = leads.into_iter().filter(|address| {
+                let address: IpAddr = address.parse().expect("an address");
+                let class = AddressClass::of(address);
+                rules.may_dial(&host, port, &allowed, address, class).is_ok()
+            });
+            let what = flags.chain(leads.map(str::to_owned)).chain(["at all".to_owned()]);
+            all.extend(what.map(|what| format!("{host}:{port} {what} {now}")));
+        }
+    }
+    all
+}
+
 fn relax() -> BoxedStrategy<String> {
     let entry = (some(&LAYERS), any::<[bool; 3]>()).prop_map(|(layers, off)| {
         let entries = layers.iter().zip(off);
@@ -100,6 +189,16 @@ fn lines() -> impl Strategy<Value = String> {
         choice("process.hide_uptime", &["true", "false"]),
         line("syscalls.groups", groups).boxed(),
         list("environment.pass", &NAMES),
+        network(),
+        number("network.connections", 1, 5),
+        number("network.connection_rate", 1, 5),
+        open_limit("network.bytes_out", "MiB"),
+        open_limit("network.bytes_in", "MiB"),
+        choice("network.idle_time", &["\"1s\"", "\"2s\"", "\"3s\""]),
+        open_limit("network.connection_time", "s"),
+        number("network.wildcard_names", 0, 4),
+        choice("network.deny_detail", &["\"off\"", "\"host-only\"", "\"full\""]),
+        choice("network.upstream_proxy", &["\"\"", "{ url = \"http://p.test:1\" }"]),
     ];
     all.prop_map(|lines| lines.concat())
 }
@@ -135,6 +234,9 @@ fn wider(child: &Policy, parent: &Policy) -> Option<&'static str> {
     };
     let millis = |time: Option<std::time::Duration>| time.map(|time| time.as_millis());
     let bytes = |size: Option<super::super::ByteSize>| size.map(|size| u128::from(size.0));
+    let (cn, pn) = (&child.network, &parent.network);
+    let (more, most) = (reached(child), reached(parent));
+    assert!(pn.named || most.is_empty(), "something is reached that nobody named: {most:?}");
     #[rustfmt::skip]
     let checks = [
         ("level", cr.level.value < pr.level.value),
@@ -163,6 +265,17 @@ fn wider(child: &Policy, parent: &Policy) -> Option<&'static str> {
         ("output", none_is_more(bytes(c.output.value), bytes(p.output.value))),
         ("hide_uptime", !c.hide_uptime.value && p.hide_uptime.value),
         ("groups", extra(&child.syscalls.groups, &parent.syscalls.groups)),
+        ("destinations", pn.named && !more.is_subset(&most)),
+        ("named", pn.named && !cn.named),
+        ("upstream_proxy", pn.named && cn.upstream_proxy.value != pn.upstream_proxy.value),
+        ("connections", cn.connections.value > pn.connections.value),
+        ("connection_rate", cn.connection_rate.value > pn.connection_rate.value),
+        ("bytes_out", none_is_more(bytes(cn.bytes_out.value), bytes(pn.bytes_out.value))),
+        ("bytes_in", none_is_more(bytes(cn.bytes_in.value), bytes(pn.bytes_in.value))),
+        ("idle_time", cn.idle_time.value > pn.idle_time.value),
+        ("connection_time", none_is_more(millis(cn.connection_time.value), millis(pn.connection_time.value))),
+        ("wildcard_names", cn.wildcard_names.value > pn.wildcard_names.value),
+        ("deny_detail", cn.deny_detail.value as u8 > pn.deny_detail.value as u8),
         ("pass", extra(&child.environment.pass, &parent.environment.pass)),
     ];
     checks.into_iter().find(|(_, wider)| *wider).map(|(key, _)| key)
@@ -178,8 +291,11 @@ proptest! {
         // of paths apart, which are one value.
         let parent = format!("schema = 1\n{parent}");
         let files = |text: &str| {
-            let child = format!("schema = 1\nextends = \"./parent.toml\"\n{text}");
-            resolve(&[("parent.toml", &parent), ("child.toml", &child)], "child.toml")
+            // A file between them that is silent changes nothing.
+            let between = "schema = 1\nextends = \"./parent.toml\"";
+            let child = format!("schema = 1\nextends = \"./between.toml\"\n{text}");
+            let files = [("parent.toml", &*parent), ("between.toml", between), ("child.toml", &child)];
+            resolve(&files, "child.toml")
         };
         let base = resolve(&[("parent.toml", &parent)], "parent.toml").expect("any root is valid");
         let alone = |line: &&str| match files(line) {
@@ -188,12 +304,19 @@ proptest! {
                 !line.contains("read_only") && !line.contains("writable")
             }
             Err(PolicyError::Widened { .. } | PolicyError::Duplicate { .. }) => false,
+            // Report mode and its end are two lines.
+            Err(PolicyError::Refused { key, .. }) if key.starts_with("network.") => false,
             Err(other) => panic!("`{line}`: {other}"),
         };
         let accepted: Vec<&str> = child.lines().filter(alone).collect();
         let together = files(&accepted.join("\n")).expect("accepted one by one");
         prop_assert_eq!(wider(&together, &base), None);
         if let Ok(policy) = files(&child) {
+            prop_assert_eq!(wider(&policy, &base), None);
+        }
+        let network_lines: Vec<&str> =
+            child.lines().filter(|line| line.starts_with("network.")).collect();
+        if let Ok(policy) = files(&network_lines.join("\n")) {
             prop_assert_eq!(wider(&policy, &base), None);
         }
         let path_lines: Vec<&str> =

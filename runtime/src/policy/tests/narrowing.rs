@@ -39,11 +39,25 @@ groups = ["base", "files"]
 [environment]
 pass = ["TERM", "TZ"]
 set = { LANG = "C" }
+[network]
+mode = "report"
+expires = "2026-12-01T00:00:00Z"
+allow = ["*.a.test:443", "**.b.test:8443", { rule = "10.0.0.0/8:5432", private = true }, { rule = "c.test:443", protocol = "auto" }]
+presets = ["python"]
+connections = 100
+connection_rate = 100
+bytes_out = "1MiB"
+bytes_in = "1MiB"
+idle_time = "1m"
+connection_time = "1h"
+wildcard_names = 10
+deny_detail = "host-only"
+upstream_proxy = { url = "http://proxy.test:3128", resolves = "proxy" }
 "#;
 
 /// `section.key`, the line of the parent's value, and an equal, a narrower and a wider value.
 #[rustfmt::skip]
-const KEYS: [(&str, usize, &str, &str, &str); 34] = [
+const KEYS: [(&str, usize, &str, &str, &str); 58] = [
     ("require.level",                3, "\"root\"",     "\"root\"",     "\"rootless\""),
     ("require.landlock_abi",         4, "3",            "4",            "2"),
     ("require.cgroup",               5, "false",        "true",         "false"),
@@ -77,6 +91,30 @@ const KEYS: [(&str, usize, &str, &str, &str); 34] = [
     ("process.hide_uptime",         30, "false",        "true",         "false"),
     ("syscalls.groups",             32, "[\"files\", \"base\"]", "[\"base\"]", "[\"base\", \"signals\"]"),
     ("environment.pass",            34, "[\"TZ\", \"TERM\"]", "[]",     "[\"TERM\", \"HOME\"]"),
+    ("network",                     38, "{ mode = \"report\", expires = \"2026-12-01T00:00:00Z\" }", "{ mode = \"report\", expires = \"2026-11-30T23:59:59Z\" }", "{ mode = \"report\", expires = \"2026-12-01T00:00:01Z\" }"),
+    ("network.mode",                37, "\"enforce\"",  "\"none\"",     ""),
+    ("network.allow",               39, "[\"*.a.test:443\"]", "[\"x.a.test\"]", "[\"a.test\"]"),
+    ("network.allow",               39, "[\"*.a.test:443\"]", "[]",          "[\"x.y.a.test\"]"),
+    ("network.allow",               39, "[\"*.a.test:443\"]", "[]",          "[\"x.a.test:80\"]"),
+    ("network.allow",               39, "[\"*.a.test:443\"]", "[]",          "[\"**.a.test:443\"]"),
+    ("network.allow",               39, "[\"*.a.test:443\"]", "[]",          "[{ rule = \"x.a.test\", private = true }]"),
+    ("network.allow",               39, "[\"*.a.test:443\"]", "[]",          "[{ rule = \"x.a.test\", protocol = \"auto\" }]"),
+    ("network.allow",               39, "[\"**.b.test:8443\"]", "[\"*.b.test:8443\", \"x.y.b.test:8443\", \"**.z.b.test:8443\"]", "[\"b.test:8443\"]"),
+    ("network.allow",               39, "[\"**.b.test:8443\"]", "[{ rule = \"x.b.test:8443\", protocol = \"tls\" }]", "[{ rule = \"x.b.test:8443\", protocol = \"tcp\" }]"),
+    ("network.allow",               39, "[{ rule = \"10.0.0.0/8:5432\", private = true }]", "[{ rule = \"10.1.2.3:5432\", private = true }]", "[{ rule = \"10.0.0.0/7:5432\", private = true }]"),
+    ("network.allow",               39, "[{ rule = \"c.test\", protocol = \"auto\" }]", "[\"c.test\", \"pypi.org\"]", "[{ rule = \"c.test\", protocol = \"tcp\" }]"),
+    ("network.presets",             39, "[\"python\"]", "[]",           "[\"rust\"]"),
+    ("network.connections",         41, "100",          "1",            "101"),
+    ("network.connection_rate",     42, "100",          "1",            "101"),
+    ("network.bytes_out",           43, "\"1MiB\"",     "\"64KiB\"",    "\"none\""),
+    ("network.bytes_out",           43, "\"1MiB\"",     "\"64KiB\"",    "\"2MiB\""),
+    ("network.bytes_in",            44, "\"1MiB\"",     "\"64KiB\"",    "\"none\""),
+    ("network.idle_time",           45, "\"60s\"",      "\"1s\"",       "\"61s\""),
+    ("network.connection_time",     46, "\"1h\"",       "\"1s\"",       "\"none\""),
+    ("network.wildcard_names",      47, "10",           "0",            "11"),
+    ("network.deny_detail",         48, "\"host-only\"","\"off\"",      "\"full\""),
+    ("network.upstream_proxy",      49, "{ url = \"http://Proxy.test:3128/\", resolves = \"proxy\" }", "{ url = \"http://proxy.test:3128\" }", "\"\""),
+    ("network.upstream_proxy",      49, "{ url = \"http://proxy.test:3128\", resolves = \"proxy\" }", "{ url = \"http://proxy.test:3128\", resolves = \"host\" }", "{ url = \"http://other.test:3128\" }"),
     ("environment.set",             35, "{ LANG = \"C\" }", "{ LANG = \"C.UTF-8\", NEW = \"1\" }", ""),
 ];
 
@@ -178,8 +216,68 @@ fn values_keep_the_place_where_they_were_written() {
     assert_eq!(place(&policy.process.nice.origin), "parent.toml:27:8");
     assert_eq!(place(&policy.environment.set["LANG"].origin), "parent.toml:35:16");
     assert_eq!(place(&policy.filesystem.read_only[1].origin), "parent.toml:9:23");
-    assert_eq!(policy.network.origin.file, "policies/base.toml");
+    assert_eq!(place(&policy.network.allow[2].origin), "parent.toml:39:42");
+    assert_eq!(place(&policy.network.lists.expires), "parent.toml:38:11");
     assert_eq!(policy.name, "child");
+}
+
+#[test]
+fn destinations_may_be_named_until_a_file_beneath_has_named_some() {
+    let names = "schema = 1\nextends = \"./parent.toml\"\nnetwork.allow = [\"x.test\"]";
+    #[rustfmt::skip]
+    let cases = [
+        ("schema = 1",                                             true),
+        ("schema = 1\nextends = \"default\"",                       true),
+        ("schema = 1\nextends = \"build\"",                         true),
+        ("schema = 1\nextends = \"default\"\nnetwork.bytes_out = \"1MiB\"", true),
+        ("schema = 1\nextends = \"base\"",                          false),
+        ("schema = 1\nextends = \"offline\"",                       false),
+        ("schema = 1\nnetwork.mode = \"enforce\"",                  false),
+        ("schema = 1\nnetwork.allow = []",                          false),
+        ("schema = 1\nnetwork.presets = []",                        false),
+        ("schema = 1\nnetwork.allow = [\"y.test\"]",                false),
+        ("schema = 1\nnetwork.allow = [\"*.test.test\", \"x.test\"]", true),
+        ("schema = 1\nextends = \"./grand.toml\"",                  false),
+    ];
+    let grand = ("grand.toml", "schema = 1\nextends = \"default\"\nnetwork.presets = []");
+    for (parent, open) in cases {
+        let files = [("parent.toml", parent), ("child.toml", names), grand];
+        match (resolve(&files, "child.toml"), open) {
+            (Ok(policy), true) => assert_eq!(policy.network.all_rules().len(), 1, "`{parent}`"),
+            (Err(PolicyError::Widened { key, .. }), false) => assert_eq!(key, "network.allow[0]"),
+            (other, _) => panic!("`{parent}`: {other:?}"),
+        }
+    }
+    // A budget falls even where destinations may be named.
+    let text = "schema = 1\nextends = \"default\"\nnetwork.connections = 1025";
+    assert!(matches!(resolve_text(text), Err(PolicyError::Widened { .. })));
+}
+
+#[test]
+fn a_mode_of_none_takes_the_rules_of_the_parent_away() {
+    let policy = child("network.mode", "\"none\"", PARENT).expect("narrower");
+    assert!(policy.network.all_rules().is_empty());
+    assert_eq!(policy.network.lists.allow.file, "child.toml");
+    assert!(!child("network.mode", "\"enforce\"", PARENT).expect("equal").network.allow.is_empty());
+}
+
+#[test]
+fn the_error_of_a_rule_that_no_rule_covers_names_both() {
+    #[rustfmt::skip]
+    let cases = [
+        ("[\"x.test:22\"]", "child.toml:3:18: cannot set `network.allow[0]` to \"x.test:22\": wider than \
+          [\"*.a.test:443\", \"**.b.test:8443\", { rule = \"10.0.0.0/8:5432\", private = true }, { rule = \
+          \"c.test:443\", protocol = \"auto\" }, \"pypi.org:443\", \"files.pythonhosted.org:443\"], set at parent.toml:39:9"),
+        ("[{ rule = \"x.a.test\", private = true }]", "child.toml:3:18: cannot set `network.allow[0]` to { rule = \
+          \"x.a.test:443\", private = true }: wider than \"*.a.test:443\", set at parent.toml:39:10"),
+        ("[{ rule = \"x.b.test:8443\", protocol = \"tcp\" }]", "child.toml:3:18: cannot set `network.allow[0]` to { rule = \
+          \"x.b.test:8443\", protocol = \"tcp\" } as tcp: wider than \"**.b.test:8443\" as auto, set at parent.toml:39:26"),
+    ];
+    for (rules, text) in cases {
+        let error = child("network.allow", rules, PARENT).expect_err(rules);
+        assert_eq!(error.to_string(), text);
+        assert!(error.hint().expect("a hint").contains("named"), "{error}");
+    }
 }
 
 #[test]

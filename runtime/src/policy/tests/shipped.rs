@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::host::Level;
 
+use super::super::network::{DenyDetail, NetworkMode, PRESETS};
 use super::super::units::{GIB, MIB};
 use super::super::{ByteSize, Origins, SHIPPED, Storage, json_schema};
 use super::conforms::conforms;
@@ -39,6 +40,13 @@ fn default_keeps_its_promises() {
     assert_eq!(policy.require.level.value, Level::Rootless);
     assert_eq!((policy.require.landlock_abi.value, policy.require.cgroup.value), (2, false));
     assert_eq!(policy.environment.set["LANG"].value, "C.UTF-8");
+    let network = &policy.network;
+    assert_eq!((network.mode.value, network.named), (NetworkMode::Enforce, false));
+    assert!(network.all_rules().is_empty(), "nothing can be reached");
+    assert_eq!((network.connections.value, network.bytes_out.value), (1024, None));
+    assert_eq!(network.deny_detail.value, DenyDetail::Full);
+    let offline = resolve(&[], "offline").expect("shipped").network;
+    assert_eq!((offline.mode.value, offline.named), (NetworkMode::None, true));
 }
 
 #[test]
@@ -113,6 +121,67 @@ fn every_line_of_the_effective_text_can_tell_its_origin() {
 }
 
 #[test]
+fn rules_of_presets_are_shown_with_their_place_in_the_preset() {
+    let text = "schema = 1\nextends = \"default\"\n[network]\nallow = [\"a.test\", \"pypi.org\"]\n\
+                presets = [\"python\", \"rust\"]\nupstream_proxy = { url = \"http://P.test:3128\" }";
+    let policy = resolve_text(text).expect("valid");
+    let shown = policy.to_toml(Origins::Show);
+    for line in [
+        "    \"a.test:443\", # p.toml:4:10\n",
+        "    \"pypi.org:443\", # p.toml:4:20\n",
+        "    \"files.pythonhosted.org:443\", # policies/presets/python.toml:",
+        "    \"index.crates.io:443\", # policies/presets/rust.toml:",
+        "upstream_proxy = { url = \"http://p.test:3128\", resolves = \"host\" } # p.toml:6:18\n",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    assert_eq!(shown.matches("pypi.org").count(), 1, "a rule is there once: {shown}");
+    let json = policy.to_json(Origins::Show);
+    assert_eq!(json["policy"]["network"]["allow"][2], "files.pythonhosted.org:443");
+    let place = json["origins"]["network.allow[2]"].as_str().expect("a place");
+    assert!(place.starts_with("policies/presets/python.toml:"), "{place}");
+    assert_eq!(json["presets"][1]["name"], "rust");
+    assert_eq!(json["presets"][1]["at"], "p.toml:5:22");
+    // The digest covers the rules of presets: without one of them it is another.
+    let names: Vec<String> =
+        policy.network.all_rules().iter().map(|rule| format!("\"{}\"", rule.value)).collect();
+    let spelled = |names: &[String]| {
+        let text = text.replace("[\"a.test\", \"pypi.org\"]", &format!("[{}]", names.join(", ")));
+        let text = text.replace("presets = [\"python\", \"rust\"]", "presets = []");
+        resolve_text(&text).expect("valid").digest()
+    };
+    assert_eq!(spelled(&names), policy.digest());
+    assert_ne!(spelled(&names[1..]), policy.digest());
+}
+
+#[test]
+fn every_preset_can_be_named_and_conforms_to_the_schema() {
+    let schema = json_schema();
+    for preset in PRESETS {
+        let text = format!("schema = 1\nnetwork.presets = [{:?}]", preset.name);
+        let policy = resolve_text(&text).expect(preset.name);
+        assert_eq!(policy.network.all_rules().len(), preset.rules().len());
+        let effective: Value = toml::from_str(&policy.to_toml(Origins::Hide)).expect("TOML");
+        conforms(&schema, &schema, &effective, preset.name).expect("conforms");
+    }
+}
+
+#[test]
+fn report_mode_has_an_end_that_is_not_far() {
+    let text = "schema = 1\nnetwork = { mode = \"report\", expires = \"2026-12-01T00:00:00Z\" }";
+    let policy = resolve_text(text).expect("valid");
+    let end = 1_796_083_200;
+    assert_eq!(policy.network.mode.value, NetworkMode::Report { until: end });
+    assert_eq!(policy.network.report_lasts_too_long(end - 30 * 86_400), None);
+    assert_eq!(policy.network.report_lasts_too_long(end - 30 * 86_400 - 1), Some(end));
+    assert!(
+        policy.to_toml(Origins::Show).contains("\nexpires = \"2026-12-01T00:00:00Z\" # p.toml:2:")
+    );
+    let again = resolve_text(&policy.to_toml(Origins::Hide)).expect("what we write is valid");
+    assert_eq!(again.digest(), policy.digest());
+}
+
+#[test]
 fn a_digest_depends_on_values_only() {
     let default = resolve(&[], "default").expect("shipped");
     let same = resolve_text("schema = 1\nname = \"mine\"\nextends = \"default\"").expect("valid");
@@ -158,7 +227,10 @@ fn the_schema_refuses_what_the_parser_refuses() {
         "schema = 1\nprocess.pids = 0", "schema = 1\nprocess.core = 1", "schema = 1\nprocess.pids = \"1\"",
         "schema = 1\nrequire.level = \"none\"", "schema = 1\nfilesystem.writable = [1]",
         "schema = 1\nrequire.relax = [{ layer = \"seccomp\" }]", "schema = 1\nprocess.wall_time = 3",
-        "schema = 1\nnetwork.mode = \"host\"", "schema = 1\nprocess.cpus = 0",
+        "schema = 1\nnetwork.mode = \"host\"", "schema = 1\nnetwork.allow = [3]",
+        "schema = 1\nnetwork.allow = [{ rule = \"a:1\", x = 1 }]", "schema = 1\nnetwork.connections = 0",
+        "schema = 1\nnetwork.deny_detail = \"x\"", "schema = 1\nnetwork.upstream_proxy = 1",
+        "schema = 1\nprocess.cpus = 0",
     ];
     for text in cases {
         assert!(resolve_text(text).is_err(), "`{text}`");
@@ -178,7 +250,7 @@ fn the_schema_describes_every_key_and_its_bounds() {
             assert!(value["description"].is_string(), "{section}.{key} has no description");
         }
     }
-    assert_eq!(keys, 32, "a new key is described and listed here");
+    assert_eq!(keys, 42, "a new key is described and listed here");
     let pids = schema["properties"]["process"]["properties"]["pids"].to_string();
     assert!(pids.contains("a whole number from 1 to 4194304"), "{pids}");
     assert!(!schema.to_string().contains("null"), "TOML has no null: {schema:#}");

@@ -12,8 +12,9 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use crate::policy::network::{ListedRule, Rules};
 use crate::spec::{EgressLimits, EgressPlan};
 
-use super::super::ledger::{Decision, Entry, Ledger, Reason, Sink};
+use super::super::ledger::{Decision, Entry, Ledger, Sink};
 use super::super::names::Names;
+use super::super::reason::Reason;
 use super::super::scope::Scope;
 use super::{Transport, answer};
 
@@ -57,7 +58,7 @@ fn plan(rules: &[&str], limits: EgressLimits) -> EgressPlan {
         origin: "test.toml:1:1".to_owned(),
     };
     let rules = Rules { list: rules.iter().map(listed).collect(), report_until: None };
-    EgressPlan { rules, limits }
+    EgressPlan { rules, limits, ..EgressPlan::default() }
 }
 
 fn scope_with(plan: EgressPlan) -> (Scope, Arc<Kept>) {

@@ -1,0 +1,1 @@
+//! Connections from end to end, byte by byte.
