@@ -114,7 +114,7 @@ class Jail(Way):
     def __init__(self, worker, directory):
         policy = os.path.join(directory, "egress.toml")
         with open(policy, "w", encoding="utf-8") as out:
-            out.write(f'schema = 1\nextends = "default"\n[network]\nallow = ["{NAME}:{PORT}"]\n'
+            out.write(f'schema = 1\nextends = "default"\n[network]\nallow = [{{ rule = "{NAME}:{PORT}", private = true }}]\n'
                       "connection_rate = 16384\n")
         self.process = subprocess.Popen(
             [worker, "exec", "--policy", policy, "--workspace", directory, "--", "/bin/sh"],

@@ -216,7 +216,8 @@ fn resolve_policy(args: &ExecArgs) -> Result<Policy, Refused> {
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Refused(exit)
     };
-    let mut policy = resolver.resolve(&args.policy).map_err(|error| refuse(error, Exit::Policy))?;
+    let policy = resolver.resolve(&args.policy).and_then(policy::timely);
+    let mut policy = policy.map_err(|error| refuse(error, Exit::Policy))?;
     for limit in &args.limits {
         let Some((key, value)) = limit.split_once('=') else {
             let hint = format!("write --limit KEY=VALUE; keys: {}", LIMIT_KEYS.join(", "));

@@ -95,6 +95,13 @@ const PHRASES: &[(&str, &str)] = &[
     ("post.refused",            "result refused for good"),
     // Its network.
     ("egress.denied",           "refused {host}, port {port}: {reason}"),
+    ("egress.failed",           "{host}, port {port}, could not be had: {reason}"),
+    ("egress.repeated",         "refused {host}, port {port}, {count} times more: {reason}"),
+    ("egress.repeated",         "refused further targets, {count} times: {reason}"),
+    ("egress.allowed",          "connecting to {host}, port {port}, by rule {rule}"),
+    ("egress.allowed",          "connecting to {host}, port {port}, by report mode"),
+    ("egress.closed",           "closed {host}, port {port}: {out_bytes} out, {in_bytes} in"),
+    ("egress.summed",           "{connections} more connections to {host}, port {port}: {out_bytes} out, {in_bytes} in"),
     // Its jail.
     ("jail.running",            "jail ready after {ready_us}, level {level}"),
     ("jail.kept",               "the jail is kept for the next work item"),

@@ -112,7 +112,7 @@ fn belongs(text: &str, address: IpAddr, scope: &Scope) -> Result<(), String> {
     let allowed = text == "api.example.com"
         || below(".one.example.com").is_some_and(|front| !front.contains('.'))
         || below(".any.example.org").is_some();
-    let letters = |c: u8| c.is_ascii_alphanumeric() || b"-.".contains(&c);
+    let letters = |c: u8| c.is_ascii_alphanumeric() || b"-_.".contains(&c);
     if !allowed || !text.bytes().all(letters) {
         return Err(format!("an address for {text:?}"));
     }

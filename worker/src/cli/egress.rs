@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use stockade_runtime::egress::Reason;
 
-use super::egress_log::{LogArgs, LogError, written};
+use super::egress_records::{LogArgs, LogError, written};
 use super::egress_report::{AllowedKey, DeniedKey, Report, Row, destination};
 use crate::exit::Exit;
 use crate::progress::{size, visible};

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use stockade_runtime::audit::{Event, Text, Verification};
 use stockade_runtime::egress::Reason;
 
-use super::egress_log::{LogArgs, LogError, Record};
+use super::egress_records::{LogArgs, LogError, Record};
 
 /// Most destinations in each part; what is beyond is counted in [`Report::omitted`].
 const ROWS_MAX: usize = 10_000;
@@ -130,7 +130,13 @@ impl Report {
                     row.origin = origin;
                 });
             }
-            Event::EgressSummed { .. } | Event::EgressClosed { .. } => self.carried(&record),
+            Event::EgressSummed { .. } => self.carried(&record),
+            Event::EgressClosed { host, port, by, .. } => {
+                self.carried(&record);
+                if let Some(by) = by {
+                    self.refused(&record, (Some(host), Some(*port)), (by.as_str(), None), 1);
+                }
+            }
             Event::EgressDenied { host, port, reason, address_class, .. } => {
                 let class = address_class.as_ref().map(|class| class.as_str());
                 self.refused(&record, (Some(host), Some(*port)), (reason.as_str(), class), 1);
@@ -257,7 +263,8 @@ fn seen(
 ) {
     row.first = Some(row.first.map_or(record.time, |first| first.min(record.time)));
     row.last = Some(row.last.map_or(record.time, |last| last.max(record.time)));
-    if matches!(record.event, Event::EgressClosed { .. }) {
+    // The end of a connection may come in a later call than its own.
+    if matches!(record.event, Event::EgressClosed { by: None, .. }) {
         return;
     }
     let key = (place, record.session.clone());

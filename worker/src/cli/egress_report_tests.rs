@@ -1,7 +1,7 @@
 //! What is summed, and what it belongs to.
 
-use super::super::egress_log::moment;
-use super::super::egress_log::tests::{allowed, denied, write};
+use super::super::egress_records::moment;
+use super::super::egress_records::tests::{allowed, denied, write};
 use super::*;
 use stockade_runtime::audit::{CallStatus, Fingerprint, NotPosted};
 
@@ -100,6 +100,31 @@ fn refusals_are_summed_by_target_and_reason_and_faults_stand_apart() {
         found.denied.iter().map(|(key, row)| (key.port, row.count, row.calls)).collect();
     assert_eq!(rows, [(Some(53), 1, 1), (Some(443), 8, 2), (Some(1), 1, 0)]);
     assert_eq!(found.failed.len(), 1);
+}
+
+#[test]
+fn a_connection_that_was_closed_for_a_reason_is_allowed_and_refused() {
+    let closed = |number, by: &str| Event::EgressClosed {
+        number,
+        host: Text::of(&"a.test"),
+        port: 443,
+        bytes_out: 1,
+        bytes_in: 0,
+        duration_us: 1,
+        by: Some(by.into()),
+    };
+    let found = report(
+        vec![
+            ("s", Some("c1"), allowed(1, "a.test", 443, Some("a.test:443"))),
+            ("s", Some("c1"), closed(1, "other-name")),
+            ("s", Some("c1"), allowed(2, "a.test", 443, Some("a.test:443"))),
+            ("s", Some("c1"), closed(2, "unreachable")),
+        ],
+        |_| {},
+    );
+    let reasons: Vec<_> = found.denied.keys().map(|key| key.reason.as_str()).collect();
+    assert_eq!((reasons, found.failed.len()), (vec!["other-name"], 1));
+    assert_eq!(found.allowed.values().map(|row| row.bytes_out).sum::<u64>(), 2);
 }
 
 /// product.md 3.2: what went to the control plane counts as well.

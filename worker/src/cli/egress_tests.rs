@@ -1,6 +1,6 @@
 //! How a report looks, as columns and as data.
 
-use super::super::egress_log::tests::{allowed, denied, write};
+use super::super::egress_records::tests::{allowed, denied, write};
 use super::*;
 use stockade_runtime::audit::{Event, Text};
 

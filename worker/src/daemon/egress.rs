@@ -54,17 +54,8 @@ impl EgressRecord {
 impl Sink for EgressRecord {
     fn record(&self, call: Option<&str>, entry: &Entry) -> bool {
         let (ids, event) = (self.about(call), event(entry));
-        if let Event::EgressDenied { host, port, reason, .. } = &event {
-            tracing::warn!(
-                event = "egress.denied",
-                session_id = ids.session.as_ref().map(Name::as_str),
-                tool_call = call,
-                host = host.as_str(),
-                port,
-                reason = reason.as_str(),
-                "egress denied"
-            );
-        }
+        let session = ids.session.as_ref().map(Name::as_str);
+        crate::egress_log::of_call(session, call, entry);
         self.record.write(&ids, &event)
     }
 }

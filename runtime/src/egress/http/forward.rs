@@ -9,6 +9,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -153,12 +154,15 @@ where
     let ended = loop {
         tokio::select! {
             ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
-            () = gate.upstream.gone(), if !closing => {
-                // The response that is under way is finished first.
-                Pin::new(&mut connection).graceful_shutdown();
-                closing = true;
-            }
+            () = gate.upstream.gone(), if !closing => closing = true,
         }
+        // A response that came before the end, a switch of protocols above all, is begun as it is;
+        // then the one that is under way is finished, and no other.
+        let begun = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
+        if let Poll::Ready(ended) = begun {
+            break ended;
+        }
+        Pin::new(&mut connection).graceful_shutdown();
     };
     let parts = connection.into_parts();
     let (mut client, rest) = parts.io.into_inner().into_parts();

@@ -80,15 +80,20 @@ pub enum Verdict<'a> {
 impl Rules {
     /// Whether `host` may be reached on `port`, as far as that is known before its addresses are.
     /// `now` is seconds since 1970, UTC.
+    ///
+    /// In report mode every destination may carry what its port usually does, those of rules too:
+    /// a rule that is taken away would otherwise allow more than one that is there.
     pub fn decide(&self, host: &Host, port: u16, now: u64) -> Verdict<'_> {
-        let mut found: Option<Allowed<'_>> = None;
+        let report = self.report_until.is_some_and(|until| now < until);
+        let usual = Content::of(Protocol::of_port(port));
+        let mut found = report.then_some(Allowed { rule: None, private: false, content: usual });
         for listed in self.list.iter().filter(|listed| listed.rule.matches(host, port)) {
             let content = Content::of(listed.rule.protocol);
             let private = listed.rule.private;
             found = Some(match found {
                 None => Allowed { rule: Some(listed), private, content },
                 Some(old) => Allowed {
-                    rule: old.rule,
+                    rule: old.rule.or(Some(listed)),
                     private: old.private || private,
                     content: old.content.or(content),
                 },
@@ -96,10 +101,6 @@ impl Rules {
         }
         if let Some(allowed) = found {
             return Verdict::Allow(allowed);
-        }
-        if self.report_until.is_some_and(|until| now < until) {
-            let content = Content::of(Protocol::Auto);
-            return Verdict::Allow(Allowed { rule: None, private: false, content });
         }
         let known = self.list.iter().any(|listed| listed.rule.pattern.matches(host));
         Verdict::Deny(match host {

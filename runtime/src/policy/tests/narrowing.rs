@@ -216,7 +216,7 @@ fn values_keep_the_place_where_they_were_written() {
     assert_eq!(place(&policy.process.nice.origin), "parent.toml:27:8");
     assert_eq!(place(&policy.environment.set["LANG"].origin), "parent.toml:35:16");
     assert_eq!(place(&policy.filesystem.read_only[1].origin), "parent.toml:9:23");
-    assert_eq!(place(&policy.network.allow[2].origin), "parent.toml:39:42");
+    assert_eq!(place(&policy.network.allow[2].origin), "parent.toml:39:44");
     assert_eq!(place(&policy.network.lists.expires), "parent.toml:38:11");
     assert_eq!(policy.name, "child");
 }

@@ -76,10 +76,15 @@ fn serving(port: u16, both: bool, scope: Arc<Scope>, client: impl FnOnce() + Sen
     runtime.block_on(async {
         let client = tokio::task::spawn_blocking(client);
         tokio::select! {
-            failed = super::super::serve(udp, tcp, scope) => panic!("{failed:?}"),
+            failed = sendable(super::super::serve(udp, tcp, scope)) => panic!("{failed:?}"),
             done = client => done.expect("the client is content"),
         }
     });
+}
+
+/// May run on any thread of a runtime.
+fn sendable<T: Send>(future: T) -> T {
+    future
 }
 
 /// Asks over UDP; the reply counts only if it comes from where the question went.
@@ -159,7 +164,9 @@ fn host_without_ipv6_has_the_same_resolver() {
 fn c_library_is_told_at_once() {
     inside("c_library_is_told_at_once", || {
         let (scope, kept) = scope();
-        serving(53, true, Arc::new(scope), || {
+        // Kept: at its end the ledger adds up what it only counted.
+        let scope = Arc::new(scope);
+        serving(53, true, Arc::clone(&scope), || {
             #[rustfmt::skip]
             let cases = [
                 ("api.example.com", Some("198.18.0.16")), ("evil.test", None), ("nohost", None),
@@ -180,7 +187,7 @@ fn c_library_is_told_at_once() {
         });
         let denied = kept.denials();
         let hosts: Vec<&str> = denied.iter().map(|(host, ..)| host.as_str()).collect();
-        assert_eq!(hosts, ["evil.test", "nohost"], "once each, and nothing else");
+        assert_eq!(hosts, ["evil.test", "nohost", "a_b.evil.test"], "once each, and nothing else");
     });
 }
 
@@ -245,6 +252,35 @@ fn silent_and_senseless_connections_are_closed() {
             assert!((5..15).contains(&waited.as_secs()), "{waited:?}");
             drop(silent);
         });
+    });
+}
+
+// INV-11, jail.md 1.5 rule 2: beyond its budget a session is answered slowly, whatever it sends.
+#[test]
+fn flood_is_slowed_down() {
+    inside("flood_is_slowed_down", || {
+        for (connection_rate, slow) in [(1, true), (512, false)] {
+            let limits = EgressLimits { connection_rate, ..EgressLimits::default() };
+            let (scope, _) = scope_with(plan(&RULES, limits));
+            serving(53, true, Arc::new(scope), move || {
+                let server = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
+                // What is no question counts as well.
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
+                for _ in 0..64 {
+                    socket.send_to(&[0; 5], server).expect("sent");
+                }
+                let start = Instant::now();
+                let mut stream = connect(server);
+                let message = framed(&question("api.example.com.", RecordType::A));
+                stream.write_all(&message.repeat(200)).expect("sent");
+                for _ in 0..200 {
+                    next(&mut stream);
+                }
+                let took = start.elapsed();
+                println!("measured: 200 questions at {connection_rate}: {took:?}");
+                assert_eq!(took > Duration::from_secs(1), slow, "{took:?}");
+            });
+        }
     });
 }
 

@@ -35,8 +35,9 @@ fn only_names_that_a_rule_names_are_answered() {
         ("0x7f.1.",                         (REFUSED, REFUSED)),
         (".",                               (REFUSED, REFUSED)),
         ("com.",                            (REFUSED, REFUSED)),
-        ("a_b.one.example.com.",            (REFUSED, REFUSED)),
-        ("-.one.example.com.",              (REFUSED, REFUSED)),
+        ("a_b.one.example.com.",            FIRST),
+        ("_b.one.example.com.",             FIRST), // a rule names all of it
+        ("-a-.one.example.com.",            FIRST),
         ("xn--.one.example.com.",           (REFUSED, REFUSED)),
         (r"a\000.one.example.com.",         (REFUSED, REFUSED)), // NUL
         (r"api\.example.com.",              (REFUSED, REFUSED)), // a dot inside a label
@@ -95,6 +96,7 @@ fn questions_that_tools_ask_by_themselves_are_no_denials() {
         ("_http._tcp.api.example.com.", T::SRV, "NoError, absent"),
         ("_8443._https.api.example.com.", T::HTTPS, "NoError, absent"),
         ("_http._tcp.api.example.com.", T::A, "NoError, absent"),
+        ("_http._tcp.LOCALHOST.", T::SRV, "NoError, absent"),
     ];
     for (name, record_type, want) in quiet {
         assert_eq!(said(&ask(&scope, &question(name, record_type))), want, "{record_type} {name}");
@@ -286,7 +288,7 @@ fn denied_lookup_is_in_the_window_of_its_call() {
     for _ in 0..3 {
         ask(&scope, &question("evil.test.", T::A));
         ask(&scope, &question("EVIL.test.", T::AAAA));
-        ask(&scope, &question("a_b.evil.test.", T::A));
+        ask(&scope, &question(r"a\000b.evil.test.", T::A));
     }
     assert_eq!(kept.denials(), [("evil.test".to_owned(), 53, Some(Reason::Lookup))]);
     let denials = scope.ledger.turn(None);
@@ -308,4 +310,23 @@ fn change_of_rules_holds_for_the_next_question() {
     assert_eq!(said(&ask(&scope, &question("other.example.com.", T::A))), "198.18.0.17");
     scope.replace(plan(&RULES, EgressLimits::default()));
     assert_eq!(said(&ask(&scope, &message)), "198.18.0.16");
+}
+
+// Report mode answers what no rule names, within the same bounds, until it ends.
+#[test]
+fn report_mode_answers_every_name_until_it_ends() {
+    for (until, want) in [(u64::MAX, "198.18.0.16"), (1, "Refused")] {
+        let limits = EgressLimits { wildcard_names: 1, ..EgressLimits::default() };
+        let mut plan = plan(&RULES, limits);
+        plan.rules.report_until = Some(until);
+        let (scope, kept) = scope_with(plan);
+        let long = format!("{}.{}.test.", "a".repeat(63), "b".repeat(63));
+        assert_eq!(said(&ask(&scope, &question(&long, T::A))), "Refused", "too long to be chosen");
+        assert_eq!(said(&ask(&scope, &question("else.test.", T::A))), want);
+        assert_eq!(said(&ask(&scope, &question("more.test.", T::A))), "Refused");
+        let open = want != "Refused";
+        let reasons: Vec<_> = kept.denials().into_iter().filter_map(|(.., why)| why).collect();
+        let reason = if open { Reason::LookupBudget } else { Reason::Lookup };
+        assert_eq!(reasons, vec![reason; if open { 2 } else { 3 }]);
+    }
 }

@@ -78,9 +78,7 @@ impl LogError {
             LogError::NoPlace | LogError::Unreadable(_) => {
                 ("name a log with --audit-file", Exit::Usage)
             }
-            LogError::Broken { .. } => {
-                ("`worker audit verify` tells more; nothing is concluded from it", Exit::Evidence)
-            }
+            LogError::Broken { .. } => ("`worker audit verify` tells more", Exit::Evidence),
         };
         explain::complain(self, Some(hint));
         exit
