@@ -17,7 +17,7 @@ type Sender = http2::SendRequest<Full<Bytes>>;
 /// A client, and an upstream that answers each request with its path, the authority it saw and a
 /// trailer. Counts what it saw.
 async fn connect() -> (Sender, Arc<AtomicU64>, Denials) {
-    let Connection { client, mut upstream, denials, .. } = Connection::open(Options::default());
+    let Connection { client, mut upstream, denials, .. } = Connection::open(full());
     let seen = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&seen);
     tokio::spawn(async move {
