@@ -59,6 +59,14 @@ pub fn dns(input: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Forwards a connection of plain HTTP.
+///
+/// # Errors
+/// What does not hold of the bytes that upstream was sent.
+pub fn http_head(input: &[u8]) -> Result<(), String> {
+    super::http::fuzz::http_head(input)
+}
+
 /// INV-8: addresses are those of allowed names, and nothing else carries data.
 fn holds(input: &[u8], reply: &Message, scope: &Scope) -> Result<(), String> {
     let metadata = &reply.metadata;
