@@ -6,11 +6,13 @@
 
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use stockade_runtime::egress::{Broker, BrokerSettings, Entry, Sink};
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail::{self, Launcher};
 use stockade_runtime::policy::{Resolver, syscalls::catalogue};
-use stockade_runtime::session::{self, Session};
+use stockade_runtime::session::{self, Called, Egress, Session};
 use stockade_runtime::spec::{self, Request};
 use stockade_runtime::tool::Block;
 
@@ -51,14 +53,19 @@ fn main() -> Result<(), Failure> {
     let run = jail::rootless_run_directory(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let launcher = launcher.another()?;
-        let mut session = Session::start(launcher, spec, run).await?;
+        let broker = Arc::new(Broker::start(BrokerSettings::default())?);
+        let egress = Egress { broker, sink: Arc::new(Ignored) };
+        let mut session = Session::start(launcher, spec, run, Some(egress)).await?;
+        let mut number = 0;
         println!("{}", serde_json::json!({ "ready_us": session.report().timings.ready_us, "jail": session.report().jail }));
         for line in std::io::stdin().lock().lines() {
             let line = line?;
             let (name, input) = line.split_once(' ').unwrap_or((&line, "{}"));
             let started = std::time::Instant::now();
-            let (result, hits) =
-                session.call(name, input.as_bytes().to_vec(), std::future::pending()).await?;
+            number += 1;
+            let (id, input) = (format!("call_{number}"), input.as_bytes().to_vec());
+            let called = session.call(&id, name, input, std::future::pending()).await?;
+            let Called { result, limits: hits, denials } = called;
             let took_us = started.elapsed().as_micros() as u64;
             let content: Vec<_> = result.content.iter().map(describe).collect();
             let hits: Vec<_> = hits.iter().map(|hit| format!("{hit:?}")).collect();
@@ -67,6 +74,7 @@ fn main() -> Result<(), Failure> {
                 serde_json::json!({
                     "name": name, "content": content, "is_error": result.is_error,
                     "facts": format!("{:?}", result.facts), "hits": hits, "took_us": took_us,
+                    "denials": format!("{denials:?}"),
                 })
             );
         }
@@ -74,6 +82,16 @@ fn main() -> Result<(), Failure> {
         println!("{}", serde_json::to_string(&end)?);
         Ok(())
     })
+}
+
+/// Nobody reads decisions here but the one who asked.
+#[derive(Debug)]
+struct Ignored;
+
+impl Sink for Ignored {
+    fn record(&self, _call: Option<&str>, _entry: &Entry) -> bool {
+        true
+    }
 }
 
 fn describe(block: &Block) -> serde_json::Value {

@@ -3,17 +3,24 @@
 //! Runs in the control side. Asynchronous, because many sessions share its threads; what waits for
 //! the jail waits on descriptors. Dropping a session ends its jail: the launcher sees the connection
 //! close and takes everything apart.
+//!
+//! `host` is its launcher's end of it, `network` its part of the broker.
+
+mod host;
+mod network;
 
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use crate::egress::Denial;
 use crate::jail::{
     self, CgroupEvents, Confinement, End, EnforcementReport, Event, ExecutorEnds, Failure,
     KeeperSide, Launcher, LimitHit, Programs,
@@ -22,6 +29,9 @@ use crate::spec::{CgroupPlan, JailSpec};
 use crate::tool::{
     self, FileHelper, FromExecutor, FullPlace, ToExecutor, ToolCall, ToolResult, frame, shell,
 };
+
+use host::Host;
+pub use network::{Egress, Network, NetworkError, inside};
 
 /// How long the executor may take to answer a cancellation before its jail is ended.
 const CANCEL_GRACE: Duration = Duration::from_secs(15);
@@ -93,6 +103,12 @@ pub enum StartError {
         /// Which step, and what could not be removed afterwards.
         failure: Failure,
     },
+    /// The jail's network has no broker to lead to.
+    #[error("cannot connect the jail's network to the broker")]
+    Broker {
+        /// Why.
+        source: io::Error,
+    },
     /// The launcher or the executor did not answer.
     #[error("cannot reach the {whom}")]
     Unreachable {
@@ -136,8 +152,18 @@ pub struct Session {
     report: Box<EnforcementReport>,
     limits: CgroupPlan,
     room: Room,
-    /// How the jail ended, if it did so by itself.
-    over: Option<End>,
+    network: Option<Arc<Network>>,
+}
+
+/// What a call came to.
+#[derive(Debug)]
+pub struct Called {
+    /// Its result.
+    pub result: ToolResult,
+    /// Limits that took effect while it ran.
+    pub limits: Vec<LimitHit>,
+    /// What the broker denied while it ran.
+    pub denials: Vec<Denial>,
 }
 
 /// How much fits where, for the sentence that explains a full place.
@@ -150,7 +176,8 @@ struct Room {
 impl Session {
     /// Makes the jail and waits until its executor is ready.
     ///
-    /// `launcher` makes this jail alone (see [`Launcher::another`]).
+    /// `launcher` makes this jail alone (see [`Launcher::another`]); `egress` serves its network if
+    /// the spec has one.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left of the jail then, except what its failure names.
@@ -158,24 +185,33 @@ impl Session {
         launcher: Launcher,
         spec: JailSpec,
         run_directory: PathBuf,
+        egress: Option<Egress>,
     ) -> Result<Session, StartError> {
         let unreachable = |whom| move |source| StartError::Unreachable { whom, source };
-        let (limits, room) = (spec.cgroup.clone(), Room::of(&spec));
+        let (limits, room, plan) = (spec.cgroup.clone(), Room::of(&spec), spec.egress.clone());
         let (ours, theirs) = StdStream::pair().map_err(unreachable("executor"))?;
-        let mut host = Host { launcher: Some(launcher) };
+        let host = Host::new(launcher);
         let event = host
-            .with(move |launcher| {
+            .with(move |launcher, _| {
                 launcher.launch(spec, &run_directory, &[theirs.as_fd()])?;
                 drop(theirs);
-                launcher.event()
+                let mut listeners = Vec::new();
+                loop {
+                    match launcher.event()? {
+                        Event::Listening(more) => listeners.extend(more),
+                        event => return Ok((event, listeners)),
+                    }
+                }
             })
             .await;
-        let report = match event {
-            Ok(Event::Running(report, _)) => report,
-            Ok(Event::Failed(failure)) => return Err(StartError::Jail { failure }),
+        let (report, listeners) = match event {
+            Ok((Event::Running(report, _), listeners)) => (report, listeners),
+            Ok((Event::Failed(failure), _)) => return Err(StartError::Jail { failure }),
             Ok(_) => return Err(unreachable("launcher")(io::ErrorKind::InvalidData.into())),
             Err(source) => return Err(unreachable("launcher")(source)),
         };
+        let network = Network::attach(plan, listeners, egress, &host)
+            .map_err(|source| StartError::Broker { source })?;
         ours.set_nonblocking(true).map_err(unreachable("executor"))?;
         let stream = UnixStream::from_std(ours).map_err(unreachable("executor"))?;
         let (mut reader, writer) = stream.into_split();
@@ -184,7 +220,12 @@ impl Session {
             _ => return Err(unreachable("executor")(io::ErrorKind::InvalidData.into())),
         }
         let usage = CgroupEvents::default();
-        Ok(Session { host, reader, writer, number: 0, usage, report, limits, room, over: None })
+        Ok(Session { host, reader, writer, number: 0, usage, report, limits, room, network })
+    }
+
+    /// Its part of the broker; `None` where its jail has no network.
+    pub fn network(&self) -> Option<&Arc<Network>> {
+        self.network.as_ref()
     }
 
     /// What is enforced, and how it was proven.
@@ -195,26 +236,38 @@ impl Session {
     /// Runs one call to its end. When `stop` completes first, the call is ended and its result is
     /// what it had until then, with `facts.cancelled`.
     ///
-    /// Limits that took effect during the call are returned beside its result.
+    /// Limits that took effect during the call, and what the broker denied, are returned beside its
+    /// result; `id` is what the ledger knows the call by.
     ///
     /// # Errors
     /// [`CallError`] if there is no result; its outcome is unknown then, and the session is over.
     pub async fn call(
         &mut self,
+        id: &str,
         name: &str,
         input: Vec<u8>,
         stop: impl Future<Output = ()>,
-    ) -> Result<(ToolResult, Vec<LimitHit>), CallError> {
+    ) -> Result<Called, CallError> {
         if input.len() > ToolCall::INPUT_BYTES_MAX {
             return Err(CallError::TooLong { bytes: input.len() });
         }
         self.number += 1;
         let number = self.number;
         let call = ToolCall { number, name: name.to_owned(), input };
-        self.tell(&ToExecutor::Call(call)).await?;
-        let result = self.result_of(number, stop).await?;
-        let hits = self.limits_hit(&result).await?;
-        Ok((result, hits))
+        // What was denied between calls belongs to none.
+        self.turn(Some(id));
+        let result = match self.tell(&ToExecutor::Call(call)).await {
+            Ok(()) => self.result_of(number, stop).await,
+            Err(error) => Err(error),
+        };
+        let denials = self.turn(None);
+        let result = result?;
+        let limits = self.limits_hit(&result).await?;
+        Ok(Called { result, limits, denials })
+    }
+
+    fn turn(&self, call: Option<&str>) -> Vec<Denial> {
+        self.network.as_ref().map(|network| network.ledger().turn(call)).unwrap_or_default()
     }
 
     /// Whether the jail is known to have ended. A call sent now would have no result, and has not
@@ -244,11 +297,9 @@ impl Session {
     ///
     /// # Errors
     /// If the launcher died; a sweep removes what it left.
-    pub async fn end(mut self) -> io::Result<End> {
-        if let Some(end) = self.over.take() {
-            return Ok(end);
-        }
-        self.host.with(Launcher::end).await?;
+    pub async fn end(self) -> io::Result<End> {
+        // Its connections first: nothing may leave once the end has begun.
+        drop(self.network);
         self.host.end().await
     }
 
@@ -299,19 +350,12 @@ impl Session {
         if quiet {
             return Ok(Vec::new());
         }
-        let broken = |source: io::Error| CallError::Broken { source };
-        let event = self.host.with(|launcher| {
-            launcher.ask_usage()?;
-            launcher.event()
-        });
-        let now = match event.await {
-            Ok(Event::Usage(events)) => events,
-            Ok(Event::Ended(end)) => {
-                self.over = Some(end);
-                return Err(CallError::Ended);
+        let now = match self.host.usage().await {
+            Ok(Some(events)) => events,
+            Err(source) if source.kind() == io::ErrorKind::InvalidData => {
+                return Err(CallError::Broken { source });
             }
-            Ok(_) => return Err(broken(io::ErrorKind::InvalidData.into())),
-            Err(_) => return Err(CallError::Ended),
+            Ok(None) | Err(_) => return Err(CallError::Ended),
         };
         let before = std::mem::replace(&mut self.usage, now);
         let mut hits = Vec::new();
@@ -329,9 +373,8 @@ impl Session {
 
     /// The connection to the executor closed: what the launcher has to say about that.
     async fn ended(&mut self) -> CallError {
-        if let Ok(Ok(end)) = tokio::time::timeout(CANCEL_GRACE, self.host.end()).await {
-            self.over = Some(end);
-        }
+        // What it says is kept there for `end`; a launcher that says nothing is found out there too.
+        let _heard = tokio::time::timeout(CANCEL_GRACE, self.host.ended()).await;
         CallError::Ended
     }
 }
@@ -355,45 +398,6 @@ impl Room {
             true => LimitHit::Inodes { place, inodes },
             false => LimitHit::Bytes { place, bytes },
         })
-    }
-}
-
-/// A session's launcher. What it says is waited for on a thread that may block: that is once at the
-/// start, once at the end, and after a call in which a limit may have been reached.
-#[derive(Debug)]
-struct Host {
-    launcher: Option<Launcher>,
-}
-
-impl Host {
-    /// Does what may block. If the caller stops waiting, the launcher is let go when it is done, and
-    /// its jail ends with it.
-    async fn with<T: Send + 'static>(
-        &mut self,
-        act: impl FnOnce(&mut Launcher) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let mut launcher = self.launcher.take().ok_or(io::ErrorKind::NotConnected)?;
-        let done = tokio::task::spawn_blocking(move || (act(&mut launcher), launcher)).await;
-        let (result, launcher) = done.map_err(io::Error::other)?;
-        self.launcher = Some(launcher);
-        result
-    }
-
-    /// Waits for the jail's end.
-    async fn end(&mut self) -> io::Result<End> {
-        self.with(|launcher| {
-            loop {
-                match launcher.event()? {
-                    Event::Ended(end) => return Ok(end),
-                    // Asked before, answered now.
-                    Event::Usage(_) => {}
-                    Event::Running(..) | Event::Failed(_) => {
-                        return Err(io::ErrorKind::InvalidData.into());
-                    }
-                }
-            }
-        })
-        .await
     }
 }
 

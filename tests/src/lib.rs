@@ -8,6 +8,7 @@ pub mod bait;
 pub mod devserver;
 pub mod exec;
 pub mod hostile;
+pub mod lab;
 pub mod leftover;
 pub mod level;
 pub mod locate;
@@ -22,6 +23,7 @@ pub mod source;
 
 pub use devserver::Devserver;
 pub use exec::{End, Exec, Outcome};
+pub use lab::Lab;
 pub use level::Level;
 pub use needs::Need;
 pub use poll::{Poll, Ran, Worker};

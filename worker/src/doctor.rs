@@ -300,7 +300,7 @@ fn listen(launcher: &mut Launcher) -> Result<EnforcementReport, Reason> {
         match launcher.event() {
             Ok(Event::Running(running, _)) => report = Some(*running),
             // Not asked here.
-            Ok(Event::Usage(_)) => {}
+            Ok(Event::Usage(_) | Event::Listening(_) | Event::Listened(_)) => {}
             Ok(Event::Ended(_)) => {
                 return report.ok_or_else(|| Reason {
                     what: "the jail ended without a report".to_owned(),

@@ -18,12 +18,15 @@ use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::{
     self, End, EnforcementReport, Event, Failure, Launcher, Step, StepFailure,
 };
+use stockade_runtime::policy::network::DenyDetail;
 use stockade_runtime::policy::{LIMIT_KEYS, Policy, Resolver, variable_refused};
 use stockade_runtime::spec::{self, BoundRequest, Request};
 
 use crate::cli::{policy, syscall_groups};
 use crate::exit::Exit;
 use crate::explain;
+use crate::footer;
+use crate::network::{self, Served};
 use crate::relay::{Relay, Streams};
 use crate::sweep::run_directory;
 
@@ -243,14 +246,14 @@ fn variables(pairs: &[String]) -> Result<BTreeMap<String, String>, String> {
 
 /// What a jail came to.
 enum Outcome {
-    Ended { report: Option<Box<EnforcementReport>>, end: End },
+    Ended { report: Option<Box<EnforcementReport>>, end: End, network: Option<Served> },
     Failed(Failure),
     LauncherDied,
 }
 
 /// Hands the plan over, gives up the caller's rights, carries bytes.
 fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::Result<Outcome> {
-    let output_max = spec.output_bytes_max;
+    let (output_max, egress) = (spec.output_bytes_max, spec.egress.clone());
     let streams = if spec.payload.tty { Streams::terminal() } else { Streams::pipes()? };
     let lent: Vec<BorrowedFd<'_>> = streams.payload_ends.iter().map(|fd| fd.as_fd()).collect();
     // A launcher that could not start has said why, and is read below.
@@ -261,8 +264,14 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
     if let Err(failure) = jail::drop_to_control_side(level) {
         return Ok(refused(failure));
     }
+    let mut network = None;
     if handed.is_ok() {
-        relay.carry(&mut launcher)?;
+        relay.carry(&mut launcher, |listeners| {
+            if let Some(plan) = egress.clone() {
+                network = Some(network::serve(plan, listeners)?);
+            }
+            Ok(())
+        })?;
     } else if let Ok(event) = launcher.event() {
         relay.event = Some(event);
     }
@@ -271,16 +280,20 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
     drop(relay);
     launcher.wait();
     Ok(match event {
-        Some(Event::Ended(end)) => Outcome::Ended { report, end },
+        Some(Event::Ended(end)) => Outcome::Ended { report, end, network },
         Some(Event::Failed(failure)) => Outcome::Failed(failure),
-        Some(Event::Running(..) | Event::Usage(_)) | None => Outcome::LauncherDied,
+        Some(_) | None => Outcome::LauncherDied,
     })
 }
 
 /// Says how it was and writes the report.
 fn finish(outcome: Outcome, report_file: Option<File>) -> anyhow::Result<Exit> {
     let (exit, document) = match outcome {
-        Outcome::Ended { report, end } => {
+        Outcome::Ended { report, end, network } => {
+            let denials = network.as_ref().map(Served::denials).unwrap_or_default();
+            if let Some(text) = footer::egress(&denials, DenyDetail::Full) {
+                explain::say(&text);
+            }
             tracing::info!(
                 event = "jail.ended",
                 status = end.status.code(),

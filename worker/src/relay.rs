@@ -12,7 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
-use stockade_runtime::jail::{EnforcementReport, Event, Launcher};
+use stockade_runtime::jail::{EnforcementReport, Event, Launcher, Listener};
 
 const BUFFER_BYTES: usize = 1 << 16;
 
@@ -67,6 +67,8 @@ pub struct Relay {
     stop_requests: u32,
     pending: Pending,
     output_left: Option<u64>,
+    /// Of the jail's network, until they are served.
+    listeners: Vec<(Listener, OwnedFd)>,
     /// The launcher's report, once the payload runs.
     pub report: Option<Box<EnforcementReport>>,
     /// The launcher's last word.
@@ -90,13 +92,19 @@ impl Relay {
             stop_requests: 0,
             pending: Pending { buffer: vec![0; BUFFER_BYTES], start: 0, end: 0 },
             output_left: output_max,
+            listeners: Vec::new(),
             report: None,
             event: None,
         })
     }
 
     /// Carries until the launcher has ended the jail and all output has arrived.
-    pub fn carry(&mut self, launcher: &mut Launcher) -> io::Result<()> {
+    /// `serve` is given the listeners of the jail's network when its payload is about to run.
+    pub fn carry(
+        &mut self,
+        launcher: &mut Launcher,
+        mut serve: impl FnMut(Vec<(Listener, OwnedFd)>) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut launcher_open = true;
         while launcher_open || self.ends.output.is_some() || self.ends.error.is_some() {
             let ready = self.wait(launcher, launcher_open)?;
@@ -117,7 +125,12 @@ impl Relay {
             }
             if ready.launcher {
                 match launcher.event() {
+                    Ok(Event::Listening(more)) => self.listeners.extend(more),
                     Ok(Event::Running(report, terminal)) => {
+                        if serve(std::mem::take(&mut self.listeners)).is_err() {
+                            // Nothing may run with a network that leads nowhere.
+                            launcher.end()?;
+                        }
                         tracing::info!(
                             event = "jail.running",
                             jail = report.jail,

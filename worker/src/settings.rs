@@ -83,7 +83,7 @@ impl Surroundings {
 }
 
 /// Checked options of `worker poll`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// The environment that work comes from.
     pub environment_id: String,

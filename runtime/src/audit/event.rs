@@ -131,6 +131,139 @@ pub enum Event {
         /// How often, where that is counted.
         count: u64,
     },
+    /// Rules of egress come into force in a session's jail.
+    #[serde(rename = "egress.rules")]
+    EgressRules {
+        /// From 1; each change is one more.
+        generation: u64,
+        /// How many there are.
+        rules: u64,
+        /// The policy they are from.
+        policy: Name,
+        /// Of the resolved policy.
+        policy_sha256: Digest,
+        /// In report mode: until when (RFC 3339) destinations that no rule names are let through.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        report_until: Option<Name>,
+    },
+    /// A connection is about to be made.
+    #[serde(rename = "egress.allowed")]
+    EgressAllowed {
+        /// Of the decision, in the life of the jail.
+        number: u64,
+        /// Name or address that the jail asked for.
+        host: Text,
+        /// TCP port.
+        port: u16,
+        /// The address that is dialled.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        address: Option<Name>,
+        /// The rule that allows it; none in report mode.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rule: Option<Text>,
+        /// Where the rule was written.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        origin: Option<Text>,
+        /// Of the rules in force.
+        generation: u64,
+        /// Whether report mode allows it, and no rule.
+        reported: bool,
+    },
+    /// A connection or a lookup is about to be refused; the first of its kind in a call.
+    #[serde(rename = "egress.denied")]
+    EgressDenied {
+        /// Of the decision, in the life of the jail.
+        number: u64,
+        /// Name or address that the jail asked for.
+        host: Text,
+        /// TCP port; 53 for a name that was looked up.
+        port: u16,
+        /// Why, in one word.
+        reason: Name,
+        /// The address it is about, where the reason is one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        address: Option<Name>,
+        /// What kind of address that is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        address_class: Option<Name>,
+        /// Of the rules in force.
+        generation: u64,
+    },
+    /// An allowed destination could not be had: a fault, no decision.
+    #[serde(rename = "egress.failed")]
+    EgressFailed {
+        /// Of the decision, in the life of the jail.
+        number: u64,
+        /// Name or address that the jail asked for.
+        host: Text,
+        /// TCP port.
+        port: u16,
+        /// Why, in one word.
+        reason: Name,
+        /// Of the rules in force.
+        generation: u64,
+    },
+    /// Refusals of the same kind, in the same call, that were only counted.
+    #[serde(rename = "egress.repeated")]
+    EgressRepeated {
+        /// As in the first one; none for targets beyond those that are remembered.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<Text>,
+        /// As in the first one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// Why, in one word.
+        reason: Name,
+        /// What kind of address it is about, where the reason is one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        address_class: Option<Name>,
+        /// How many, without the first.
+        count: u64,
+    },
+    /// Connections to the same destination, in the same call, that were only counted.
+    #[serde(rename = "egress.summed")]
+    EgressSummed {
+        /// Where to; none for destinations beyond those that are remembered.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<Text>,
+        /// TCP port.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// The rule that allows them; none in report mode.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rule: Option<Text>,
+        /// Of the rules in force.
+        generation: u64,
+        /// Whether report mode allows them, and no rule.
+        reported: bool,
+        /// How many began, without those recorded one by one.
+        connections: u64,
+        /// Bytes from the jail, of those that ended.
+        bytes_out: u64,
+        /// Bytes into the jail, of those that ended.
+        bytes_in: u64,
+        /// How long those that ended lasted, together, microseconds.
+        duration_us: u64,
+    },
+    /// A connection has ended.
+    #[serde(rename = "egress.closed")]
+    EgressClosed {
+        /// Of its decision.
+        number: u64,
+        /// As in its decision.
+        host: Text,
+        /// As in its decision.
+        port: u16,
+        /// Bytes from the jail.
+        bytes_out: u64,
+        /// Bytes into the jail.
+        bytes_in: u64,
+        /// From the decision to the end, microseconds.
+        duration_us: u64,
+        /// Why it was closed, in one word, if we did.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<Name>,
+    },
     /// The work item belongs to this worker no more.
     #[serde(rename = "lease.lost")]
     LeaseLost {

@@ -20,4 +20,4 @@ pub use event::{CallStatus, Event, Ids, ItemEnd, Kept, LeaseLoss, NotPosted, Sto
 pub use line::{LINE_BYTES_MAX, RECORD_BYTES_MAX};
 pub use log::{AuditError, AuditLog, Receipt};
 pub use value::{Digest, Fingerprint, List, Name, Text};
-pub use verify::{Expectation, Problem, Repair, Verification, verify};
+pub use verify::{Expectation, Problem, Repair, Verification, verify, verify_each};

@@ -31,15 +31,21 @@ impl<T: AsRef<str>> From<T> for Name {
     }
 }
 
-/// One sentence that this program wrote: an error, a path it made. At most [`Text::BYTES_MAX`]
-/// bytes without control characters. Not for anything a tool was given or printed.
+/// One sentence that this program wrote: an error, a path it made; or a host in canonical form, which
+/// has letters of host names only. At most [`Text::BYTES_MAX`] bytes without control characters. Not
+/// for anything a tool was given or printed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Text(String);
 
 impl Text {
-    /// Longest text.
+    /// Longest text; a rule over the longest host name has 262.
     pub const BYTES_MAX: usize = 300;
+
+    /// The text itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 
     /// The sentence of an error or the display form of a path.
     pub fn of(what: &dyn fmt::Display) -> Self {

@@ -75,6 +75,19 @@ pub struct Expectation {
 /// # Errors
 /// If it cannot be read. That it is not good is no error: see [`Verification::problem`].
 pub fn verify(log: &mut dyn Read, expect: Option<Expectation>) -> io::Result<Verification> {
+    verify_each(log, expect, &mut |_| {})
+}
+
+/// As [`verify`], and hands every line that is a good record by itself to `each`, without its line
+/// break. Whether the log is good is known only at the end.
+///
+/// # Errors
+/// As of [`verify`].
+pub fn verify_each(
+    log: &mut dyn Read,
+    expect: Option<Expectation>,
+    each: &mut dyn FnMut(&[u8]),
+) -> io::Result<Verification> {
     let mut reader = Reader { lines: BufReader::with_capacity(1 << 16, log), buffer: Vec::new() };
     let mut state = State::default();
     while let Some(found) = reader.next()? {
@@ -84,7 +97,9 @@ pub fn verify(log: &mut dyn Read, expect: Option<Expectation>) -> io::Result<Ver
             Found::Line { complete } => {
                 let line = &reader.buffer;
                 state.seen_expected |= expect.is_some_and(|e| e.digest == Digest::of(line));
-                state.line(line, complete);
+                if state.line(line, complete) {
+                    each(line);
+                }
             }
         }
     }
@@ -151,7 +166,8 @@ impl State {
         self.problem(self.line_number, format!("the line is longer than {LINE_BYTES_MAX} bytes"));
     }
 
-    fn line(&mut self, line: &[u8], complete: bool) {
+    /// Returns whether it is a good record by itself.
+    fn line(&mut self, line: &[u8], complete: bool) -> bool {
         match line::check(line) {
             Ok(good) => {
                 self.record(&good);
@@ -159,6 +175,7 @@ impl State {
                     let reason = "the last line has no line break: its write was cut off";
                     self.problem(self.line_number, reason.to_owned());
                 }
+                return true;
             }
             Err(bad) if complete => self.perhaps_torn(line, bad.to_string()),
             Err(bad) => {
@@ -170,6 +187,7 @@ impl State {
                 self.problem(self.line_number, reason);
             }
         }
+        false
     }
 
     fn perhaps_torn(&mut self, line: &[u8], reason: String) {

@@ -6,12 +6,22 @@
 //! made inside and the broker serves from outside. An address of ours stands for the name it was
 //! answered for; `names` keeps that, per session.
 //!
-//! `names` synthetic addresses, `ledger` what was decided, `dns` the resolver, `tls` and `http` what
+//! `names` synthetic addresses, `ledger` what was decided, `reason` why, `dns` the resolver, `tls` and `http` what
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
+//! `fuzzing` is what the fuzz harness calls.
 
+mod broker;
+mod dns;
+#[doc(hidden)]
+pub mod fuzzing;
+mod http;
 mod ledger;
 mod names;
+mod reason;
 mod scope;
+mod tls;
 
-pub use ledger::{Closed, Decision, Denial, Entry, Ledger, Reason, Sink, Target};
+pub use broker::{Attached, Broker, BrokerSettings, Inside};
+pub use ledger::{Closed, Decision, Denial, Entry, Ledger, Sink, Sum, Target};
 pub use names::Names;
+pub use reason::Reason;

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::policy::network::{Host, Rules, Verdict};
+use crate::policy::network::{DenyDetail, Host, Rules, UpstreamProxy, Verdict};
 use crate::spec::{EgressLimits, EgressPlan};
 
+use super::dns;
 use super::ledger::Ledger;
 use super::names::Names;
 
@@ -15,6 +16,10 @@ use super::names::Names;
 pub(crate) struct InForce {
     pub rules: Rules,
     pub limits: EgressLimits,
+    /// What is told about denials inside.
+    pub deny_detail: DenyDetail,
+    /// Through what everything is dialled, if not directly.
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// From 1; each replacement of the rules is one more.
     pub generation: u64,
 }
@@ -27,14 +32,15 @@ pub(crate) struct Scope {
     in_force: RwLock<Arc<InForce>>,
     /// Names below wildcards that were given addresses.
     pub wildcard_names: AtomicU64,
+    /// Questions to the resolver.
+    pub lookups: dns::Budget,
 }
 
 impl Scope {
     pub fn new(plan: EgressPlan, names: Names, ledger: Ledger) -> Scope {
-        let EgressPlan { rules, limits, .. } = plan;
-        let in_force = InForce { rules, limits, generation: 1 };
-        let in_force = RwLock::new(Arc::new(in_force));
-        Scope { names, ledger, in_force, wildcard_names: AtomicU64::new(0) }
+        let in_force = RwLock::new(Arc::new(InForce::new(plan, 1)));
+        let (wildcard_names, lookups) = Default::default();
+        Scope { names, ledger, in_force, wildcard_names, lookups }
     }
 
     /// The rules that decide now.
@@ -45,9 +51,7 @@ impl Scope {
     /// Puts other rules in force. Connections that they do not allow are the caller's to close.
     pub fn replace(&self, plan: EgressPlan) {
         let mut in_force = self.in_force.write().unwrap_or_else(PoisonError::into_inner);
-        let EgressPlan { rules, limits, .. } = plan;
-        let generation = in_force.generation + 1;
-        *in_force = Arc::new(InForce { rules, limits, generation });
+        *in_force = Arc::new(InForce::new(plan, in_force.generation + 1));
     }
 
     /// Takes one of the session's names below wildcards; false if none is left.
@@ -61,6 +65,11 @@ impl Scope {
 }
 
 impl InForce {
+    fn new(plan: EgressPlan, generation: u64) -> InForce {
+        let EgressPlan { rules, limits, deny_detail, upstream_proxy } = plan;
+        InForce { rules, limits, deny_detail, upstream_proxy, generation }
+    }
+
     /// Decides by the clock of this host.
     pub fn decide(&self, host: &Host, port: u16) -> Verdict<'_> {
         self.rules.decide(host, port, now())

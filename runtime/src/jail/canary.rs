@@ -19,7 +19,9 @@ use crate::sys::{ForbiddenCall, try_forbidden};
 use super::report::CanaryResult;
 
 /// TEST-NET-1 of RFC 5737: never assigned, so a route to it means a default route.
-const UNROUTED: ([u8; 4], u16) = ([192, 0, 2, 1], 9);
+const UNROUTED: [u8; 4] = [192, 0, 2, 1];
+/// RFC 863; nobody listens there.
+const DISCARD: u16 = 9;
 
 /// Error numbers that acts end with, by the name the report uses.
 const NAMES: &[(i32, &str)] = &[
@@ -33,6 +35,7 @@ const NAMES: &[(i32, &str)] = &[
     (libc::ENOSYS, "ENOSYS"),
     (libc::EFAULT, "EFAULT"),
     (libc::EAFNOSUPPORT, "EAFNOSUPPORT"),
+    (libc::ECONNREFUSED, "ECONNREFUSED"),
     (libc::ENETUNREACH, "ENETUNREACH"),
 ];
 
@@ -154,10 +157,27 @@ impl Trial<'_> {
     }
 
     fn network(&mut self) {
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None);
-        let sent =
-            socket.and_then(|socket| rustix::net::connect(&socket, &SocketAddr::from(UNROUTED)));
-        self.act(Layer::NetNamespace, "reach 192.0.2.1", "connect", libc::ENETUNREACH, done(sent));
+        // Where every address leads to the broker, only listeners answer; elsewhere there is no route.
+        let (kind, port, expected) = match &self.spec.egress {
+            None => (SocketType::DGRAM, DISCARD, libc::ENETUNREACH),
+            Some(plan) => {
+                let ports = plan.ports();
+                let closed = (DISCARD..).find(|port| !ports.contains(port));
+                (SocketType::STREAM, closed.unwrap_or(DISCARD), libc::ECONNREFUSED)
+            }
+        };
+        let socket = rustix::net::socket(AddressFamily::INET, kind, None);
+        let unrouted = SocketAddr::from((UNROUTED, port));
+        let sent = socket.and_then(|socket| rustix::net::connect(&socket, &unrouted));
+        self.act(Layer::NetNamespace, "reach 192.0.2.1", "connect", expected, done(sent));
+        if self.is_callable("connect") {
+            let found = nix::net::if_::if_nameindex().map(|found| {
+                let names = found.iter().map(|interface| interface.name().to_string_lossy());
+                names.collect::<Vec<_>>().join(" ")
+            });
+            let got = found.unwrap_or_else(|error| name(error as i32));
+            self.compare(Layer::NetNamespace, "see the host's interfaces", "lo".to_owned(), got);
+        }
     }
 
     fn process(&mut self) {

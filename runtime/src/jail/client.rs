@@ -26,7 +26,7 @@ use crate::sys::{self, CloneArgs, Cloned, MountAttributes, clone3, mount_setattr
 
 use super::cgroup::CgroupEvents;
 use super::claim::CONTROL_ID;
-use super::message::{End, Failure, ToControl, ToLauncher};
+use super::message::{End, Failure, Listener, ToControl, ToLauncher};
 use super::programs::Programs;
 use super::report::EnforcementReport;
 use super::step::{AtStep as _, Step, StepFailure};
@@ -52,6 +52,10 @@ pub struct Launcher {
 pub enum Event {
     /// The command runs; with its terminal if it was given one.
     Running(Box<EnforcementReport>, Option<OwnedFd>),
+    /// Sockets in the jail's network namespace, for the broker.
+    Listening(Vec<(Listener, OwnedFd)>),
+    /// All further listeners that were asked for are there, or this was refused.
+    Listened(Option<StepFailure>),
     /// No payload ran.
     Failed(Failure),
     /// What the limits have counted so far.
@@ -138,6 +142,11 @@ impl Launcher {
         self.wire.send(&ToLauncher::Usage, &[])
     }
 
+    /// Asks for listeners on further ports; [`Event::Listening`] and then [`Event::Listened`] follow.
+    pub fn listen(&mut self, ports: &[u16]) -> io::Result<()> {
+        self.wire.send(&ToLauncher::Listen { ports: ports.to_vec() }, &[])
+    }
+
     /// Ends the jail of a session; [`Event::Ended`] follows.
     pub fn end(&mut self) -> io::Result<()> {
         self.wire.send(&ToLauncher::End, &[])
@@ -167,6 +176,11 @@ impl Launcher {
     pub fn event(&mut self) -> io::Result<Event> {
         let (message, descriptors) = self.wire.receive()?;
         Ok(match message {
+            ToControl::Listening(listeners) if listeners.len() == descriptors.len() => {
+                Event::Listening(listeners.into_iter().zip(descriptors).collect())
+            }
+            ToControl::Listening(_) => return Err(io::ErrorKind::InvalidData.into()),
+            ToControl::Listened(failure) => Event::Listened(failure),
             ToControl::Running(report) => Event::Running(report, descriptors.into_iter().next()),
             ToControl::Failed(failure) => Event::Failed(failure),
             ToControl::Usage(events) => Event::Usage(events),

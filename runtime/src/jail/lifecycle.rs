@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use crate::host::Level;
 use crate::policy::{Layer, Storage};
-use crate::spec::JailSpec;
+use crate::spec::{EgressPlan, JailSpec};
 use crate::sys::{CloneArgs, Cloned, clone3};
 
 use super::cgroup::{CgroupEvents, JailCgroup};
@@ -24,14 +24,15 @@ use super::disk::Disk;
 use super::export::ExportReport;
 use super::init::Init;
 use super::message::{
-    End, Equipment, Failure, FromInit, LimitHit, PayloadStatus, ToControl, ToLauncher, limits_from,
+    End, Equipment, Failure, FromInit, LimitHit, Listener, PayloadStatus, ToControl, ToLauncher,
+    limits_from,
 };
 use super::programs::Programs;
 use super::report::{EnforcementReport, LayerResult, Timings};
 use super::seccomp::{self, Program};
 use super::step::{AtStep as _, Step, StepFailure, enter};
 use super::sweep;
-use super::wire::Wire;
+use super::wire::{DESCRIPTORS_MAX, Wire};
 use super::workspace::ExportKind;
 use super::{cgroup, disk, exporter, idmap, network};
 
@@ -52,6 +53,8 @@ pub(super) struct Jail<'a> {
     cgroup: Option<JailCgroup>,
     disk: Option<Disk>,
     init: Option<(Pid, OwnedFd)>,
+    /// Made and not yet handed to the control side.
+    listeners: Vec<(Listener, OwnedFd)>,
     timings: Timings,
 }
 
@@ -73,6 +76,7 @@ impl<'a> Jail<'a> {
             cgroup: None,
             disk: None,
             init: None,
+            listeners: Vec::new(),
             timings: Timings::default(),
         }
     }
@@ -141,7 +145,9 @@ impl<'a> Jail<'a> {
     fn equip(&mut self, name: &str, init: &mut Wire) -> Result<(), StepFailure> {
         let door = self.limit(name)?;
         let net = if self.spec.applies(Layer::NetNamespace) {
-            Some(network::isolated().at(Step::Network, "make a net namespace")?)
+            let net = network::isolated().at(Step::Network, "make a net namespace")?;
+            self.lead_to_broker()?;
+            Some(net)
         } else {
             None
         };
@@ -153,6 +159,51 @@ impl<'a> Jail<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             sent => sent.at(Step::Cgroup, "hand over cgroup and net namespace"),
         }
+    }
+
+    /// Routes and listeners of the plan, in the net namespace this process is in now.
+    fn lead_to_broker(&mut self) -> Result<(), StepFailure> {
+        let (step, spec) = (Step::Network, self.spec);
+        let Some(plan) = &spec.egress else { return Ok(()) };
+        network::lead_to_broker().at(step, "route every address to the broker")?;
+        self.listeners = network::resolver().at(step, "listen for questions to the resolver")?;
+        let ports: Vec<u16> = plan.ports().into_iter().collect();
+        self.listen(&ports)
+    }
+
+    fn listen(&mut self, ports: &[u16]) -> Result<(), StepFailure> {
+        for port in ports {
+            let made = network::listener(*port);
+            let made = made.at(Step::Network, format!("listen on port {port} of the jail"))?;
+            self.listeners.push((Listener::Port(*port), made));
+        }
+        Ok(())
+    }
+
+    /// Hands over the listeners made so far.
+    fn tell_listeners(&mut self, control: &mut Wire) -> std::io::Result<()> {
+        let listeners = std::mem::take(&mut self.listeners);
+        for some in listeners.chunks(DESCRIPTORS_MAX) {
+            let which = some.iter().map(|(listener, _)| *listener).collect();
+            let lent: Vec<_> = some.iter().map(|(_, fd)| fd.as_fd()).collect();
+            control.send(&ToControl::Listening(which), &lent)?;
+        }
+        Ok(())
+    }
+
+    /// Further listeners for a jail that runs. Only where it had a broker from the start.
+    fn listen_on_more(&mut self, ports: &[u16], control: &mut Wire) -> std::io::Result<()> {
+        let refused = || {
+            StepFailure::new(
+                Step::Network,
+                "listen on further ports",
+                &std::io::Error::from_raw_os_error(libc::EINVAL),
+            )
+        };
+        let possible = self.spec.egress.is_some() && ports.len() <= EgressPlan::PORTS_MAX;
+        let made = if possible { self.listen(ports) } else { Err(refused()) };
+        self.tell_listeners(control)?;
+        control.send(&ToControl::Listened(made.err()), &[])
     }
 
     fn limit(&mut self, name: &str) -> Result<Option<CgroupDoor>, StepFailure> {
@@ -244,6 +295,11 @@ impl<'a> Jail<'a> {
                             break None;
                         }
                     }
+                    Ok((ToLauncher::Listen { ports }, _)) => {
+                        if self.listen_on_more(&ports, control).is_err() {
+                            break None;
+                        }
+                    }
                     // The session is over, the control side is gone, or it speaks nonsense: the
                     // jail must not outlive it.
                     Ok((ToLauncher::End | ToLauncher::Start { .. } | ToLauncher::Another, _))
@@ -268,7 +324,10 @@ impl<'a> Jail<'a> {
                         let (now, terminal) = sort_descriptors(self.spec, &exports, fds);
                         running = now;
                         let lent: Vec<_> = terminal.iter().map(|fd| fd.as_fd()).collect();
-                        if control.send(&ToControl::Running(Box::new(report)), &lent).is_err() {
+                        let told = self.tell_listeners(control).and_then(|()| {
+                            control.send(&ToControl::Running(Box::new(report)), &lent)
+                        });
+                        if told.is_err() {
                             break None;
                         }
                         enter(Step::Running, self.halt());

@@ -33,13 +33,34 @@ pub(crate) enum ToLauncher {
     OutputLimit,
     /// Say what the limits have counted so far.
     Usage,
+    /// Make listeners on these further ports of the jail's network namespace.
+    Listen {
+        /// At most [`PORTS_MAX`](crate::spec::EgressPlan::PORTS_MAX).
+        ports: Vec<u16>,
+    },
     /// End the jail: a session is over.
     End,
+}
+
+/// A socket in the jail's network namespace that the broker serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listener {
+    /// Questions to the resolver, as datagrams.
+    Questions,
+    /// Questions to the resolver, by connection.
+    LongQuestions,
+    /// Connections to this port.
+    Port(u16),
 }
 
 /// Launcher to control side.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToControl {
+    /// Some of the jail's listeners, each with its descriptor. Comes before `Running` as often as
+    /// needed, and after a request for more.
+    Listening(Vec<Listener>),
+    /// The answer to [`ToLauncher::Listen`], after the listeners: what was refused, if anything.
+    Listened(Option<StepFailure>),
     /// Every layer is on, the canary passed, the command is being run. With the terminal's main
     /// end if there is one.
     Running(Box<EnforcementReport>),

@@ -49,7 +49,7 @@ pub use client::{
 };
 pub use export::ExportReport;
 pub use key_reader::{ConfineError, ReaderDomain, confine_key_reader};
-pub use message::{End, Failure, LimitHit, PayloadStatus};
+pub use message::{End, Failure, LimitHit, Listener, PayloadStatus};
 pub use programs::{Confinement, ExecutorEnds, KeeperSide, Programs};
 pub use report::{CanaryResult, EnforcementReport, Got, LayerResult, Timings};
 pub use step::{Step, StepFailure};

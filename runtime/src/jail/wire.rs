@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 /// Longest message, in bytes: the kernel's own bound on arguments and environment.
 const MESSAGE_BYTES_MAX: usize = 3 << 20;
 /// Most descriptors with one message.
-const DESCRIPTORS_MAX: usize = 32;
+pub(crate) const DESCRIPTORS_MAX: usize = 128;
 
 /// One end of a connection between two of our processes.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::host::{CgroupOffer, HostFacts, Level};
 use crate::policy::{Layer, Policy, Storage};
 
+use super::egress::EgressPlan;
 use super::etc::Account;
 use super::plan::{
     BoundDirectory, BoundLimit, CgroupPlan, Demand, JailSpec, LandlockPlan, LayerPlan, Payload,
@@ -102,6 +103,11 @@ pub enum SpecError {
         /// What is in the way.
         reason: &'static str,
     },
+    /// Network rules without a network of the jail's own.
+    #[error(
+        "cannot enforce the policy's network rules: the layer `net-namespace` is off or may be missing"
+    )]
+    Egress,
     /// The limit of a directory or of the workspace cannot be enforced.
     #[error("cannot hold {what} to its size limit: {reason}")]
     Unlimited {
@@ -124,6 +130,10 @@ impl SpecError {
                     .to_owned()
             }
             SpecError::LayerMissing { fix, .. } | SpecError::Unlimited { fix, .. } => fix.clone(),
+            SpecError::Egress => {
+                "require `net-namespace`, or remove `network.allow` and `network.presets`"
+                    .to_owned()
+            }
             SpecError::Place { .. } => {
                 "choose a directory below /home, /srv or /tmp of the host".to_owned()
             }
@@ -152,7 +162,9 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
     let rlimits = rlimits(policy, counted);
     let hostname = "jail".to_owned();
     let home = format!("/{}", tree::HOME);
-    let account = Account { id: PAYLOAD_ID, home: &home, hostname: &hostname };
+    let egress = egress_plan(policy, &layers, request.tools)?;
+    let resolver = egress.is_some();
+    let account = Account { id: PAYLOAD_ID, home: &home, hostname: &hostname, resolver };
     let bound = bound_directories(policy, &request);
     let workdir = match &request.workspace {
         Some(found) if request.workspace_in_place => tree::check_place(&found.source, policy)
@@ -211,10 +223,31 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
             workdir,
             tty: request.tty,
         },
+        egress,
         tools,
         hostname,
         halt_at: request.halt_at,
     })
+}
+
+/// Where the network of a jail leads. A command without a rule has none; a session has a resolver
+/// even then, which says why names have no addresses.
+fn egress_plan(
+    policy: &Policy,
+    layers: &[LayerPlan],
+    session: bool,
+) -> Result<Option<EgressPlan>, SpecError> {
+    let Some(plan) = EgressPlan::of(policy) else { return Ok(None) };
+    let leads_nowhere = plan.ports().is_empty();
+    let isolated = layers
+        .iter()
+        .any(|layer| layer.layer == Layer::NetNamespace && layer.demand == Demand::Required);
+    match (isolated, leads_nowhere) {
+        (true, true) if !session => Ok(None),
+        (true, _) => Ok(Some(plan)),
+        (false, true) => Ok(None),
+        (false, false) => Err(SpecError::Egress),
+    }
 }
 
 /// What is demanded of every layer, or the first one that is required and cannot be had.

@@ -2,6 +2,7 @@
 //! replaced while it runs.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,12 @@ impl Default for EgressLimits {
 }
 
 impl EgressPlan {
+    /// Where programs in a jail find the resolver; of RFC 2544, as are the addresses it answers with.
+    pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+    /// Most ports of one jail: each is a socket in its network namespace.
+    pub const PORTS_MAX: usize = 512;
+
     /// What `policy` means for the broker; `None` where its mode is `none`, which needs no broker.
     /// Without rules there is a plan all the same: its broker refuses, and says so.
     pub fn of(policy: &Policy) -> Option<EgressPlan> {

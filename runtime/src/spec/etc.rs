@@ -41,16 +41,26 @@ const SHARED_BELOW: &[(&str, &[&str])] = &[
     ("pki", &["ca-trust", "tls/certs", "tls/cert.pem", "tls/openssl.cnf"]),
 ];
 
+/// Where programs in a jail find the resolver. Any address would lead there.
+const RESOLVER: std::net::Ipv4Addr = super::egress::EgressPlan::RESOLVER;
+
 /// Who the payload is, in the files that name users.
 pub(super) struct Account<'a> {
     pub id: u32,
     pub home: &'a str,
     pub hostname: &'a str,
+    /// Whether there is a resolver to ask.
+    pub resolver: bool,
 }
 
 /// Entries of `/etc` made by us.
 pub(super) fn written(account: &Account<'_>) -> Vec<Node> {
-    let Account { id, home, hostname } = account;
+    let Account { id, home, hostname, resolver } = account;
+    // Without one, a name that is not in `hosts` fails at once instead of after a timeout.
+    let (resolv_conf, hosts) = match resolver {
+        true => (format!("nameserver {RESOLVER}\noptions timeout:2 attempts:2\n"), "files dns"),
+        false => ("# no network\n".to_owned(), "files"),
+    };
     let file = |name: &str, text: String| Node::File {
         path: Path::new("etc").join(name),
         content: text.into_bytes(),
@@ -69,13 +79,13 @@ pub(super) fn written(account: &Account<'_>) -> Vec<Node> {
             "hosts",
             format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost {hostname}\n"),
         ),
-        // No resolver: a name that is not in `hosts` fails at once instead of after a timeout.
-        file("resolv.conf", "# no network\n".to_owned()),
+        file("resolv.conf", resolv_conf),
         file(
             "nsswitch.conf",
-            "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\n\
-             protocols: files\nservices: files\nethers: files\nrpc: files\n"
-                .to_owned(),
+            format!(
+                "passwd: files\ngroup: files\nshadow: files\nhosts: {hosts}\nnetworks: files\n\
+                 protocols: files\nservices: files\nethers: files\nrpc: files\n"
+            ),
         ),
         file("hostname", format!("{hostname}\n")),
         file("machine-id", "uninitialized\n".to_owned()),

@@ -11,6 +11,8 @@ use sha2::{Digest as _, Sha256};
 use crate::host::Level;
 use crate::policy::{Layer, Storage};
 
+use super::egress::EgressPlan;
+
 /// What happens to one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Demand {
@@ -292,6 +294,8 @@ pub struct JailSpec {
     pub output_bytes_max: Option<u64>,
     /// What runs; the shell, in the jail of a session.
     pub payload: Payload,
+    /// Where the network leads; nowhere if `None`, not even to a resolver.
+    pub egress: Option<EgressPlan>,
     /// Set for the jail of a session.
     pub tools: Option<ToolsPlan>,
     /// Test aid: the process that reaches this step stops there (see [`Step`](crate::jail::Step)).
@@ -300,7 +304,7 @@ pub struct JailSpec {
 
 impl JailSpec {
     /// The current [`version`](Self::version).
-    pub const VERSION: u16 = 2;
+    pub const VERSION: u16 = 3;
 
     /// The bytes that are sent and digested: equal specs have equal bytes.
     pub fn canonical_bytes(&self) -> Vec<u8> {

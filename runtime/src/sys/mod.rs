@@ -15,7 +15,7 @@ pub use clone::{CloneArgs, Cloned, clone3};
 pub use descriptors::{adopt_sealed, adopt_socket, close_all_but, close_on_exec_from, install_at};
 pub use disk::{LoopStatus, loop_configure, loop_free_index, project_id, project_limits};
 pub use fork::{Forked, fork, listen_for_children, send_signal};
-pub use interface::interface_up;
+pub use interface::{Family, interface_up, report_destination};
 pub use keyring::join_anonymous_session_keyring;
 pub use mount::{MountAttributes, mount_setattr};
 pub use process::{

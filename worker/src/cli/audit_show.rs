@@ -120,6 +120,7 @@ fn details(record: &Value, event: &str, tool: &str) -> String {
         }
         "limit.hit" => format!("{} of {}", text("limit"), record["value"]),
         "lease.lost" => text("cause"),
+        event if event.starts_with("egress.") => egress(record, event),
         "config.reloaded" => text("what"),
         "session.disposed" | "recovery" => disposed(record),
         "log.repaired" => format!("a write of {} was cut off", bytes("torn")),
@@ -142,6 +143,61 @@ fn launched(record: &Value) -> String {
         text(record, "policy"),
         duration_us(report["timings"]["ready_us"].as_u64().unwrap_or(0))
     )
+}
+
+fn egress(record: &Value, event: &str) -> String {
+    let text = |name: &str| text(record, name);
+    let to = match record["host"].is_string() {
+        true => format!("{}:{}", text("host"), record["port"]),
+        false => "others".to_owned(),
+    };
+    let rule = match record["reported"] == true {
+        true => "report mode, no rule".to_owned(),
+        false => format!("rule {}", text("rule")),
+    };
+    let bytes = |name: &str| size(record[name].as_u64().unwrap_or(0));
+    let carried = || {
+        let took = duration_us(record["duration_us"].as_u64().unwrap_or(0));
+        format!("{} out, {} in, {took}", bytes("bytes_out"), bytes("bytes_in"))
+    };
+    match event {
+        "egress.rules" => {
+            let mut out = format!(
+                "generation {}: {} rules of policy {}",
+                record["generation"],
+                record["rules"],
+                text("policy")
+            );
+            if record["report_until"].is_string() {
+                out.push_str(&format!(", REPORT MODE until {}", text("report_until")));
+            }
+            out
+        }
+        "egress.allowed" => format!("d-{} {to}, {rule}", record["number"]),
+        "egress.denied" | "egress.failed" => {
+            format!("d-{} {to}, {}", record["number"], reason(record))
+        }
+        "egress.repeated" => format!("{to}, {}, {} more", reason(record), record["count"]),
+        "egress.summed" => {
+            format!("{to}, {rule}, {} more, {}", record["connections"], carried())
+        }
+        "egress.closed" => {
+            let by = match record["by"].is_string() {
+                true => format!(", closed: {}", text("by")),
+                false => String::new(),
+            };
+            format!("d-{} {to}, {}{by}", record["number"], carried())
+        }
+        _ => String::new(),
+    }
+}
+
+/// The word of a refusal, with what kind of address it is about.
+fn reason(record: &Value) -> String {
+    match record["address_class"].is_string() {
+        true => format!("{} ({})", text(record, "reason"), text(record, "address_class")),
+        false => text(record, "reason"),
+    }
 }
 
 fn disposed(record: &Value) -> String {

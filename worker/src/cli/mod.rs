@@ -9,10 +9,15 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 pub mod audit;
 mod audit_show;
 pub mod devserver;
+mod egress;
+mod egress_records;
+mod egress_report;
 pub mod policy;
 pub mod poll;
 mod presets;
+mod suggest;
 pub mod why;
+mod why_session;
 
 use crate::exit::Exit;
 use crate::progress::Progress;
@@ -64,6 +69,7 @@ enum Command {
     Policy(policy::PolicyArgs),
     Why(why::WhyArgs),
     Audit(audit::AuditArgs),
+    Egress(egress::EgressArgs),
     Sweep(sweep::SweepArgs),
     Devserver(devserver::DevserverArgs),
     /// Print the version
@@ -125,6 +131,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Policy(args) => show_policy(&args),
         Command::Why(args) => explain_why(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Egress(args) => egress::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Devserver(args) => devserver::run(args),
         Command::Version { json } => version(json),

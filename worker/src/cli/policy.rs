@@ -109,6 +109,12 @@ pub enum PolicyCommand {
     },
     /// Print the JSON Schema of policy files
     Schema,
+    /// Print the narrowest rules for what sessions were refused
+    ///
+    /// Reads the audit log and prints a policy with exact names and ports, for a person to read and
+    /// shorten; wildcards only as comments. Never suggests private addresses or metadata services.
+    /// What report mode let through counts as refused. Exits 8 if the log does not verify.
+    Suggest(super::suggest::SuggestArgs),
     /// List the shipped policies and those in the policy directories
     List {
         /// Choose the output format [default: text]
@@ -169,6 +175,10 @@ pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::R
         }
         PolicyCommand::Presets { format, name } => show_presets(name.as_deref(), *format, &mut to),
         PolicyCommand::Schema => writeln!(to.out, "{:#}", json_schema()).map(|()| Exit::Success),
+        PolicyCommand::Suggest(args) => match super::suggest::text(args) {
+            Ok(text) => to.out.write_all(text.as_bytes()).map(|()| Exit::Success),
+            Err(exit) => Ok(exit),
+        },
         PolicyCommand::List { format } => {
             to.out.write_all(list(&args.directories, *format).as_bytes()).map(|()| Exit::Success)
         }
@@ -225,7 +235,7 @@ pub fn complain(err: &mut dyn Write, error: &PolicyError) -> io::Result<()> {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

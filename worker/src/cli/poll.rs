@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use stockade_runtime::audit::{AuditError, AuditLog, Digest};
 use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::{self, Launcher};
-use stockade_runtime::policy::{ByteSize, Policy, Resolver, UnitError, parse_duration};
+use stockade_runtime::policy::{
+    ByteSize, Policy, PolicyError, Resolver, UnitError, parse_duration,
+};
 
 use super::policy::{self, ReportFormat};
 use super::syscall_groups;
@@ -286,19 +288,26 @@ pub struct Ready {
     pub audit: Option<AuditLog>,
 }
 
-/// Reads policy and key, starts the key reader, opens the audit log.
+/// Reads the policy that the settings name.
 ///
 /// # Errors
-/// The exit code of what was printed.
-pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> {
+/// The first thing that is wrong with it.
+pub fn resolve_policy(settings: &Settings) -> Result<Policy, PolicyError> {
     let groups = syscall_groups();
     let resolver = Resolver {
         groups: &groups,
         directories: &settings.policy_directories,
         load: &policy::read_policy_file,
     };
-    let policy = resolver.resolve(&settings.policy).and_then(policy::timely);
-    let policy = policy.map_err(|error| {
+    resolver.resolve(&settings.policy).and_then(policy::timely)
+}
+
+/// Reads policy and key, starts the key reader, opens the audit log.
+///
+/// # Errors
+/// The exit code of what was printed.
+pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> {
+    let policy = resolve_policy(settings).map_err(|error| {
         // Nobody to tell is no reason to go on.
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Exit::Policy

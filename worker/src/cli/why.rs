@@ -17,13 +17,18 @@ use stockade_runtime::policy::network::{
 use stockade_runtime::policy::{Policy, Resolver, SHIPPED};
 
 use super::policy::{ReportFormat, Streams, complain, read_policy_file, timely};
+use super::why_session;
 use crate::exit::Exit;
 
-/// Explain whether a policy lets a jail reach a destination
+/// How ids of sessions begin.
+const SESSION: &str = "sesn_";
+
+/// Explain whether a policy lets a jail reach a destination, or what was decided in a session
 ///
-/// Prints which rule allows it, or why it is denied, the rule that comes nearest and the narrowest
-/// rule that would allow it. Nothing is connected to and no name is looked up. Exits 0 if it is
-/// allowed, 1 if it is denied.
+/// Of a policy: prints which rule allows it, or why it is denied, the rule that comes nearest and the
+/// narrowest rule that would allow it. Nothing is connected to and no name is looked up. Of a session:
+/// prints what the audit log says was decided, when and by which rule. Exits 0 if it is allowed, 1 if it
+/// is denied.
 #[derive(Debug, Args)]
 pub struct WhyArgs {
     /// Look for NAME.toml in DIR [default: /etc/stockade/policies]
@@ -41,9 +46,13 @@ pub struct WhyArgs {
     #[arg(long, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
     pub format: ReportFormat,
 
-    /// Name of a policy, or a file: what holds a `/` or ends in `.toml`
-    #[arg(value_name = "NAME|FILE")]
-    pub policy: String,
+    /// Read what was decided in a session from this audit log [default: that of `worker poll`]
+    #[arg(long, value_name = "FILE")]
+    pub audit_file: Option<PathBuf>,
+
+    /// Name of a policy, a file (what holds a `/` or ends in `.toml`), or a session (`sesn_…`)
+    #[arg(value_name = "POLICY|SESSION")]
+    pub subject: String,
 
     /// Destination; port 443 if none is written
     #[arg(value_name = "HOST[:PORT]")]
@@ -55,9 +64,12 @@ pub struct WhyArgs {
 /// # Errors
 /// Only if a stream cannot be written.
 pub fn run(args: &WhyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::Result<Exit> {
+    if args.subject.starts_with(SESSION) || args.audit_file.is_some() {
+        return decided_in_session(args, to);
+    }
     let resolver = Resolver { groups, directories: &args.directories, load: &read_policy_file };
     let words = std::slice::from_ref(&args.destination);
-    let code = match test(&resolver, &args.policy, words, &mut to) {
+    let code = match test(&resolver, &args.subject, words, &mut to) {
         Err(error) => Err(error),
         Ok(Err(exit)) => Ok(exit),
         Ok(Ok(tested)) => {
@@ -79,6 +91,25 @@ pub fn run(args: &WhyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::Resu
         }
     };
     heard(code)
+}
+
+/// What the audit log says about it.
+fn decided_in_session(args: &WhyArgs, to: Streams<'_>) -> anyhow::Result<Exit> {
+    let Destination { host, port } = match args.destination.parse::<Destination>() {
+        Ok(destination) => destination,
+        Err(error) => {
+            writeln!(to.err, "error: cannot read the destination `{}`: {error}", args.destination)?;
+            return Ok(Exit::Usage);
+        }
+    };
+    let question = why_session::Question {
+        session: &args.subject,
+        host: &host,
+        port,
+        audit_file: args.audit_file.clone(),
+        format: args.format,
+    };
+    why_session::run(&question, to.out)
 }
 
 /// Runs `worker policy test`.

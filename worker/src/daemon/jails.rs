@@ -3,17 +3,20 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
+use stockade_runtime::egress::{Broker, Sink};
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail::{End, EnforcementReport, Failure, Launcher};
 use stockade_runtime::policy::Policy;
-use stockade_runtime::session::{Session, StartError};
-use stockade_runtime::spec::{self, BoundRequest, Request};
+use stockade_runtime::policy::network::DenyDetail;
+use stockade_runtime::session::{Egress, Network, Session, StartError};
+use stockade_runtime::spec::{self, BoundRequest, EgressPlan, Request};
 use tokio::time::Instant;
 
+use super::egress::EgressRecord;
 use super::record::Record;
 use crate::queue::Shutdown;
 
@@ -26,7 +29,6 @@ const SHELL: [&str; 3] = ["/bin/bash", "--noprofile", "--norc"];
 /// Everything that does not change from session to session.
 #[derive(Debug)]
 pub struct Template {
-    pub policy: Policy,
     pub facts: HostFacts,
     pub run_directory: PathBuf,
     /// The operator's directory for all sessions.
@@ -78,6 +80,11 @@ impl JailError {
 #[derive(Debug)]
 pub struct Jails {
     template: Template,
+    /// What new jails are made from. Its network rules may be replaced.
+    policy: RwLock<Arc<Policy>>,
+    broker: Arc<Broker>,
+    /// Of sessions that live.
+    networks: Mutex<Vec<LiveNetwork>>,
     /// None once the worker ends.
     launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
@@ -87,6 +94,12 @@ pub struct Jails {
     /// Raised when no jail can be made any more.
     shutdown: Arc<Shutdown>,
     launcher_gone: AtomicBool,
+}
+
+#[derive(Debug)]
+struct LiveNetwork {
+    record: Arc<EgressRecord>,
+    network: Weak<Network>,
 }
 
 #[derive(Debug)]
@@ -100,13 +113,75 @@ impl Jails {
     /// Makes jails from `template` by `launcher`.
     pub fn new(
         template: Template,
+        policy: Policy,
         launcher: Launcher,
+        broker: Broker,
         record: Arc<Record>,
         shutdown: Arc<Shutdown>,
     ) -> Jails {
         let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
         let (repair, launcher_gone) = (AtomicBool::new(false), AtomicBool::new(false));
-        Jails { template, launcher, record, kept, repair, shutdown, launcher_gone }
+        let (policy, broker) = (RwLock::new(Arc::new(policy)), Arc::new(broker));
+        let networks = Mutex::default();
+        Jails {
+            template,
+            policy,
+            broker,
+            networks,
+            launcher,
+            record,
+            kept,
+            repair,
+            shutdown,
+            launcher_gone,
+        }
+    }
+
+    /// What the next jail is made from.
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts the network rules of `new` in force, for every session that lives and for those to
+    /// come. What else it says differently waits for a restart; returns whether there is any of that.
+    pub async fn replace_rules(&self, new: &Policy) -> bool {
+        let (policy, waits) = {
+            let mut policy = self.policy.write().unwrap_or_else(PoisonError::into_inner);
+            let next = Policy { network: new.network.clone(), ..Policy::clone(&policy) };
+            let waits = next.digest() != new.digest();
+            *policy = Arc::new(next);
+            (Arc::clone(&policy), waits)
+        };
+        // A policy without a network leaves live sessions one that leads nowhere.
+        let plan = EgressPlan::of(&policy).unwrap_or_default();
+        let live: Vec<(Arc<EgressRecord>, Arc<Network>)> = {
+            let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+            networks.retain(|live| live.network.strong_count() > 0);
+            let live = networks.iter();
+            live.filter_map(|live| Some((Arc::clone(&live.record), live.network.upgrade()?)))
+                .collect()
+        };
+        for (record, network) in live {
+            let session_id = record.session();
+            let session_id = session_id.as_deref();
+            // Written before the effect. Without a record the worker drains; what is narrower is
+            // put in force all the same.
+            record.rules(&policy, &plan.rules, network.generation() + 1);
+            match network.replace(plan.clone()).await {
+                Ok(()) => tracing::info!(
+                    event = "egress.rules_replaced",
+                    session_id,
+                    "the session's network rules were replaced"
+                ),
+                Err(error) => tracing::error!(
+                    event = "egress.rules_not_complete",
+                    session_id,
+                    error = %error,
+                    "ports that are new to the session's network rules stay closed"
+                ),
+            }
+        }
+        waits
     }
 
     /// Whether the launcher still lives. Without it every session would be claimed in vain, so the
@@ -139,10 +214,11 @@ impl Jails {
     pub async fn open(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
         let kept = self.kept().remove(session_id);
         if let Some(Idle { session, .. }) = kept {
+            self.now_about(&session, ids);
             tracing::info!(event = "jail.resumed", session_id, "the session's jail was kept");
             return self.record_launch(ids, session);
         }
-        let made = self.make(session_id).await;
+        let made = self.make(ids, session_id).await;
         if made.is_err() {
             self.launcher_lives();
         }
@@ -157,12 +233,27 @@ impl Jails {
         }
     }
 
+    /// Says in whose work item the decisions about a session's network are from now on.
+    fn now_about(&self, session: &Session, ids: &AuditIds) {
+        let Some(network) = session.network() else { return };
+        let networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |live: &&LiveNetwork| live.network.as_ptr() == Arc::as_ptr(network);
+        if let Some(live) = networks.iter().find(same) {
+            live.record.now_about(ids.clone());
+        }
+    }
+
+    /// How much a session is told about what the broker denied.
+    pub fn deny_detail(&self) -> DenyDetail {
+        self.policy().network.deny_detail.value
+    }
+
     fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<String, Idle>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn make(&self, session_id: &str) -> Result<Session, JailError> {
-        let template = &self.template;
+    async fn make(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
+        let (template, policy) = (&self.template, self.policy());
         let request = Request {
             argv: SHELL.map(|part| part.as_bytes().to_vec()).to_vec(),
             caller_environment: template.environment.clone(),
@@ -175,7 +266,7 @@ impl Jails {
             halt_at: template.halt_at.clone(),
             ..Request::default()
         };
-        let spec = spec::build(&template.policy, &template.facts, request)?;
+        let spec = spec::build(&policy, &template.facts, request)?;
         let mut own = {
             let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
             let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
@@ -185,7 +276,23 @@ impl Jails {
         if self.repair.swap(false, Ordering::Relaxed) {
             own.repair();
         }
-        Ok(Session::start(own, spec, template.run_directory.clone()).await?)
+        let record = Arc::new(EgressRecord::new(Arc::clone(&self.record), ids.clone()));
+        if let Some(plan) = &spec.egress
+            && !record.rules(&policy, &plan.rules, 1)
+        {
+            return Err(JailError::Audit);
+        }
+        let sink = Arc::clone(&record) as Arc<dyn Sink>;
+        let egress = Egress { broker: Arc::clone(&self.broker), sink };
+        let run_directory = template.run_directory.clone();
+        let session = Session::start(own, spec, run_directory, Some(egress)).await?;
+        if let Some(network) = session.network() {
+            let live = LiveNetwork { record, network: Arc::downgrade(network) };
+            let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+            networks.retain(|live| live.network.strong_count() > 0);
+            networks.push(live);
+        }
+        Ok(session)
     }
 
     /// The launch record, before any tool runs.
@@ -222,7 +329,7 @@ impl Jails {
     pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
         // A directory of the operator's must have its changes before somebody else works in it.
         let keep = keep && self.template.workdir.is_none();
-        let retain = self.template.policy.filesystem.retain.value.filter(|_| keep);
+        let retain = self.policy().filesystem.retain.value.filter(|_| keep);
         let Some(retain) = retain else {
             return self.dispose(ids, session).await;
         };

@@ -6,7 +6,7 @@
 //! when to stop, `record` writes the audit log before each effect.
 
 mod admission;
-mod footer;
+mod egress;
 mod jails;
 mod prepare;
 mod record;
@@ -19,9 +19,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use stockade_runtime::audit::{Event, Ids as AuditIds, List, StopReason};
+use stockade_runtime::egress::{Broker, BrokerSettings};
 use stockade_runtime::host::Level;
 use stockade_runtime::jail::{self, Launcher};
+use stockade_runtime::policy::Policy;
 
+use crate::cli::policy::chain;
 use crate::cli::poll::{Cadence, Ready};
 use crate::exit::Exit;
 use crate::explain;
@@ -63,12 +66,7 @@ impl Host for Daemon {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
         let session = self.jails.open(&ids, &session_id).await.map_err(|error| {
             let phase = error.phase();
-            let mut for_log = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                for_log.push_str(&format!(": {cause}"));
-                source = cause.source();
-            }
+            let for_log = chain(&error);
             let for_model = format!(
                 "[jail] This session has no jail on its host, so no tool was run: `{phase}` failed. \
                  The operator finds the reason in the worker's log. A user interrupt or message \
@@ -116,7 +114,7 @@ pub fn run(
             return Ok(Exit::Usage);
         }
     };
-    let template = match template(settings, level, ready.policy)? {
+    let template = match template(settings, level, &ready.policy)? {
         Ok(template) => template,
         Err(exit) => return Ok(exit),
     };
@@ -130,15 +128,22 @@ pub fn run(
     }
     let (key, setter) = EnvironmentKey::new(&ready.key)?;
     drop(ready.key);
-    let started = started(settings, level, &template);
+    let started = started(settings, level, &ready.policy);
     let admission = Admission::new(
         settings.max_sessions,
         settings.memory_reserve_bytes,
         settings.once,
         &shutdown,
     );
-    let jails =
-        Arc::new(Jails::new(template, launcher, Arc::clone(&record), Arc::clone(&shutdown)));
+    let broker = Broker::start(BrokerSettings::default()).context("cannot start the broker")?;
+    let jails = Arc::new(Jails::new(
+        template,
+        ready.policy,
+        launcher,
+        broker,
+        Arc::clone(&record),
+        Arc::clone(&shutdown),
+    ));
     let daemon = Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record) };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
@@ -171,7 +176,13 @@ pub fn run(
         let heard = signals::listen(
             Arc::clone(&shutdown),
             settings.drain_timeout,
-            signals::Reload { source: Arc::new(ready.source), setter, record: Arc::clone(&record) },
+            signals::Reload {
+                source: Arc::new(ready.source),
+                setter,
+                record: Arc::clone(&record),
+                settings: settings.clone(),
+                jails: Arc::clone(&jails),
+            },
         )
         .context("cannot listen for signals")?;
         let keeper = {
@@ -249,9 +260,8 @@ fn announce(settings: &Settings, level: Level) {
 fn started(
     settings: &Settings,
     level: Level,
-    template: &Template,
+    policy: &Policy,
 ) -> (Option<stockade_runtime::audit::Name>, Event) {
-    let policy = &template.policy;
     let event = Event::WorkerStarted {
         version: env!("CARGO_PKG_VERSION").into(),
         policy: policy.name.as_str().into(),
@@ -266,7 +276,7 @@ fn started(
 fn template(
     settings: &Settings,
     level: Level,
-    policy: stockade_runtime::policy::Policy,
+    policy: &Policy,
 ) -> anyhow::Result<Result<Template, Exit>> {
     let facts = jail::probe_host(level).context("cannot look at this host")?;
     let inspect = |path: &Path, what: &str| {
@@ -284,7 +294,6 @@ fn template(
         Ok((workdir.transpose()?, outputs.transpose()?, writable.collect::<Result<_, _>>()?))
     };
     Ok(found().map(|(workdir, outputs, writable)| Template {
-        policy,
         facts,
         run_directory: run_directory(),
         workdir,

@@ -1,5 +1,5 @@
 //! Signals of the daemon: SIGTERM and SIGINT drain, a second one or SIGQUIT cancels, SIGHUP reads the
-//! environment key again.
+//! environment key and the policy's network rules again.
 
 use std::io;
 use std::sync::Arc;
@@ -9,9 +9,13 @@ use std::time::Duration;
 use stockade_runtime::audit::{Event, Ids as AuditIds};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::jails::Jails;
 use super::record::Record;
+use crate::cli::policy::chain;
+use crate::cli::poll::resolve_policy;
 use crate::credential::KeySource;
 use crate::queue::{EnvironmentKeySetter, Shutdown};
+use crate::settings::Settings;
 
 const DEADLINE: u32 = 1 << 16;
 const DRAINING: u32 = 1 << 17;
@@ -54,6 +58,8 @@ pub struct Reload {
     pub source: Arc<KeySource>,
     pub setter: EnvironmentKeySetter,
     pub record: Arc<Record>,
+    pub settings: Settings,
+    pub jails: Arc<Jails>,
 }
 
 struct Listener {
@@ -97,7 +103,8 @@ pub fn listen(
                     continue;
                 }
                 _ = listener.hangup.recv() => {
-                    reread(&reload).await;
+                    reread_key(&reload).await;
+                    reread_rules(&reload).await;
                     continue;
                 }
                 // The queue kills at this time too, and has a moment to tell the sessions of it.
@@ -145,7 +152,7 @@ fn cancel(shutdown: &Shutdown, said: &AtomicU32, number: u32) {
 }
 
 /// The old key stays in use if the new one cannot be read.
-async fn reread(reload: &Reload) {
+async fn reread_key(reload: &Reload) {
     let source = Arc::clone(&reload.source);
     let read = tokio::task::spawn_blocking(move || source.reread()).await;
     let outcome = match read {
@@ -165,4 +172,36 @@ async fn reread(reload: &Reload) {
             "the environment key was not read again; the old one stays in use"
         ),
     }
+}
+
+/// The old rules stay in force if the new ones cannot be read.
+async fn reread_rules(reload: &Reload) {
+    let settings = reload.settings.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        resolve_policy(&settings).map_err(|error| chain(&error))
+    });
+    let policy = match read.await.map_err(|error| error.to_string()).and_then(|read| read) {
+        Ok(policy) => policy,
+        Err(error) => {
+            tracing::error!(
+                event = "policy.not_reloaded",
+                error,
+                "the policy was not read again; its old network rules stay in force"
+            );
+            return;
+        }
+    };
+    let sha256 = Some(policy.digest().into());
+    let event = Event::ConfigReloaded { what: "network-rules".into(), sha256 };
+    // Written before the effect: without the record the old rules stay.
+    if !reload.record.write(&AuditIds::default(), &event) {
+        return;
+    }
+    if reload.jails.replace_rules(&policy).await {
+        tracing::warn!(
+            event = "policy.partly_reloaded",
+            "the policy differs in more than network rules: the rest waits for a restart"
+        );
+    }
+    tracing::info!(event = "policy.reloaded", "the policy's network rules were read again");
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use stockade_runtime::audit::{CallStatus, Event, Fingerprint, Ids as AuditIds};
 use stockade_runtime::jail::LimitHit;
-use stockade_runtime::session::{CallError, Session};
+use stockade_runtime::session::{CallError, Called, Session};
 use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 
-use super::footer;
 use super::jails::Jails;
 use super::record::Record;
+use crate::footer;
 use crate::queue::{Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools};
 
 /// What a session worker of the toolset `agent_toolset_20260401` runs (protocol §6).
@@ -87,12 +87,15 @@ impl Tools {
             return (ToolResult::error(format!("{name}: no jail")), Vec::new());
         };
         let input = call.input.get().as_bytes().to_vec();
-        match session.call(name, input, stop.cancelled_owned()).await {
-            Ok((mut result, hits)) => {
+        match session.call(&call.id, name, input, stop.cancelled_owned()).await {
+            Ok(Called { mut result, limits: hits, denials }) => {
                 if std::mem::take(&mut self.replaced) {
                     note(&mut result, REPLACED);
                 }
                 if let Some(text) = footer::of(&hits) {
+                    note(&mut result, &text);
+                }
+                if let Some(text) = footer::all(&hits, &denials, self.jails.deny_detail()) {
                     note(&mut result, &text);
                 }
                 // Nothing can be run in this jail any more: the next call gets another.

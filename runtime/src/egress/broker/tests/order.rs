@@ -1,0 +1,106 @@
+//! INV-8, jail.md 1.5: what is decided, in which order, and what is dialled in the end.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+
+use super::lab::{Lab, echoes, in_world, is_reset, serve, serve_echo};
+use crate::egress::Reason;
+use crate::egress::tls::samples::record_of;
+use crate::policy::network::{AddressClass, DenyReason};
+
+const HOSTS: &str = "203.0.113.10 api.example.com db.example.com\n\
+    10.0.0.5 inner.example.com\n\
+    169.254.169.254 metadata.example.com\n\
+    127.0.0.1 me.example.com\n";
+
+// INV-8: the name that the address stands for decides.
+in_world!(a_name_that_a_rule_allows_is_reached_and_others_are_reset, || {
+    let lab = Lab::new(HOSTS);
+    let _server = serve_echo("203.0.113.10:5432");
+    let attached = lab.attach(&["db.example.com:5432"]);
+    let mut allowed = lab.connect(&attached, "db.example.com", 5432).expect("allowed");
+    assert!(echoes(&mut allowed, b"\0\0\0\x08").expect("echo"));
+    assert_eq!(lab.log.allowed(), [Some("203.0.113.10".parse().expect("address"))]);
+    allowed.shutdown(Shutdown::Write).expect("end");
+    assert_eq!(allowed.read(&mut [0]).expect("end of the server"), 0);
+    assert_eq!(lab.log.closed(1), [(4, 4, None)]);
+
+    let mut other = lab.connect(&attached, "api.example.com", 5432).expect("accepted");
+    assert!(is_reset(&mut other));
+    let mut literal = lab.connect(&attached, "203.0.113.10", 5432).expect("accepted");
+    assert!(is_reset(&mut literal));
+    let reasons = [DenyReason::NoRule, DenyReason::DirectAddress].map(Reason::Rules);
+    assert_eq!(lab.log.denied(), reasons);
+    // A port that no rule names has no listener.
+    let refused = lab.connect(&attached, "db.example.com", 5433).expect_err("no listener");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+});
+
+// INV-8: private, link-local and metadata ranges are refused unless a rule lists them.
+in_world!(names_that_lead_to_addresses_that_are_not_public_are_refused, || {
+    let lab = Lab::new(HOSTS);
+    for server in ["10.0.0.5:7", "169.254.169.254:7", "127.0.0.1:7", "203.0.113.10:7"] {
+        drop(serve_echo(server));
+    }
+    let attached = lab.attach(&["*.example.com:7"]);
+    let cases = [
+        ("inner.example.com", AddressClass::Private),
+        ("metadata.example.com", AddressClass::Metadata),
+        ("me.example.com", AddressClass::Loopback),
+    ];
+    for (name, class) in cases {
+        let mut stream = lab.connect(&attached, name, 7).expect("accepted");
+        assert!(is_reset(&mut stream), "{name}");
+        let reason = Reason::Rules(DenyReason::Address(class));
+        assert_eq!(lab.log.denied().last(), Some(&reason), "{name}");
+    }
+    assert!(lab.log.allowed().is_empty());
+    // Control: the same with a public address, and a private one that a rule lists.
+    let mut stream = lab.connect(&attached, "api.example.com", 7).expect("accepted");
+    assert!(echoes(&mut stream, b"\0").expect("echo"));
+    drop(attached);
+    let attached = lab.attach(&["*.example.com:7 private"]);
+    for name in ["inner.example.com", "me.example.com"] {
+        let mut stream = lab.connect(&attached, name, 7).expect("accepted");
+        assert!(echoes(&mut stream, b"\0").expect(name));
+    }
+    let mut stream = lab.connect(&attached, "metadata.example.com", 7).expect("accepted");
+    assert!(is_reset(&mut stream));
+});
+
+// jail.md 1.5 rule 3: SNI is the name that was resolved, or the connection is refused.
+in_world!(tls_goes_where_its_hello_says_and_nowhere_else, || {
+    let lab = Lab::new(HOSTS);
+    let _server = serve(&"203.0.113.10:443", |mut stream| {
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(1..) = stream.read(&mut bytes) {
+                stream.write_all(b"answer").expect("answer");
+            }
+        });
+    });
+    let attached = lab.attach(&["api.example.com:443"]);
+    let try_with = |bytes: &[u8]| {
+        let mut stream = lab.connect(&attached, "api.example.com", 443).expect("accepted");
+        stream.write_all(bytes).expect("written");
+        stream
+    };
+    for name in ["api.example.com", "API.Example.COM"] {
+        let mut answer = [0; 6];
+        try_with(&record_of(&[name])).read_exact(&mut answer).expect(name);
+    }
+    let dialled = lab.log.allowed().len();
+    let cases: [(Vec<u8>, Reason); 5] = [
+        (record_of(&["db.example.com"]), Reason::OtherName),
+        (record_of(&[]), Reason::NoName),
+        (record_of(&["api.example.com", "db.example.com"]), Reason::Malformed),
+        (b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n".to_vec(), Reason::OtherProtocol),
+        (b"SSH-2.0-x\r\n".to_vec(), Reason::OtherProtocol),
+    ];
+    for (bytes, reason) in cases {
+        assert!(is_reset(&mut try_with(&bytes)), "{reason:?}");
+        assert_eq!(lab.log.denied().last(), Some(&reason));
+    }
+    // A refused connection is never dialled.
+    assert_eq!(lab.log.allowed().len(), dialled);
+});
