@@ -67,6 +67,14 @@ pub fn http_head(input: &[u8]) -> Result<(), String> {
     super::http::fuzz::http_head(input)
 }
 
+/// Reads a ClientHello and has it pass a gate.
+///
+/// # Errors
+/// What does not hold of the two.
+pub fn client_hello(input: &[u8]) -> Result<(), String> {
+    super::broker::fuzz::client_hello(input)
+}
+
 /// INV-8: addresses are those of allowed names, and nothing else carries data.
 fn holds(input: &[u8], reply: &Message, scope: &Scope) -> Result<(), String> {
     let metadata = &reply.metadata;

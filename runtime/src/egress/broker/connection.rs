@@ -114,7 +114,7 @@ impl Connection {
             Verdict::Deny(reason) => {
                 let number = self.deny(Reason::Rules(reason).into());
                 if self.target.port == PLAIN_HTTP {
-                    plain::refuse(&self, Reason::Rules(reason), number).await;
+                    Box::pin(plain::refuse(&self, Reason::Rules(reason), number)).await;
                 }
                 return;
             }
@@ -404,5 +404,21 @@ impl Connection {
         if it.reason.is_denial() {
             self.deny(it);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<F: Future>(_: impl FnOnce(Arc<Connection>, watch::Receiver<State>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    // 10,000 idle connections are 10,000 of these.
+    #[test]
+    fn an_open_connection_takes_little_memory() {
+        let bytes = size(Connection::serve) + size_of::<Connection>() + size_of::<Meter>();
+        assert!(bytes <= 3072, "{bytes} bytes");
     }
 }

@@ -71,7 +71,7 @@ in_world!(names_that_lead_to_addresses_that_are_not_public_are_refused, || {
 // jail.md 1.5 rule 3: SNI is the name that was resolved, or the connection is refused.
 in_world!(tls_goes_where_its_hello_says_and_nowhere_else, || {
     let lab = Lab::new(HOSTS);
-    let _server = serve(&"203.0.113.10:443", |mut stream| {
+    let _server = serve("203.0.113.10:443", |mut stream| {
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(1..) = stream.read(&mut bytes) {
