@@ -67,6 +67,14 @@ pub fn client_hello(input: &[u8]) -> Result<(), String> {
     super::broker::fuzz::client_hello(input)
 }
 
+/// Forwards a connection of plain HTTP.
+///
+/// # Errors
+/// What does not hold of the bytes that upstream was sent.
+pub fn http_head(input: &[u8]) -> Result<(), String> {
+    super::http::fuzz::http_head(input)
+}
+
 /// INV-8: addresses are those of allowed names, and nothing else carries data.
 fn holds(input: &[u8], reply: &Message, scope: &Scope) -> Result<(), String> {
     let metadata = &reply.metadata;
