@@ -30,13 +30,13 @@ fn no_bytes_confuse_the_resolver() {
 }
 
 #[test]
-fn no_bytes_confuse_the_reader_of_client_hellos() {
-    fuzz("client_hello", fuzzing::client_hello);
+fn no_bytes_confuse_the_http_reader() {
+    fuzz("http_head", fuzzing::http_head);
 }
 
 #[test]
-fn no_bytes_confuse_the_http_reader() {
-    fuzz("http_head", fuzzing::http_head);
+fn no_bytes_confuse_the_reader_of_client_hellos() {
+    fuzz("client_hello", fuzzing::client_hello);
 }
 
 /// The harness itself: a bug that needs two bytes to be right is found, and one that panics.

@@ -102,7 +102,7 @@ fn effects_in_pure_modules(files: &[Source]) -> Vec<String> {
         let pure = PURE.contains(&top.as_str());
         let quiet = !matches!(top.as_str(), "session" | "egress");
         if pure {
-            let named = |socket: &&str| words(&code, socket).next().is_some();
+            let named = |socket: &&&str| words(&code, socket).next().is_some();
             found.extend(
                 SOCKETS
                     .iter()

@@ -246,7 +246,7 @@ fn variables(pairs: &[String]) -> Result<BTreeMap<String, String>, String> {
 
 /// What a jail came to.
 enum Outcome {
-    Ended { report: Option<Box<EnforcementReport>>, end: End, network: Option<Served> },
+    Ended { report: Option<Box<EnforcementReport>>, end: End, network: Option<Box<Served>> },
     Failed(Failure),
     LauncherDied,
 }
@@ -268,7 +268,7 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
     if handed.is_ok() {
         relay.carry(&mut launcher, |listeners| {
             if let Some(plan) = egress.clone() {
-                network = Some(network::serve(plan, listeners)?);
+                network = Some(Box::new(network::serve(plan, listeners)?));
             }
             Ok(())
         })?;
@@ -290,7 +290,7 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
 fn finish(outcome: Outcome, report_file: Option<File>) -> anyhow::Result<Exit> {
     let (exit, document) = match outcome {
         Outcome::Ended { report, end, network } => {
-            let denials = network.as_ref().map(Served::denials).unwrap_or_default();
+            let denials = network.as_ref().map(|network| network.denials()).unwrap_or_default();
             if let Some(text) = footer::egress(&denials, DenyDetail::Full) {
                 explain::say(&text);
             }

@@ -59,20 +59,20 @@ pub fn dns(input: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads a ClientHello and has it pass a gate.
-///
-/// # Errors
-/// What does not hold of the two.
-pub fn client_hello(input: &[u8]) -> Result<(), String> {
-    super::broker::fuzz::client_hello(input)
-}
-
 /// Forwards a connection of plain HTTP.
 ///
 /// # Errors
 /// What does not hold of the bytes that upstream was sent.
 pub fn http_head(input: &[u8]) -> Result<(), String> {
     super::http::fuzz::http_head(input)
+}
+
+/// Reads a ClientHello and has it pass a gate.
+///
+/// # Errors
+/// What does not hold of the two.
+pub fn client_hello(input: &[u8]) -> Result<(), String> {
+    super::broker::fuzz::client_hello(input)
 }
 
 /// INV-8: addresses are those of allowed names, and nothing else carries data.

@@ -49,8 +49,8 @@ pub struct EgressLimits {
 impl Default for EgressLimits {
     fn default() -> Self {
         EgressLimits {
-            connections: 1024,
-            connection_rate: 512,
+            connections: 4096,
+            connection_rate: 4096,
             bytes_out: None,
             bytes_in: None,
             idle_ms: 600_000,
