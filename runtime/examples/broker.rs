@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use stockade_runtime::egress::{Broker, BrokerSettings, Entry, Inside, Sink};
-use stockade_runtime::policy::network::{ListedRule, Rules};
+use stockade_runtime::policy::network::{ListedRule, Protocol, Rules};
 use stockade_runtime::spec::EgressPlan;
 
 const SERVER: &str = "203.0.113.10:5000";
@@ -46,16 +46,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let broker = Broker::start(BrokerSettings::default())?;
     let rule = "203.0.113.10:5000".parse()?;
     let mut listed = ListedRule { rule, origin: String::new() };
-    listed.rule.protocol = stockade_runtime::policy::network::Protocol::Tcp;
-    let plan = EgressPlan {
-        rules: Rules { list: vec![listed], ..Rules::default() },
-        ..EgressPlan::default()
-    };
-    let plan = {
-        let mut plan = plan;
-        plan.limits.connection_rate = 1 << 20;
-        plan
-    };
+    listed.rule.protocol = Protocol::Tcp;
+    let rules = Rules { list: vec![listed], ..Rules::default() };
+    let mut plan = EgressPlan { rules, ..EgressPlan::default() };
+    plan.limits.connection_rate = 1 << 20;
     let inside_of = Inside { dns: None, listeners: vec![(5000, listener(SERVER))] };
     let _attached = broker.attach(plan, inside_of, Arc::new(Nowhere))?;
     let _plain = plain(listener(PLAIN))?;
@@ -208,10 +202,12 @@ fn processor_time(name: &str) -> std::io::Result<Duration> {
     let mut nanoseconds = 0;
     for thread in std::fs::read_dir("/proc/self/task")? {
         let path = thread?.path();
-        if !std::fs::read_to_string(path.join("comm"))?.starts_with(name) {
+        // Other threads come and go.
+        let read = |file| std::fs::read_to_string(path.join(file));
+        let (Ok(comm), Ok(times)) = (read("comm"), read("schedstat")) else { continue };
+        if !comm.starts_with(name) {
             continue;
         }
-        let times = std::fs::read_to_string(path.join("schedstat"))?;
         nanoseconds += times.split(' ').next().and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
     }
     Ok(Duration::from_nanos(nanoseconds))

@@ -103,7 +103,6 @@ in_world!(idle_and_long_connections_end, || {
         }
         assert!(is_reset(&mut stream));
         assert!(began.elapsed() < Duration::from_secs(2));
-        attached.session.changes();
         drop(attached);
         assert!(lab.log.closed(1).iter().any(|it| it.2 == Some(reason)), "{reason:?}");
     }
@@ -131,7 +130,7 @@ in_world!(connections_beyond_the_limits_are_reset_and_recorded, || {
 });
 
 in_world!(descriptors_of_the_process_bound_all_sessions_together, || {
-    let lab = Lab::with(HOSTS, BrokerSettings::default(), Descriptors::new(2 + 3 * 3));
+    let lab = Lab::with(HOSTS, BrokerSettings::default(), Descriptors::new(1 + 3 * 3));
     drop(serve_echo("203.0.113.10:9000"));
     let attached = lab.attach(&["api.example.com:9000 tcp"]);
     let connect = || lab.connect(&attached, "api.example.com", 9000).expect("accepted");
@@ -142,7 +141,7 @@ in_world!(descriptors_of_the_process_bound_all_sessions_together, || {
     assert!(is_reset(&mut connect()));
     assert_eq!(lab.log.denied(), [Reason::Connections]);
     // No session whose listeners do not fit.
-    let listeners = lab.listeners(9001..9003);
+    let listeners = lab.listeners(9001..9004);
     let inside = crate::egress::Inside { dns: None, listeners };
     let refused = lab.broker.attach(plan(&["a.example.com:9001"]), inside, lab.log.clone());
     assert_eq!(refused.expect_err("no room").kind(), ErrorKind::QuotaExceeded);
