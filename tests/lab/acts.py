@@ -1,7 +1,8 @@
 """Acts on the network, made by crafted bytes: in a jail, and from a plain process as their control.
 
-Usage: acts.py JSON, where JSON is a list of acts, each an object with `act` and its arguments. Prints
-one JSON line for each act. Needs nothing but Python, and knows nothing of who refuses what.
+The program is followed by `run(ACTS)`, where ACTS is a list of objects, each with `act` and its
+arguments. Prints one JSON line for each act. Needs nothing but Python, and knows nothing of who refuses
+what.
 """
 
 import errno
@@ -9,7 +10,6 @@ import json
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 
@@ -72,12 +72,12 @@ def send_pieces(connection, pieces, pause):
 
 
 def talk(host, port, send=(), pause=0, hold=2.0, limit=1 << 20, until=(), finish=False, bind=None,
-         linger=None, timeout=5.0):
+         linger=None, timeout=5.0, times=1):
     """Connects, sends every piece with a pause after it, and says what came back and how it ended.
 
     Hears until one of the words of `until` came, the other side ended, or `hold` seconds are over.
     """
-    pieces = [piece.encode("latin-1") for piece in ([send] if isinstance(send, str) else send)]
+    pieces = [piece.encode("latin-1") * times for piece in ([send] if isinstance(send, str) else send)]
     connection = dial(host, port, timeout, bind)
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -358,6 +358,6 @@ def attempt(act):
     return got
 
 
-if __name__ == "__main__":
-    for one in json.loads(sys.argv[1]):
-        print(json.dumps(attempt(one)), flush=True)
+def run(acts):
+    for act in acts:
+        print(json.dumps(attempt(act)), flush=True)

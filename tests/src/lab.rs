@@ -14,7 +14,7 @@ pub mod rows;
 mod world;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -154,17 +154,17 @@ impl Lab {
     /// # Panics
     /// If any of them gave nothing.
     pub fn inside(&self, level: Level, policy: &PolicyFile, acts: &[Value]) -> Vec<Value> {
-        let text = Value::from(acts).to_string();
-        let command = ["python3", "-", &text];
         let exec = self.exec(level, policy).timeout(Duration::from_secs(150));
-        let outcome = exec.stdin(acts_program()).run(&command);
+        let outcome = exec.stdin(program_of(acts)).run(&["python3", "-"]);
+        // Shown when the test fails: what the broker denied, and why.
+        eprintln!("{}: {}", level.name(), outcome.stderr.trim_end());
         results(&outcome.stdout, acts, &outcome.text())
     }
 
     /// Starts acts in a jail and returns while they run; [`Lab::results_of`] has what they gave.
     pub fn begin(&self, level: Level, policy: &PolicyFile, acts: &[Value]) -> crate::exec::Running {
-        let text = Value::from(acts).to_string();
-        self.exec(level, policy).stdin(acts_program()).spawn(&["python3", "-", &text])
+        let exec = self.exec(level, policy).timeout(Duration::from_secs(150));
+        exec.stdin(program_of(acts)).spawn(&["python3", "-"])
     }
 
     /// What acts gave that were started by [`Lab::begin`].
@@ -177,9 +177,7 @@ impl Lab {
     /// # Panics
     /// If any of them gave nothing.
     pub fn outside(&self, acts: &[Value]) -> Vec<Value> {
-        let text = Value::from(acts).to_string();
-        let program = programs().join("acts.py").display().to_string();
-        let (said, told) = self.run(&["python3", &program, &text]);
+        let (said, told) = self.run_with(&["python3", "-"], &program_of(acts));
         results(&said, acts, &told)
     }
 
@@ -188,7 +186,13 @@ impl Lab {
     /// # Panics
     /// If it cannot be started.
     pub fn run(&self, command: &[&str]) -> (String, String) {
-        let done = inside_of(&self.host, false).args(command).output().expect("cannot run nsenter");
+        self.run_with(command, "")
+    }
+
+    fn run_with(&self, command: &[&str], input: &str) -> (String, String) {
+        let mut file = tempfile::tempfile().expect("cannot make a file");
+        file.write_all(input.as_bytes()).and_then(|()| file.rewind()).expect("cannot write a file");
+        let done = self.command().args(command).stdin(file).output().expect("cannot run nsenter");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (text(&done.stdout), text(&done.stderr))
     }
@@ -275,7 +279,7 @@ impl Drop for Lab {
     }
 }
 
-/// The default policy with this text as its `[network]` table.
+/// The default policy with this text in its `[network]` table, in place of what it says itself.
 ///
 /// # Panics
 /// If the default policy has no such table.
@@ -292,9 +296,14 @@ pub fn policy_text(network: &str) -> String {
     let text = default_text();
     let start = text.find("[network]").expect("the default policy has a network table");
     let end = text[start + 1..].find("\n[").map_or(text.len(), |at| start + 1 + at);
+    let key = |line: &str| line.split_once('=').map(|(key, _)| key.trim().to_owned());
+    let ours: Vec<String> = network.lines().filter_map(key).collect();
+    let theirs = text[start..end].lines().skip(1);
+    let kept: Vec<&str> =
+        theirs.filter(|line| key(line).is_some_and(|key| !ours.contains(&key))).collect();
     let set = "NODE_EXTRA_CA_CERTS = \"/etc/ssl/certs/ca-certificates.crt\", ";
     let rest = text[end..].replace("set = { ", &format!("set = {{ {set}"));
-    format!("{}[network]\n{network}\n{rest}", &text[..start])
+    format!("{}[network]\n{}\n{network}\n{rest}", &text[..start], kept.join("\n"))
 }
 
 /// Whether a result says that the broker or the kernel refused: no connection, or one that was reset
@@ -312,12 +321,15 @@ fn programs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("lab")
 }
 
-/// The acts as one program, for standard input.
+/// These acts as one program, for standard input.
 ///
 /// # Panics
 /// If it cannot be read.
-pub fn acts_program() -> Vec<u8> {
-    fs::read(programs().join("acts.py")).expect("cannot read the acts")
+pub fn program_of(acts: &[Value]) -> String {
+    let program = fs::read_to_string(programs().join("acts.py")).expect("cannot read the acts");
+    // A string of JSON is one of Python.
+    let literal = Value::from(Value::from(acts).to_string());
+    format!("{program}\nrun(json.loads({literal}))\n")
 }
 
 /// The Rust installation that runs these tests, or nothing.

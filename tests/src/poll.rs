@@ -32,6 +32,7 @@ pub struct Poll {
     place: Place,
     options: Vec<OsString>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     leaves: bool,
 }
 
@@ -42,12 +43,19 @@ impl Poll {
     /// If its directories cannot be made.
     pub fn at(level: Level) -> Poll {
         let place = Place::new(level);
-        Poll { level, place, options: Vec::new(), environment: Vec::new(), leaves: false }
+        let (options, environment, wrapper) = (Vec::new(), Vec::new(), Vec::new());
+        Poll { level, place, options, environment, wrapper, leaves: false }
     }
 
     /// Adds options of `worker poll` or of `worker`, as written on a command line.
     pub fn options<S: Into<OsString>>(mut self, options: impl IntoIterator<Item = S>) -> Poll {
         self.options.extend(options.into_iter().map(Into::into));
+        self
+    }
+
+    /// Starts the worker by way of another program, which gets the command line as arguments.
+    pub fn wrapped_in(mut self, wrapper: &[String]) -> Poll {
+        self.wrapper = wrapper.to_vec();
         self
     }
 
@@ -124,6 +132,7 @@ impl Poll {
         let mut line = vec![OsString::from("supervise"), self.place.report().into()];
         line.extend([LIMIT.as_secs().to_string().into(), GRACE.into()]);
         line.push(self.level.uid().to_string().into());
+        line.extend(self.wrapper.iter().map(OsString::from));
         line.extend(self.level.prefix().into_iter().map(OsString::from));
         line.push(locate::worker().into());
         if !self.has("--log-level") {

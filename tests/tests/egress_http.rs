@@ -13,7 +13,7 @@ const OK: &str = "ok from 203.0.113.10:80";
 
 fn plain() -> PolicyFile {
     policy(
-        r#"allow = ["api.example.test:80", "api.example.test:7000", "raw.example.test:80", "raw.example.test:7000"]"#,
+        r#"allow = ["api.example.test:80", "api.example.test:8080", "raw.example.test:80", "raw.example.test:7000"]"#,
     )
 }
 
@@ -32,7 +32,10 @@ fn only_ours(lab: &Lab) {
             let host = host.to_lowercase();
             matches!(
                 host.as_str(),
-                "api.example.test" | "api.example.test:80" | "api.example.test."
+                "api.example.test"
+                    | "api.example.test:80"
+                    | "api.example.test:8080"
+                    | "api.example.test."
             )
         };
         assert!(hosts.len() == 1 && hosts.iter().all(ours), "INV-8: {target} for {hosts:?}");
@@ -80,17 +83,17 @@ fn every_request_names_the_host_it_was_opened_for() {
         denied(http(API, &[&format!("CONNECT {OTHER}:443 HTTP/1.1"), &format!("Host: {OTHER}:443")])),
         denied(http(API, &["CONNECT api.example.test:80 HTTP/1.1", &host("api.example.test:80")])),
         denied(http(API, &["GET /ok HTTP/1.1\r\nX: a\nHost: other.example.test", &api])),
-        // Not HTTP, and HTTP/2 without a handshake.
+        // Not HTTP.
         denied(talk("raw.example.test", 80, "SSH-2.0-lab\r\n")),
-        denied(talk("raw.example.test", 80, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0")),
         denied(hello("raw.example.test", 80, json!([["raw.example.test"]]))),
         // On a port for anything, HTTP is still checked.
         denied(talk("raw.example.test", 7000, "GET / HTTP/1.1\r\nHost: other.example.test\r\n\r\n")),
-        gives(talk("raw.example.test", 7000, "GET / HTTP/1.1\r\nHost: raw.example.test:7000\r\n\r\n"), "heard"),
+        gives(talk(API, 8080, "GET /ok HTTP/1.1\r\nHost: api.example.test:8080\r\n\r\n"), "ok from"),
+        denied(talk(API, 8080, "GET /ok HTTP/1.1\r\nHost: other.example.test:8080\r\n\r\n")),
     ];
     lab.check_then(&plain(), &rows, |lab| {
         only_ours(lab);
-        assert_eq!(requests(lab).len(), 6, "{:?}", requests(lab));
+        assert_eq!(requests(lab).len(), 7, "{:?}", requests(lab));
     });
 }
 
@@ -233,6 +236,7 @@ fn variables_for_http_proxies_make_no_difference() {
         try tunnel https://other.example.test/ok
         try socks --socks5-hostname api.example.test:80 http://other.example.test/ok
         export no_proxy='*'
+        try h2c --http2-prior-knowledge -H 'Host: other.example.test' http://api.example.test/ok
         try none http://api.example.test/ok
         try none-tls https://api.example.test/ok
         try denied http://other.example.test/ok
@@ -255,6 +259,7 @@ fn variables_for_http_proxies_make_no_difference() {
             ("absolute", false),
             ("tunnel", false),
             ("socks", false),
+            ("h2c", false),
             ("none", true),
             ("none-tls", true),
             ("denied", false),

@@ -139,7 +139,8 @@ fn has_error(got: &Value) -> bool {
 /// Refused by the kernel or the broker, or answered by the product itself.
 pub fn is_denied(got: &Value) -> bool {
     let text = got["text"].as_str().unwrap_or_default();
-    is_refused(got) || (text.starts_with("HTTP/1.1 403") && text.contains("egress_denied"))
+    is_refused(got)
+        || (text.starts_with("HTTP/1.") && text.contains(" 403 ") && text.contains("egress_denied"))
 }
 
 fn differs(want: &Want, got: &Value) -> Option<String> {

@@ -21,6 +21,7 @@ pub fn standard_servers() -> Vec<Value> {
     let tls = json!({"tls": true});
     let answer = json!({"answer": "heard"});
     let mut all = vec![server("dns", "203.0.113.53", 53), server("dns", "2001:db8:1::53", 53)];
+    all.push(server("http", "203.0.113.10", 8080));
     // api is allowed, other is not: the same services.
     for address in ["203.0.113.10", "203.0.113.11", "2001:db8:1::10", "10.0.0.5"] {
         all.push(set(server("http", address, 443), &tls));
