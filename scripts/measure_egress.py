@@ -113,12 +113,12 @@ class Jail(Way):
 
     def __init__(self, worker, directory):
         policy = os.path.join(directory, "egress.toml")
+        rule = f'[{{ rule = "{NAME}:{PORT}", private = true }}]'  # the server is on this host
         with open(policy, "w", encoding="utf-8") as out:
-            out.write(f'schema = 1\nextends = "default"\n[network]\nallow = [{{ rule = "{NAME}:{PORT}", private = true }}]\n'
-                      "connection_rate = 16384\n")
+            out.write(f'schema = 1\nextends = "default"\n[network]\nallow = {rule}\n')
         self.process = subprocess.Popen(
             [worker, "exec", "--policy", policy, "--workspace", directory, "--", "/bin/sh"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         super().__init__("worker (broker)", [], NAME, PORT, lambda: [self.process.pid])
 
     def client(self, peer, what, amount):

@@ -29,6 +29,16 @@ fn no_bytes_confuse_the_resolver() {
     fuzz("dns", fuzzing::dns);
 }
 
+#[test]
+fn no_bytes_confuse_the_http_reader() {
+    fuzz("http_head", fuzzing::http_head);
+}
+
+#[test]
+fn no_bytes_confuse_the_reader_of_client_hellos() {
+    fuzz("client_hello", fuzzing::client_hello);
+}
+
 /// The harness itself: a bug that needs two bytes to be right is found, and one that panics.
 #[test]
 fn planted_bugs_are_found() {

@@ -19,6 +19,7 @@ const RUN: &[&str] = &[
     "README.md",
     "docs/audit.md",
     "docs/devserver.md",
+    "docs/egress.md",
     "docs/exit-codes.md",
     "docs/policy.md",
     "docs/poll.md",
@@ -45,6 +46,11 @@ fn examples_of_the_policy_reference_do_what_it_says() {
 #[test]
 fn examples_of_the_audit_log_do_what_it_says() {
     run_examples("docs/audit.md");
+}
+
+#[test]
+fn examples_of_the_page_on_egress_do_what_it_says() {
+    run_examples("docs/egress.md");
 }
 
 #[test]

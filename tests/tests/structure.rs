@@ -21,7 +21,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &["policy", "spec"];
 
 /// Paths that mean input or output.
-const EFFECTS: &[&str] = &["std::fs", "std::net", "std::process", "tokio", "nix", "rustix", "libc"];
+const EFFECTS: &[&str] = &["std::fs", "std::process", "tokio", "nix", "rustix", "libc"];
+
+/// What of `std::net` is input or output; its addresses are only numbers.
+const SOCKETS: &[&str] = &["TcpStream", "TcpListener", "UdpSocket", "ToSocketAddrs"];
 
 /// Crates that speak to the kernel for one layer, each named in one file only.
 const KERNEL_CRATES: &[&str] = &["landlock", "seccompiler", "caps", "cgroups_rs"];
@@ -98,6 +101,15 @@ fn effects_in_pure_modules(files: &[Source]) -> Vec<String> {
         let top = file.modules().first().copied().unwrap_or_default().to_owned();
         let pure = PURE.contains(&top.as_str());
         let quiet = !matches!(top.as_str(), "session" | "egress");
+        if pure {
+            let named = |socket: &&&str| words(&code, socket).next().is_some();
+            found.extend(
+                SOCKETS
+                    .iter()
+                    .filter(named)
+                    .map(|socket| format!("{}: `{top}` uses {socket}", file.path)),
+            );
+        }
         for effect in EFFECTS {
             if !(pure || (*effect == "tokio" && quiet)) {
                 continue;

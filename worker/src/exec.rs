@@ -216,7 +216,8 @@ fn resolve_policy(args: &ExecArgs) -> Result<Policy, Refused> {
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Refused(exit)
     };
-    let mut policy = resolver.resolve(&args.policy).map_err(|error| refuse(error, Exit::Policy))?;
+    let policy = resolver.resolve(&args.policy).and_then(policy::timely);
+    let mut policy = policy.map_err(|error| refuse(error, Exit::Policy))?;
     for limit in &args.limits {
         let Some((key, value)) = limit.split_once('=') else {
             let hint = format!("write --limit KEY=VALUE; keys: {}", LIMIT_KEYS.join(", "));
@@ -245,7 +246,7 @@ fn variables(pairs: &[String]) -> Result<BTreeMap<String, String>, String> {
 
 /// What a jail came to.
 enum Outcome {
-    Ended { report: Option<Box<EnforcementReport>>, end: End, network: Option<Served> },
+    Ended { report: Option<Box<EnforcementReport>>, end: End, network: Option<Box<Served>> },
     Failed(Failure),
     LauncherDied,
 }
@@ -267,7 +268,7 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
     if handed.is_ok() {
         relay.carry(&mut launcher, |listeners| {
             if let Some(plan) = egress.clone() {
-                network = Some(network::serve(plan, listeners)?);
+                network = Some(Box::new(network::serve(plan, listeners)?));
             }
             Ok(())
         })?;
@@ -289,7 +290,7 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
 fn finish(outcome: Outcome, report_file: Option<File>) -> anyhow::Result<Exit> {
     let (exit, document) = match outcome {
         Outcome::Ended { report, end, network } => {
-            let denials = network.as_ref().map(Served::denials).unwrap_or_default();
+            let denials = network.as_ref().map(|network| network.denials()).unwrap_or_default();
             if let Some(text) = footer::egress(&denials, DenyDetail::Full) {
                 explain::say(&text);
             }

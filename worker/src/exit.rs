@@ -9,6 +9,8 @@ pub enum Exit {
     Success,
     /// Something nobody planned for.
     Unexpected,
+    /// The policy denies a destination that was asked about.
+    Denied,
     /// The command line asks for something impossible.
     Usage,
     /// A policy or other configuration is not valid.
@@ -34,7 +36,7 @@ impl Exit {
     pub fn code(self) -> ExitCode {
         ExitCode::from(match self {
             Exit::Success => 0,
-            Exit::Unexpected => 1,
+            Exit::Unexpected | Exit::Denied => 1,
             Exit::Usage => 2,
             Exit::Policy => 3,
             Exit::KeyRejected => 4,

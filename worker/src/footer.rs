@@ -107,9 +107,11 @@ fn lines(denials: &[Denial]) -> Vec<Line> {
                 Some(target) => format!("{}:{} x{count}", target.host, target.port),
                 None => format!("other targets x{count}"),
             };
-            let reason = match denial.reason.limit() {
-                Some(key) => format!("limit: {} ({key})", denial.reason),
-                None => denial.reason.to_string(),
+            let reason = denial.target.as_ref().map(|target| denial.reason.about(&target.host));
+            let reason = reason.unwrap_or(denial.reason);
+            let reason = match reason.limit() {
+                Some(key) => format!("limit: {reason} ({key})"),
+                None => reason.to_string(),
             };
             Line { target, reason, decision: denial.decision }
         })
@@ -160,12 +162,11 @@ mod tests {
     }
 
     const NO_RULE: Reason = Reason::Rules(DenyReason::NoRule);
-    const METADATA: Reason = Reason::Rules(DenyReason::Address(AddressClass::Metadata));
 
     #[test]
     fn refusals_are_told_as_the_product_page_has_it() {
         let denials = [
-            denial("169.254.169.254", 80, METADATA, 1, 82),
+            denial("169.254.169.254", 80, Reason::Rules(DenyReason::DirectAddress), 1, 82),
             denial("api.partner.example", 443, NO_RULE, 3, 81),
         ];
         let full = "\
@@ -186,11 +187,16 @@ Do not retry through other routes. If this host is needed, say so and stop.";
 
     #[test]
     fn each_kind_of_refusal_has_its_line() {
+        const DIRECT: Reason = Reason::Rules(DenyReason::DirectAddress);
+        const METADATA: Reason = Reason::Rules(DenyReason::Address(AddressClass::Metadata));
         #[rustfmt::skip]
         let cases = [
             (denial("a.test", 53, Reason::Lookup, 2, 1),        "a.test x2   name lookup, no matching rule   decision d-1"),
             (denial("a.test", 53, Reason::LookupBudget, 1, 1),  "a.test x1   limit: too many distinct names below wildcards (network.wildcard_names)   decision d-1"),
             (denial("a.test", 22, Reason::Connections, 9, 4),   "a.test:22 x9   limit: too many connections at once (network.connections)   decision d-4"),
+            (denial("192.0.2.7", 80, DIRECT, 1, 4),             "192.0.2.7:80 x1   addresses are reached by name; no rule lists this one   decision d-4"),
+            (denial("10.0.0.7", 80, DIRECT, 1, 4),              "10.0.0.7:80 x1   leads to a private address   decision d-4"),
+            (denial("a.test", 80, METADATA, 1, 4),              "a.test:80 x1   metadata is never allowed   decision d-4"),
             (denial("2001:db8::1", 443, NO_RULE, 1, 4),         "[2001:db8::1]:443 x1   no matching rule   decision d-4"),
             (Denial { target: None, reason: NO_RULE, count: 57, decision: None }, "other targets x57   no matching rule"),
         ];

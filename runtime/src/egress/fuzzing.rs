@@ -59,6 +59,22 @@ pub fn dns(input: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Forwards a connection of plain HTTP.
+///
+/// # Errors
+/// What does not hold of the bytes that upstream was sent.
+pub fn http_head(input: &[u8]) -> Result<(), String> {
+    super::http::fuzz::http_head(input)
+}
+
+/// Reads a ClientHello and has it pass a gate.
+///
+/// # Errors
+/// What does not hold of the two.
+pub fn client_hello(input: &[u8]) -> Result<(), String> {
+    super::broker::fuzz::client_hello(input)
+}
+
 /// INV-8: addresses are those of allowed names, and nothing else carries data.
 fn holds(input: &[u8], reply: &Message, scope: &Scope) -> Result<(), String> {
     let metadata = &reply.metadata;
@@ -112,7 +128,7 @@ fn belongs(text: &str, address: IpAddr, scope: &Scope) -> Result<(), String> {
     let allowed = text == "api.example.com"
         || below(".one.example.com").is_some_and(|front| !front.contains('.'))
         || below(".any.example.org").is_some();
-    let letters = |c: u8| c.is_ascii_alphanumeric() || b"-.".contains(&c);
+    let letters = |c: u8| c.is_ascii_alphanumeric() || b"-_.".contains(&c);
     if !allowed || !text.bytes().all(letters) {
         return Err(format!("an address for {text:?}"));
     }

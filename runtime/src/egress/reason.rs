@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::policy::network::{AddressClass, DenyReason};
+use crate::policy::network::{AddressClass, DenyReason, Host};
 
 /// Why the broker refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,6 +99,19 @@ impl Reason {
         match self {
             Reason::Rules(DenyReason::Address(class)) => Some(class),
             _ => None,
+        }
+    }
+
+    /// The reason that tells more about `host`: of an address that is not public, what it is.
+    pub fn about(self, host: &Host) -> Reason {
+        match (self, host) {
+            (Reason::Rules(DenyReason::DirectAddress), Host::Address(address)) => {
+                match AddressClass::of(*address) {
+                    AddressClass::Public => self,
+                    class => Reason::Rules(DenyReason::Address(class)),
+                }
+            }
+            _ => self,
         }
     }
 

@@ -20,6 +20,7 @@ use nix::sched::CloneFlags;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
+use crate::spec::EgressPlan;
 use crate::sys;
 
 use super::message::Listener;
@@ -47,8 +48,10 @@ pub(super) fn enter(net: impl AsFd) -> io::Result<()> {
 /// Leads every address to the calling process's own network namespace. IPv6 is left out where the
 /// host has none: its addresses stay unreachable then.
 pub(super) fn lead_to_broker() -> io::Result<()> {
-    add_local_default(AddressFamily::INET)?;
-    match add_local_default(AddressFamily::INET6) {
+    // glibc asks for addresses of a family only if there is one beyond loopback (`AI_ADDRCONFIG`).
+    ask_kernel(&own_address(EgressPlan::RESOLVER))?;
+    ask_kernel(&local_default(AddressFamily::INET))?;
+    match ask_kernel(&local_default(AddressFamily::INET6)) {
         Err(error) if is_without_v6(&error) => Ok(()),
         done => done,
     }
@@ -97,8 +100,8 @@ fn is_without_v6(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| absent.contains(&number))
 }
 
-/// Adds a route of type `local` for every address of a family (rtnetlink(7), `RTM_NEWROUTE`).
-fn add_local_default(family: AddressFamily) -> io::Result<()> {
+/// Sends one request of rtnetlink(7) and hears whether it was granted.
+fn ask_kernel(request: &[u8]) -> io::Result<()> {
     let socket = rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
@@ -106,34 +109,53 @@ fn add_local_default(family: AddressFamily) -> io::Result<()> {
         None, // 0 is NETLINK_ROUTE
     )?;
     let kernel = SocketAddrNetlink::new(0, 0);
-    let request = local_default(family);
-    rustix::net::sendto(&socket, &request, SendFlags::empty(), &kernel)?;
+    rustix::net::sendto(&socket, request, SendFlags::empty(), &kernel)?;
     let mut answer = [0u8; 1024];
     let (got, _) = rustix::net::recv(&socket, &mut answer[..], RecvFlags::empty())?;
     acknowledged(&answer[..got])
 }
 
-/// `struct nlmsghdr`, `struct rtmsg` and the attribute that names the interface.
+/// `RTM_NEWROUTE`: a route of type `local` for every address of a family. `struct rtmsg` and the
+/// attribute that names the interface.
 fn local_default(family: AddressFamily) -> Vec<u8> {
-    const LENGTH: u32 = 16 + 12 + 8;
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     let scope = match family {
         AddressFamily::INET => libc::RT_SCOPE_HOST,
         _ => libc::RT_SCOPE_UNIVERSE,
     };
-    let mut message = Vec::with_capacity(LENGTH as usize);
-    message.extend(LENGTH.to_ne_bytes());
-    message.extend(libc::RTM_NEWROUTE.to_ne_bytes());
+    // Lengths of destination and source, type of service; at the end, flags.
+    let [table, protocol, kind] = [libc::RT_TABLE_LOCAL, libc::RTPROT_BOOT, libc::RTN_LOCAL];
+    let family = family.as_raw() as u8;
+    let route = [family, 0, 0, 0, table, protocol, scope, kind, 0, 0, 0, 0];
+    let interface = LOOPBACK.to_ne_bytes();
+    message(libc::RTM_NEWROUTE, &route, &[(libc::RTA_OIF, interface)])
+}
+
+/// `RTM_NEWADDR`: one more address of loopback. `struct ifaddrmsg`, and the address as its own and as
+/// that of its network.
+fn own_address(address: Ipv4Addr) -> Vec<u8> {
+    let mut header = vec![AddressFamily::INET.as_raw() as u8, 32, 0, libc::RT_SCOPE_UNIVERSE];
+    header.extend(LOOPBACK.to_ne_bytes());
+    let address = address.octets();
+    let attributes = [(libc::IFA_LOCAL, address), (libc::IFA_ADDRESS, address)];
+    message(libc::RTM_NEWADDR, &header, &attributes)
+}
+
+/// `struct nlmsghdr`, the header of the kind of message, and attributes of four bytes.
+fn message(kind: u16, header: &[u8], attributes: &[(u16, [u8; 4])]) -> Vec<u8> {
+    const ATTRIBUTE: u16 = 8;
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    let length = 16 + header.len() + attributes.len() * usize::from(ATTRIBUTE);
+    let mut message = Vec::with_capacity(length);
+    message.extend((length as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
     message.extend((flags as u16).to_ne_bytes());
     message.extend([0; 8]); // sequence number and port: one question, one answer
-    // Family, lengths of destination and source, type of service.
-    message.extend([family.as_raw() as u8, 0, 0, 0]);
-    let protocol = libc::RTPROT_BOOT;
-    message.extend([libc::RT_TABLE_LOCAL, protocol, scope, libc::RTN_LOCAL]);
-    message.extend([0; 4]); // flags
-    message.extend(8u16.to_ne_bytes());
-    message.extend(libc::RTA_OIF.to_ne_bytes());
-    message.extend(LOOPBACK.to_ne_bytes());
+    message.extend(header);
+    for (name, value) in attributes {
+        message.extend(ATTRIBUTE.to_ne_bytes());
+        message.extend(name.to_ne_bytes());
+        message.extend(value);
+    }
     message
 }
 

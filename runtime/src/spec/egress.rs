@@ -2,6 +2,7 @@
 //! replaced while it runs.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -48,8 +49,8 @@ pub struct EgressLimits {
 impl Default for EgressLimits {
     fn default() -> Self {
         EgressLimits {
-            connections: 1024,
-            connection_rate: 512,
+            connections: 4096,
+            connection_rate: 4096,
             bytes_out: None,
             bytes_in: None,
             idle_ms: 600_000,
@@ -60,6 +61,9 @@ impl Default for EgressLimits {
 }
 
 impl EgressPlan {
+    /// Where programs in a jail find the resolver; of RFC 2544, as are the addresses it answers with.
+    pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
     /// Most ports of one jail: each is a socket in its network namespace.
     pub const PORTS_MAX: usize = 512;
 
@@ -96,5 +100,68 @@ impl EgressPlan {
         // Connections to the resolver's port are questions to our resolver.
         ports.remove(&53);
         ports
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+
+    use super::*;
+    use crate::policy::Resolver;
+    use crate::policy::network::{Host, Resolves};
+
+    fn plan(text: &str) -> Option<EgressPlan> {
+        let load = |_: &Path| -> io::Result<String> { Ok(text.to_owned()) };
+        let groups = crate::policy::syscalls::catalogue().group_names().collect::<Vec<_>>();
+        let resolver = Resolver { groups: &groups, directories: &[], load: &load };
+        EgressPlan::of(&resolver.resolve("./p.toml").expect(text))
+    }
+
+    #[test]
+    fn a_plan_holds_what_the_policy_says() {
+        let text = "schema = 1\n[network]\nallow = [\"a.test:22\"]\npresets = [\"python\"]\n\
+                    connections = 5\nbytes_out = \"1MiB\"\nbytes_in = \"none\"\nidle_time = \"30s\"\n\
+                    connection_time = \"none\"\ndeny_detail = \"off\"\n\
+                    upstream_proxy = { url = \"http://p.test:3128\", resolves = \"proxy\" }\n";
+        let plan = plan(text).expect("a network");
+        let rules: Vec<(String, &str)> = plan
+            .rules
+            .list
+            .iter()
+            .map(|listed| (listed.rule.to_string(), listed.origin.as_str()))
+            .collect();
+        assert_eq!(rules[0], ("a.test:22".to_owned(), "p.toml:3:10"));
+        assert!(rules[1].1.starts_with("policies/presets/python.toml:"), "{rules:?}");
+        assert_eq!(plan.ports(), BTreeSet::from([22, 443]));
+        assert_eq!((plan.limits.connections, plan.limits.connection_rate), (5, 32));
+        assert_eq!((plan.limits.bytes_out, plan.limits.bytes_in), (Some(1 << 20), None));
+        assert_eq!((plan.limits.idle_ms, plan.limits.duration_ms), (30_000, None));
+        assert_eq!(plan.deny_detail, DenyDetail::Off);
+        let upstream = plan.upstream_proxy.clone().expect("an upstream proxy");
+        assert_eq!(upstream.host, "p.test".parse::<Host>().expect("a host"));
+        assert_eq!((upstream.port, upstream.resolves), (3128, Resolves::Proxy));
+        let bytes = postcard::to_allocvec(&plan).expect("it can be sent");
+        assert_eq!(postcard::from_bytes::<EgressPlan>(&bytes).expect("and read"), plan);
+    }
+
+    #[test]
+    fn only_a_mode_of_none_needs_no_broker() {
+        assert_eq!(plan("schema = 1\nnetwork.mode = \"none\""), None);
+        let empty = plan("schema = 1").expect("a broker that refuses");
+        assert!(empty.rules.list.is_empty() && empty.ports().is_empty());
+        let report = "network = { mode = \"report\", expires = \"2026-12-01T00:00:00Z\" }";
+        let report = plan(&format!("schema = 1\n{report}")).expect("a network");
+        assert_eq!(report.rules.report_until, Some(1_796_083_200));
+        assert_eq!(report.ports(), BTreeSet::from([80, 443]));
+    }
+
+    #[test]
+    fn the_usual_limits_are_those_of_the_default_policy() {
+        for name in ["default", "build"] {
+            let plan = plan(&format!("schema = 1\nextends = \"{name}\"")).expect("a network");
+            assert_eq!(plan.limits, EgressLimits::default(), "{name}");
+        }
     }
 }

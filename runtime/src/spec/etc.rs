@@ -42,7 +42,7 @@ const SHARED_BELOW: &[(&str, &[&str])] = &[
 ];
 
 /// Where programs in a jail find the resolver. Any address would lead there.
-const RESOLVER: &str = "198.18.0.1";
+const RESOLVER: std::net::Ipv4Addr = super::egress::EgressPlan::RESOLVER;
 
 /// Who the payload is, in the files that name users.
 pub(super) struct Account<'a> {

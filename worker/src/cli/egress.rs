@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use stockade_runtime::egress::Reason;
+use stockade_runtime::policy::network::Host;
 
 use super::egress_records::{LogArgs, LogError, written};
 use super::egress_report::{AllowedKey, DeniedKey, Report, Row, destination};
@@ -166,8 +167,11 @@ fn asked_for(key: &DeniedKey) -> String {
 
 /// The reason for people; its word, if this program does not know it.
 fn sentence(key: &DeniedKey) -> String {
-    let reason = Reason::from_word(&key.reason, key.class.as_deref());
-    reason.map_or_else(|| key.reason.clone(), |reason| reason.to_string())
+    let Some(reason) = Reason::from_word(&key.reason, key.class.as_deref()) else {
+        return key.reason.clone();
+    };
+    let host = key.host.as_deref().and_then(|host| Host::parse(host).ok());
+    host.map_or(reason, |host| reason.about(&host)).to_string()
 }
 
 fn document(args: &LogArgs, report: &Report) -> Value {

@@ -14,7 +14,9 @@ mod egress_records;
 mod egress_report;
 pub mod policy;
 pub mod poll;
+mod presets;
 mod suggest;
+pub mod why;
 mod why_session;
 
 use crate::exit::Exit;
@@ -53,7 +55,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 success, 1 unexpected error, 2 usage, 3 policy or key invalid, 4 the control plane \
+Exit codes: 0 success, 1 unexpected error or a destination that is denied, 2 usage, 3 policy or key invalid, 4 the control plane \
 refuses the key, 5 the host cannot provide the required isolation, 7 the drain timeout passed, 8 an \
 audit log does not verify or cannot be written, 9 a credential is refused, 10 an escape attempt \
 succeeded. `exec` returns the command's own status: 124 wall clock, 126 or 127 not runnable, 128+n \
@@ -65,6 +67,7 @@ enum Command {
     Exec(exec::ExecArgs),
     Doctor(doctor::DoctorArgs),
     Policy(policy::PolicyArgs),
+    Why(why::WhyArgs),
     Audit(audit::AuditArgs),
     Egress(egress::EgressArgs),
     Sweep(sweep::SweepArgs),
@@ -126,6 +129,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Exec(args) => exec::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Policy(args) => show_policy(&args),
+        Command::Why(args) => explain_why(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Egress(args) => egress::run(&args),
         Command::Sweep(args) => sweep::run(&args),
@@ -152,6 +156,12 @@ fn show_policy(args: &policy::PolicyArgs) -> anyhow::Result<Exit> {
     let groups = syscall_groups();
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
     policy::run(args, &groups, policy::Streams { out: &mut out, err: &mut err })
+}
+
+fn explain_why(args: &why::WhyArgs) -> anyhow::Result<Exit> {
+    let groups = syscall_groups();
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    why::run(args, &groups, policy::Streams { out: &mut out, err: &mut err })
 }
 
 fn version(json: bool) -> anyhow::Result<Exit> {

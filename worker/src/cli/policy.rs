@@ -7,11 +7,14 @@ use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::{presets, why};
 use crate::exit::Exit;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
+use stockade_runtime::policy::network::{PRESETS, Preset};
 use stockade_runtime::policy::{Origins, Policy, PolicyError, Resolver, SHIPPED, json_schema};
 
 /// One byte more than the runtime accepts, so that it can say how much is too much.
@@ -72,6 +75,37 @@ pub enum PolicyCommand {
         /// Names of policies, or files
         #[arg(value_name = "NAME|FILE", required = true)]
         policies: Vec<String>,
+    },
+    /// Test whether a policy lets a jail reach destinations
+    ///
+    /// Prints one line for each: the rule that allows it, or the reason, the nearest rule and the
+    /// narrowest fix. Nothing is connected to and no name is looked up. Exits 0 if all are allowed,
+    /// 1 if one is denied.
+    #[command(
+        override_usage = "worker policy test [OPTIONS] <NAME|FILE> <HOST[:PORT]>...\n       \
+                                worker policy test [OPTIONS] -f <NAME|FILE> <HOST[:PORT]>..."
+    )]
+    Test {
+        /// Choose the output format [default: text]
+        #[arg(long, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
+        format: ReportFormat,
+        /// Test this policy; all other words are then destinations
+        #[arg(short = 'f', long = "file", value_name = "NAME|FILE")]
+        file: Option<String>,
+        /// Name of a policy, or a file; then destinations, port 443 if none is written
+        #[arg(value_name = "NAME|FILE|HOST[:PORT]", required = true)]
+        words: Vec<String>,
+    },
+    /// List the presets of egress rules, or print one
+    ///
+    /// A preset allows nothing until a policy names it in `network.presets`.
+    Presets {
+        /// Choose the output format [default: text]
+        #[arg(long, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
+        format: ReportFormat,
+        /// Print this preset
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
     },
     /// Print the JSON Schema of policy files
     Schema,
@@ -136,6 +170,10 @@ pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::R
             }
         }
         PolicyCommand::Check { format, policies } => check(&resolver, policies, *format, &mut to),
+        PolicyCommand::Test { format, file, words } => {
+            why::run_test(&resolver, file.as_deref(), words, *format, &mut to)
+        }
+        PolicyCommand::Presets { format, name } => show_presets(name.as_deref(), *format, &mut to),
         PolicyCommand::Schema => writeln!(to.out, "{:#}", json_schema()).map(|()| Exit::Success),
         PolicyCommand::Suggest(args) => match super::suggest::text(args) {
             Ok(text) => to.out.write_all(text.as_bytes()).map(|()| Exit::Success),
@@ -173,6 +211,16 @@ pub fn read_policy_file(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     file.take(BYTES_MAX).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Passes a policy on if its report mode ends in time by the clock of this host. Whoever takes a
+/// policy into use asks.
+///
+/// # Errors
+/// [`PolicyError::Refused`].
+pub fn timely(policy: Policy) -> Result<Policy, PolicyError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    policy.network.ends_in_time(now).map(|()| policy)
 }
 
 /// Prints an error with its causes, and the remedy on a line of its own.
@@ -235,7 +283,7 @@ fn check(
     let mut results = Vec::new();
     let mut code = Exit::Success;
     for reference in policies {
-        let resolved = resolver.resolve(reference);
+        let resolved = resolver.resolve(reference).and_then(timely);
         if resolved.is_err() {
             code = Exit::Policy;
         }
@@ -290,6 +338,27 @@ fn list(directories: &[PathBuf], format: ReportFormat) -> String {
                 "policies": shipped.chain(own).collect::<Vec<Value>>(),
             });
             format!("{document:#}\n")
+        }
+    }
+}
+
+fn show_presets(
+    name: Option<&str>,
+    format: ReportFormat,
+    to: &mut Streams<'_>,
+) -> io::Result<Exit> {
+    let Some(name) = name else {
+        return to.out.write_all(presets::list(format).as_bytes()).map(|()| Exit::Success);
+    };
+    match Preset::find(name) {
+        Some(preset) => {
+            to.out.write_all(presets::show(preset, format).as_bytes()).map(|()| Exit::Success)
+        }
+        None => {
+            let known: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
+            let (name, known) = (name.escape_debug(), known.join(", "));
+            writeln!(to.err, "error: cannot find preset `{name}`: known are {known}")?;
+            Ok(Exit::Usage)
         }
     }
 }
@@ -415,6 +484,29 @@ mod tests {
         let refused = read_policy_file(&path).expect_err("writable by all");
         std::fs::remove_file(&path).expect("the file");
         assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn test_takes_the_policy_as_a_word_or_as_an_option() {
+        let files = [("p.toml", "schema = 1\nnetwork.allow = [\"a.test\"]")];
+        for args in [["test", "p", "a.test:443"].as_slice(), &["test", "-f", "p", "a.test"]] {
+            let (code, out, _) = policy("test", &files, args);
+            assert_eq!(code, Exit::Success);
+            assert!(
+                out.starts_with("ALLOWED a.test:443 by `a.test:443` (DIR/p.toml:2:18)"),
+                "{out}"
+            );
+        }
+        let (code, out, _) = policy("test-denied", &files, &["test", "p", "a.test", "b.test"]);
+        assert_eq!((code, out.lines().count()), (Exit::Denied, 2));
+        let (code, _, err) = policy("test-none", &files, &["test", "p"]);
+        assert_eq!(code, Exit::Usage, "{err}");
+        let (code, _, err) = policy("test-unknown", &files, &["test", "nobody", "a.test"]);
+        assert_eq!(code, Exit::Policy, "{err}");
+        let (code, out, _) = policy("presets", &[], &["presets", "python"]);
+        assert_eq!((code, out.contains("pypi.org:443")), (Exit::Success, true));
+        let (code, _, err) = policy("presets-unknown", &[], &["presets", "cobol"]);
+        assert_eq!((code, err.contains("git-hosts, node")), (Exit::Usage, true), "{err}");
     }
 
     #[test]

@@ -299,7 +299,7 @@ pub fn resolve_policy(settings: &Settings) -> Result<Policy, PolicyError> {
         directories: &settings.policy_directories,
         load: &policy::read_policy_file,
     };
-    resolver.resolve(&settings.policy)
+    resolver.resolve(&settings.policy).and_then(policy::timely)
 }
 
 /// Reads policy and key, starts the key reader, opens the audit log.

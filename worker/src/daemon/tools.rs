@@ -92,9 +92,6 @@ impl Tools {
                 if std::mem::take(&mut self.replaced) {
                     note(&mut result, REPLACED);
                 }
-                if let Some(text) = footer::of(&hits) {
-                    note(&mut result, &text);
-                }
                 if let Some(text) = footer::all(&hits, &denials, self.jails.deny_detail()) {
                     note(&mut result, &text);
                 }

@@ -16,7 +16,7 @@ use tokio::time::sleep_until;
 
 use super::dial;
 use super::gate::{Act, Carried, Gate};
-use super::limits::Meter;
+use super::limits::{Meter, Slot};
 use super::peer::Peer;
 use super::plain;
 use super::relay::{Cut, relay};
@@ -43,6 +43,7 @@ pub(super) struct Connection {
     began: Instant,
     /// The address that it was connected to.
     dialled: OnceLock<IpAddr>,
+    slot: Arc<Slot>,
 }
 
 /// An allowed connection, whose end is recorded whatever happens.
@@ -54,6 +55,8 @@ pub(super) struct Open {
     meter: Arc<Meter>,
     began: Instant,
     by: Option<Reason>,
+    /// Free only when the end is recorded: whoever waits for the one has waited for the other.
+    _slot: Arc<Slot>,
 }
 
 impl Open {
@@ -93,7 +96,7 @@ impl From<Reason> for Undialled {
 
 impl Connection {
     /// A connection that was just accepted; `None` if it is gone already.
-    pub fn accepted(session: Arc<Session>, stream: TcpStream) -> Option<Connection> {
+    pub fn accepted(session: Arc<Session>, stream: TcpStream, slot: Slot) -> Option<Connection> {
         let client = Arc::new(Peer::new(stream));
         let wanted = client.wanted().ok()?;
         let host = match session.scope.names.name(wanted.ip()) {
@@ -103,7 +106,8 @@ impl Connection {
         let target = Target { host, port: wanted.port() };
         let meter = Arc::new(Meter::new(Arc::clone(&session.usage), Arc::clone(&session.scope)));
         let (began, dialled) = (Instant::now(), OnceLock::new());
-        Some(Connection { session, client, target, meter, began, dialled })
+        let slot = Arc::new(slot);
+        Some(Connection { session, client, target, meter, began, dialled, slot })
     }
 
     /// Serves it until it ends. Dropping the future resets both ends.
@@ -114,7 +118,7 @@ impl Connection {
             Verdict::Deny(reason) => {
                 let number = self.deny(Reason::Rules(reason).into());
                 if self.target.port == PLAIN_HTTP {
-                    plain::refuse(&self, Reason::Rules(reason), number).await;
+                    Box::pin(plain::refuse(&self, Reason::Rules(reason), number)).await;
                 }
                 return;
             }
@@ -324,6 +328,7 @@ impl Connection {
             meter: Arc::clone(&self.meter),
             began: Instant::now(),
             by: None,
+            _slot: Arc::clone(&self.slot),
         };
         if addresses.is_empty() && !unchecked {
             open.end(Some(Reason::NoAddress));
@@ -404,5 +409,21 @@ impl Connection {
         if it.reason.is_denial() {
             self.deny(it);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<F: Future>(_: impl FnOnce(Arc<Connection>, watch::Receiver<State>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    // 10,000 idle connections are 10,000 of these.
+    #[test]
+    fn an_open_connection_takes_little_memory() {
+        let bytes = size(Connection::serve) + size_of::<Connection>() + size_of::<Meter>();
+        assert!(bytes <= 3072, "{bytes} bytes");
     }
 }

@@ -182,6 +182,9 @@ impl Meter {
     /// # Errors
     /// [`Reason::Bytes`]: none is left.
     pub fn reserve(&self, way: Way, want: usize) -> Result<usize, Reason> {
+        if want == 0 {
+            return Ok(0);
+        }
         let limits = &self.scope.in_force().limits;
         let (limit, used) = match way {
             Way::Out => (limits.bytes_out, &self.usage.bytes_out),

@@ -10,6 +10,7 @@
 mod classify;
 mod connection;
 mod dial;
+pub(super) mod fuzz;
 mod gate;
 mod limits;
 mod peer;

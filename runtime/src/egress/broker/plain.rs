@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::egress::http::{self, Detail, Options};
+use crate::egress::http::{self, Options};
 use crate::egress::ledger::Target;
 use crate::egress::reason::Reason;
 
@@ -96,12 +96,8 @@ pub(super) async fn refuse(connection: &Arc<Connection>, reason: Reason, number:
     }
 }
 
-fn detail(connection: &Connection) -> Detail {
-    match connection.session.scope.in_force().deny_detail {
-        DenyDetail::Full => Detail::Full,
-        DenyDetail::HostOnly => Detail::HostOnly,
-        DenyDetail::Off => Detail::Off,
-    }
+fn detail(connection: &Connection) -> DenyDetail {
+    connection.session.scope.in_force().deny_detail
 }
 
 fn lock<T>(it: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

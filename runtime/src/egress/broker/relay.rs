@@ -5,6 +5,8 @@
 //! on as a reset (by [`Peer`]), and who does not read is not read for.
 
 use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -14,11 +16,13 @@ use super::limits::{Meter, Way};
 use super::peer::{Peer, end_writing};
 use crate::egress::reason::Reason;
 
-/// Bytes read at once.
+/// Bytes read at once, and where many connections wait for slow readers.
 const CHUNK: usize = 256 << 10;
+const SMALL_CHUNK: usize = 16 << 10;
 /// Chunks carried in one direction before others get their turn.
 const TURN: usize = 8;
-/// Buffers kept for the next who needs one.
+/// Large buffers of the whole process: those in use, and those kept for the next who needs one.
+const LARGE_MAX: usize = 128;
 const KEPT_MAX: usize = 16;
 
 /// Why carrying ended before both directions did.
@@ -40,35 +44,56 @@ impl From<io::Error> for Cut {
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     free: Mutex<Vec<Box<[u8]>>>,
+    large: AtomicUsize,
+}
+
+/// A buffer, given back when dropped.
+#[derive(Debug)]
+struct Buffer<'a> {
+    bytes: Box<[u8]>,
+    home: &'a Buffers,
 }
 
 impl Buffers {
-    fn take(&self) -> Box<[u8]> {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        free.unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice())
+    fn take(&self) -> Buffer<'_> {
+        let more = |large: usize| (large < LARGE_MAX).then_some(large + 1);
+        let bytes = match self.large.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => {
+                let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                free.unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice())
+            }
+            Err(_) => vec![0; SMALL_CHUNK].into_boxed_slice(),
+        };
+        Buffer { bytes, home: self }
     }
+}
 
-    fn give(&self, buffer: Box<[u8]>) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        if self.bytes.len() < CHUNK {
+            return;
+        }
+        self.home.large.fetch_sub(1, Ordering::Relaxed);
+        let mut free = self.home.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() < KEPT_MAX {
-            free.push(buffer);
+            free.push(std::mem::take(&mut self.bytes));
         }
     }
 }
 
 /// One direction.
 #[derive(Debug)]
-struct Direction {
+struct Direction<'a> {
     way: Way,
     /// What was read and not yet written.
-    left: Vec<u8>,
+    left: Option<(Buffer<'a>, Range<usize>)>,
     ended: bool,
     done: bool,
 }
 
-impl Direction {
-    fn new(way: Way) -> Direction {
-        Direction { way, left: Vec::new(), ended: false, done: false }
+impl<'a> Direction<'a> {
+    fn new(way: Way) -> Direction<'a> {
+        Direction { way, left: None, ended: false, done: false }
     }
 
     /// Carries what can be carried; ready when this direction has ended.
@@ -77,22 +102,17 @@ impl Direction {
         cx: &mut Context<'_>,
         (from, to): (&TcpStream, &TcpStream),
         meter: &Meter,
-        buffers: &Buffers,
+        buffers: &'a Buffers,
     ) -> Poll<Result<(), Cut>> {
         if self.done {
             return Poll::Ready(Ok(()));
         }
         for _ in 0..TURN {
-            if !self.left.is_empty() {
+            if self.left.is_some() {
                 ready!(to.poll_write_ready(cx))?;
-                match to.try_write(&self.left) {
-                    Ok(size) => drop(self.left.drain(..size)),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Poll::Ready(Err(error.into())),
-                }
+                self.write(to)?;
                 continue;
             }
-            self.left = Vec::new();
             if self.ended {
                 // Gone already is as good.
                 let _ = end_writing(to);
@@ -100,41 +120,37 @@ impl Direction {
                 return Poll::Ready(Ok(()));
             }
             ready!(from.poll_read_ready(cx))?;
-            let mut buffer = buffers.take();
-            let result = self.chunk(&mut buffer, (from, to), meter);
-            buffers.give(buffer);
-            result?;
+            self.read(from, meter, buffers.take())?;
+            self.write(to)?;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Reads once and writes what can be written at once.
-    fn chunk(
-        &mut self,
-        buffer: &mut [u8],
-        (from, to): (&TcpStream, &TcpStream),
-        meter: &Meter,
-    ) -> Result<(), Cut> {
-        let room = meter.reserve(self.way, buffer.len()).map_err(Cut::By)?;
-        let result = from.try_read(&mut buffer[..room]);
+    /// Reads what is there.
+    fn read(&mut self, from: &TcpStream, meter: &Meter, mut to: Buffer<'a>) -> Result<(), Cut> {
+        let room = meter.reserve(self.way, to.bytes.len()).map_err(Cut::By)?;
+        let result = from.try_read(&mut to.bytes[..room]);
         meter.settle(self.way, room, result.as_ref().copied().unwrap_or(0));
-        let size = match result {
-            Ok(0) => {
-                self.ended = true;
-                return Ok(());
-            }
-            Ok(size) => size,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+        match result {
+            Ok(0) => self.ended = true,
+            Ok(size) => self.left = Some((to, 0..size)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
-        };
-        let written = match to.try_write(&buffer[..size]) {
-            Ok(written) => written,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        }
+        Ok(())
+    }
+
+    /// Writes what was read, as far as there is room for it.
+    fn write(&mut self, to: &TcpStream) -> Result<(), Cut> {
+        let Some((buffer, range)) = &mut self.left else { return Ok(()) };
+        match to.try_write(&buffer.bytes[range.clone()]) {
+            Ok(size) => range.start += size,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
-        };
-        if written < size {
-            self.left = buffer[written..size].to_vec();
+        }
+        if range.start == range.end {
+            self.left = None;
         }
         Ok(())
     }

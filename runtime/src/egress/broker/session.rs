@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{TcpListener, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -70,8 +69,7 @@ struct Listening {
 /// A listener in a jail, which stops when dropped.
 #[derive(Debug)]
 struct Served {
-    /// Another descriptor of it, to stop it at once.
-    listener: OwnedFd,
+    listener: Arc<tokio::net::TcpListener>,
     serving: AbortHandle,
     _descriptors: Taken,
 }
@@ -80,7 +78,7 @@ impl Drop for Served {
     fn drop(&mut self) {
         // From here on the kernel refuses, and resets what was not accepted yet. A listener that
         // cannot be shut down is closed a moment later all the same.
-        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
         self.serving.abort();
     }
 }
@@ -125,15 +123,15 @@ impl Attached {
 
     fn listen(&self, port: u16, listener: TcpListener) -> io::Result<()> {
         let too_many = || io::Error::from(io::ErrorKind::QuotaExceeded);
-        let descriptors = self.session.shared.descriptors.take(2).ok_or_else(too_many)?;
+        let descriptors = self.session.shared.descriptors.take(1).ok_or_else(too_many)?;
         listener.set_nonblocking(true)?;
-        let other = listener.as_fd().try_clone_to_owned()?;
         let _inside = self.handle.enter();
-        let listener_in = tokio::net::TcpListener::from_std(listener)?;
-        let serving = self.handle.spawn(accept(Arc::clone(&self.session), listener_in));
+        let listener = Arc::new(tokio::net::TcpListener::from_std(listener)?);
+        let serving = accept(Arc::clone(&self.session), Arc::clone(&listener));
+        let serving = self.handle.spawn(serving);
         let serving = serving.abort_handle();
         // Stops at once if it is not kept.
-        let served = Served { listener: other, serving, _descriptors: descriptors };
+        let served = Served { listener, serving, _descriptors: descriptors };
         let mut listening = self.listening();
         if listening.wanted.contains(&port) {
             listening.served.insert(port, served);
@@ -210,7 +208,7 @@ impl Drop for Attached {
 }
 
 /// Accepts connections of one listener until it is shut down.
-async fn accept(session: Arc<Session>, listener: tokio::net::TcpListener) {
+async fn accept(session: Arc<Session>, listener: Arc<tokio::net::TcpListener>) {
     let mut wait = BACKOFF[0];
     loop {
         match listener.accept().await {
@@ -246,13 +244,12 @@ fn admit(session: &Arc<Session>, stream: TcpStream) {
             let session = Arc::clone(session);
             tokio::spawn(async move {
                 let mut ended = session.changes();
-                let Some(connection) = Connection::accepted(session, stream) else { return };
+                let Some(connection) = Connection::accepted(session, stream, slot) else { return };
                 tokio::select! {
                     biased;
                     _ = ended.wait_for(|state| *state == State::Ended) => {}
                     () = Arc::new(connection).serve(changes) => {}
                 }
-                drop(slot);
             });
         }
         Err(reason) => refuse(session, &Peer::new(stream), reason),

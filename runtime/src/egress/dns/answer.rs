@@ -23,8 +23,8 @@ const NAME_IN_TEXT_MAX: usize = 120;
 enum Asked {
     /// A host, or something that reads as an address.
     Host(Host),
-    /// `_service._protocol.host` (RFC 8552): about the host below, never a host itself.
-    Leaf(HostName),
+    /// `_service._protocol.host` (RFC 8552): about the host, unless a rule names all of it.
+    Leaf { whole: HostName, host: HostName },
     /// `localhost` and names below it.
     Loopback,
     /// The root.
@@ -91,11 +91,14 @@ fn decide(question: &Question, scope: &Scope, in_force: &InForce) -> Reply {
         Asked::Host(Host::Name(name)) if in_force.rules.may_resolve(&name, now()) => {
             of_allowed(name, treatment, scope, in_force)
         }
-        Asked::Leaf(host) if in_force.rules.may_resolve(&host, now()) => match treatment {
+        Asked::Leaf { whole, .. } if in_force.rules.may_resolve(&whole, now()) => {
+            of_allowed(whole, treatment, scope, in_force)
+        }
+        Asked::Leaf { host, .. } if in_force.rules.may_resolve(&host, now()) => match treatment {
             Treatment::Carrier => carrier(host, scope, in_force),
             _ => Reply::NoData,
         },
-        Asked::Leaf(host) => not_allowed(Host::Name(host), scope, in_force),
+        Asked::Leaf { host, .. } => not_allowed(Host::Name(host), scope, in_force),
         Asked::Host(host) => not_allowed(host, scope, in_force),
     }
 }
@@ -166,7 +169,7 @@ fn chosen_bytes(rules: &Rules, name: &HostName) -> usize {
 impl Asked {
     fn read(name: &Name) -> Asked {
         let mut text = String::with_capacity(name.len());
-        let (mut leaf, mut first) = (false, true);
+        let mut host_at = 0;
         for label in name.iter() {
             // Bytes are taken as they are: a dot inside a label, NUL or UTF-8 make no host name.
             let plain = |c: &u8| c.is_ascii_alphanumeric() || b"-_".contains(c);
@@ -174,24 +177,25 @@ impl Asked {
             else {
                 return Asked::Unnamed;
             };
-            if label.starts_with('_') && text.is_empty() {
-                leaf = true;
-            } else {
-                text.extend((!text.is_empty()).then_some('.'));
-                text.push_str(label);
+            let leaf = label.starts_with('_') && host_at == text.len();
+            text.push_str(label);
+            text.push('.');
+            if leaf {
+                host_at = text.len();
             }
-            first = false;
         }
-        if first {
+        if text.is_empty() {
             return Asked::Root;
         }
-        match Host::parse(&text) {
-            Ok(Host::Name(host)) if host.labels().next_back() == Some("localhost") => {
+        match (Host::parse(&text), Host::parse(&text[host_at..])) {
+            (Ok(Host::Name(whole)), _) if whole.labels().next_back() == Some("localhost") => {
                 Asked::Loopback
             }
-            Ok(Host::Name(host)) if leaf => Asked::Leaf(host),
-            Ok(host) if !leaf => Asked::Host(host),
-            _ => Asked::Unnamed,
+            (Ok(Host::Name(whole)), Ok(Host::Name(host))) if whole != host => {
+                Asked::Leaf { whole, host }
+            }
+            (Ok(host), _) => Asked::Host(host),
+            (Err(_), _) => Asked::Unnamed,
         }
     }
 }

@@ -13,7 +13,7 @@
 //! | any of another name | refused, recorded |
 //! | `localhost` and below | loopback (RFC 6761, 6.3) |
 //! | PTR, the root, other classes than IN | refused, not recorded: tools ask by themselves, and no destination is named |
-//! | names with other characters than a host's | refused, counted |
+//! | names with other characters than a host's | refused, counted without the name |
 //! | more than one question, other operations, other versions | FORMERR, NOTIMP, BADVERS |
 //!
 //! "Refused" is REFUSED and not NXDOMAIN, with an extended error (RFC 8914) for those who sent an
@@ -23,8 +23,8 @@
 //! What this leaves for carrying data out, as an upper bound. Questions go nowhere, so rates and
 //! types do not matter. A name below a wildcard is looked up for real when it is connected to, and
 //! whoever runs the domain then sees it. Of it the jail chose at most [`CHOSEN_BYTES_MAX`] = 96
-//! bytes of 38 characters, log2(38) × 96 = 504 bits; a session has 256 such names unless its policy
-//! says otherwise: 129,024 bits, less than 16 KiB in the whole session. Looking names up again in
+//! bytes of 39 characters, log2(39) × 96 < 508 bits; a session has 256 such names unless its policy
+//! says otherwise: 130,048 bits, less than 16 KiB in the whole session. Looking names up again in
 //! a chosen order adds at most log2(256) = 8 bits for each connection, as far as no resolver on the
 //! way remembers them. Rules without wildcards leave only such an order.
 //!

@@ -314,8 +314,9 @@ mod tests {
 
     #[test]
     fn a_stream_of_version_2_has_an_authority_and_a_host_that_agrees() {
+        type Case<'a> = (&'a str, &'a [&'a [u8]], Option<Reason>);
         #[rustfmt::skip]
-        let cases: [(&str, &[&[u8]], Option<Reason>); 10] = [
+        let cases: [Case; 10] = [
             ("http://api.example.com/a", &[], None),
             ("http://API.example.com.:80/a", &[b"api.example.com"], None),
             ("http://api.example.com/", &[b"evil.test"], OTHER),

@@ -9,25 +9,13 @@ use http::{Response, StatusCode, Version};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::policy::network::{AddressClass, DenyReason, Host};
+use crate::policy::network::{AddressClass, DenyDetail, DenyReason, Host};
 
 use crate::egress::Reason;
 
 /// Longest host that is repeated, in bytes. No name is longer.
 const HOST_BYTES_MAX: usize = 253;
 const DECISION: &str = "x-jail-decision";
-
-/// How much a denial says. What a policy holds is information for an attacker too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Detail {
-    /// What was denied, the number of the decision and what to do.
-    #[default]
-    Full,
-    /// What was denied.
-    HostOnly,
-    /// That it was.
-    Off,
-}
 
 /// A denial, whose decision is recorded already.
 #[derive(Debug)]
@@ -41,10 +29,10 @@ pub(super) struct Denied<'a> {
 }
 
 impl Denied<'_> {
-    fn json(&self, detail: Detail) -> Value {
+    fn json(&self, detail: DenyDetail) -> Value {
         let host = host(self.host);
         match detail {
-            Detail::Full => json!({
+            DenyDetail::Full => json!({
                 "error": "egress_denied",
                 "host": host,
                 "port": self.port,
@@ -53,23 +41,23 @@ impl Denied<'_> {
                 "retryable": false,
                 "advice": advice(self.reason),
             }),
-            Detail::HostOnly => json!({
+            DenyDetail::HostOnly => json!({
                 "error": "egress_denied",
                 "host": host,
                 "port": self.port,
                 "retryable": false,
             }),
-            Detail::Off => json!({ "error": "egress_denied", "retryable": false }),
+            DenyDetail::Off => json!({ "error": "egress_denied", "retryable": false }),
         }
     }
 
     /// The answer.
-    pub fn response(&self, version: Version, detail: Detail) -> Response<Full<Bytes>> {
+    pub fn response(&self, version: Version, detail: DenyDetail) -> Response<Full<Bytes>> {
         response(version, StatusCode::FORBIDDEN, "deny", &self.json(detail))
     }
 
     /// The answer as bytes of HTTP/1.1, after which the connection closes.
-    pub fn bytes(&self, detail: Detail) -> Vec<u8> {
+    pub fn bytes(&self, detail: DenyDetail) -> Vec<u8> {
         let body = self.json(detail).to_string();
         let length = body.len();
         format!(
@@ -85,21 +73,23 @@ pub(super) fn undelivered(
     version: Version,
     status: StatusCode,
     to: (&Host, u16),
-    detail: Detail,
+    detail: DenyDetail,
 ) -> Response<Full<Bytes>> {
     let advice = match status {
         StatusCode::GATEWAY_TIMEOUT => "The host is allowed; it did not answer in time.",
         _ => "The host is allowed; it has no usable address or could not be reached.",
     };
     let body = match detail {
-        Detail::Full => json!({
+        DenyDetail::Full => json!({
             "error": "egress_upstream",
             "host": host(Some(to.0)),
             "port": to.1,
             "retryable": true,
             "advice": advice,
         }),
-        Detail::HostOnly | Detail::Off => json!({ "error": "egress_upstream", "retryable": true }),
+        DenyDetail::HostOnly | DenyDetail::Off => {
+            json!({ "error": "egress_upstream", "retryable": true })
+        }
     };
     response(version, status, "allow", &body)
 }
@@ -166,7 +156,7 @@ mod tests {
         let host: Host = "Evil.TEST.".parse().expect("a host");
         let (reason, number) = (Reason::OtherName, 7);
         let denied = Denied { reason, host: Some(&host), port: 80, number };
-        let full = denied.json(Detail::Full);
+        let full = denied.json(DenyDetail::Full);
         assert_eq!(
             full,
             json!({
@@ -176,9 +166,9 @@ mod tests {
         );
         assert!(full["advice"].as_str().is_some_and(|text| text.ends_with('.')));
         let less = json!({ "error": "egress_denied", "host": "evil.test", "port": 80, "retryable": false });
-        assert_eq!(denied.json(Detail::HostOnly), less);
+        assert_eq!(denied.json(DenyDetail::HostOnly), less);
         let least = json!({ "error": "egress_denied", "retryable": false });
-        assert_eq!(denied.json(Detail::Off), least);
+        assert_eq!(denied.json(DenyDetail::Off), least);
     }
 
     #[test]

@@ -23,10 +23,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::egress::{Reason, Target};
-use crate::policy::network::Host;
+use crate::policy::network::{DenyDetail, Host};
 
 use super::check::{self, Refused};
-use super::denial::{Denied, Detail, undelivered};
+use super::denial::{Denied, undelivered};
 use super::head::{FIELDS_MAX, HEAD_BYTES_MAX};
 use super::hops::{self, Upgrade};
 use super::screen::{Handle, Patience, Screen};
@@ -42,7 +42,7 @@ const STREAMS_MAX: u32 = 128;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
     /// What a denial says.
-    pub detail: Detail,
+    pub detail: DenyDetail,
     /// How long a request head may take, from its first byte.
     pub head: Duration,
     /// How long the next request may take to begin.
@@ -54,7 +54,7 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            detail: Detail::Full,
+            detail: DenyDetail::default(),
             head: Duration::from_secs(10),
             idle: Duration::from_secs(60),
             response: Duration::from_secs(600),
@@ -73,7 +73,7 @@ struct Closed;
 /// What all requests of a connection share.
 struct Gate<U> {
     target: Target,
-    detail: Detail,
+    detail: DenyDetail,
     deny: Deny,
     upstream: Upstream<U>,
     /// Why the connection does not go on, first of all.
@@ -356,7 +356,7 @@ pub(crate) async fn refuse<C>(
     target: &Target,
     reason: Reason,
     decision: u64,
-    detail: Detail,
+    detail: DenyDetail,
     wait: Duration,
 ) where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -151,7 +151,6 @@ mod tests {
 
     #[test]
     fn fields_of_one_connection_stay_on_it() {
-        #[rustfmt::skip]
         type Case<'a> = (&'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)]);
         #[rustfmt::skip]
         let cases: [Case; 9] = [

@@ -14,12 +14,12 @@ mod check;
 mod denial;
 mod forward;
 mod framing;
+pub(super) mod fuzz;
 mod head;
 mod hops;
 mod screen;
 mod upstream;
 
-pub(crate) use denial::Detail;
 pub(crate) use forward::{Options, forward, refuse};
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use super::record::{self, Kind};
 
 /// Most bytes of the message.
 const MESSAGE_MAX: usize = 1 << 16;
+/// Most bytes of a message in one record.
+const RECORD_MAX: usize = 1 << 14;
 /// Most bytes until it is complete, headers of small records included.
 const BYTES_MAX: usize = 2 * MESSAGE_MAX;
 /// Handshake type of a ClientHello.
@@ -54,13 +56,17 @@ impl HelloReader {
             }
             self.message.extend_from_slice(record.body);
             self.next += record.length;
+            if self.next > BYTES_MAX {
+                return Err(Malformed);
+            }
             if let Some(end) = message_end(&self.message)? {
                 // The first message of a connection ends with its record: nobody may send the next
                 // before the answer, and what a server would make of it is not ours to guess.
                 if self.message.len() != end {
                     return Err(Malformed);
                 }
-                return parse(&self.bytes[..self.next]).map(Some);
+                let name = name_in(&self.message)?;
+                return Ok(Some(Hello { name, length: self.next }));
             }
         }
         if self.bytes.len() > BYTES_MAX {
@@ -87,10 +93,16 @@ fn message_end(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
     }
 }
 
-/// The hello in `records`, which hold one message and nothing else.
-fn parse(records: &[u8]) -> Result<Hello, Malformed> {
+/// The server name in a ClientHello. rustls is given the message in records of full size: it bounds
+/// what many small ones take, and what a connection was split into is not for the name to depend on.
+fn name_in(message: &[u8]) -> Result<Option<String>, Malformed> {
+    let mut records = Vec::with_capacity(message.len() + message.len() / RECORD_MAX * 5 + 5);
+    for part in message.chunks(RECORD_MAX) {
+        records.extend([22, 3, 1, (part.len() >> 8) as u8, part.len() as u8]);
+        records.extend(part);
+    }
     let mut acceptor = Acceptor::default();
-    let mut rest = records;
+    let mut rest = records.as_slice();
     // Each round reads at least one byte, or it is the last.
     while !rest.is_empty() {
         match acceptor.read_tls(&mut rest.by_ref()) {
@@ -100,8 +112,7 @@ fn parse(records: &[u8]) -> Result<Hello, Malformed> {
         match acceptor.accept() {
             Ok(None) => {}
             Ok(Some(accepted)) if rest.is_empty() => {
-                let name = accepted.client_hello().server_name().map(str::to_owned);
-                return Ok(Hello { name, length: records.len() });
+                return Ok(accepted.client_hello().server_name().map(str::to_owned));
             }
             Ok(Some(_)) | Err(_) => return Err(Malformed),
         }

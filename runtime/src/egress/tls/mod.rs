@@ -16,3 +16,6 @@ mod watch;
 pub(crate) use hello::{HelloReader, Malformed};
 pub(crate) use record::begins_like_record;
 pub(crate) use watch::{Said, Watch};
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::effective::written_moment;
+use super::super::error::PolicyError;
 use super::super::model::{Origin, Setting};
 use super::super::units::ByteSize;
 use super::name::Host;
@@ -169,15 +171,23 @@ impl Network {
         Rules { list, report_until }
     }
 
-    /// The end of report mode, if it is more than 30 days after `now` (both seconds since 1970,
-    /// UTC): the policy must then not be taken into use. A policy is resolved without a clock, so
-    /// whoever uses it asks.
-    pub fn report_lasts_too_long(&self, now: u64) -> Option<u64> {
+    /// Whether report mode ends soon enough: at most 30 days after `now` (seconds since 1970, UTC).
+    /// A policy is resolved without a clock, so whoever takes one into use asks. An end in the past
+    /// is none: the mode is then `enforce`.
+    ///
+    /// # Errors
+    /// [`PolicyError::Refused`] with the place of `network.expires`.
+    pub fn ends_in_time(&self, now: u64) -> Result<(), PolicyError> {
         match self.mode.value {
             NetworkMode::Report { until } if until > now.saturating_add(REPORT_SECONDS_MAX) => {
-                Some(until)
+                Err(PolicyError::Refused {
+                    at: self.lists.expires.clone(),
+                    key: "network.expires".to_owned(),
+                    value: written_moment(until).trim_matches('"').to_owned(),
+                    reason: "report mode lasts at most 30 days from now".to_owned(),
+                })
             }
-            _ => None,
+            _ => Ok(()),
         }
     }
 }

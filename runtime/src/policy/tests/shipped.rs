@@ -177,8 +177,11 @@ fn report_mode_has_an_end_that_is_not_far() {
     let policy = resolve_text(text).expect("valid");
     let end = 1_796_083_200;
     assert_eq!(policy.network.mode.value, NetworkMode::Report { until: end });
-    assert_eq!(policy.network.report_lasts_too_long(end - 30 * 86_400), None);
-    assert_eq!(policy.network.report_lasts_too_long(end - 30 * 86_400 - 1), Some(end));
+    let month = 30 * 86_400;
+    assert!(policy.network.ends_in_time(end + 1).is_ok(), "it is over");
+    assert!(policy.network.ends_in_time(end - month).is_ok());
+    let error = policy.network.ends_in_time(end - month - 1).expect_err("31 days").to_string();
+    assert!(error.starts_with("p.toml:2:") && error.contains("at most 30 days"), "{error}");
     assert!(
         policy.to_toml(Origins::Show).contains("\nexpires = \"2026-12-01T00:00:00Z\" # p.toml:2:")
     );

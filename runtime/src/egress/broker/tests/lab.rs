@@ -68,6 +68,8 @@ fn route() {
         let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip");
         assert!(status.success(), "ip {arguments}");
     }
+    // A server can be at any address of IPv6 too.
+    std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("sysctl");
 }
 
 /// Everything that was recorded.

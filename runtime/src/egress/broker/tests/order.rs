@@ -71,7 +71,7 @@ in_world!(names_that_lead_to_addresses_that_are_not_public_are_refused, || {
 // jail.md 1.5 rule 3: SNI is the name that was resolved, or the connection is refused.
 in_world!(tls_goes_where_its_hello_says_and_nowhere_else, || {
     let lab = Lab::new(HOSTS);
-    let _server = serve(&"203.0.113.10:443", |mut stream| {
+    let _server = serve("203.0.113.10:443", |mut stream| {
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(1..) = stream.read(&mut bytes) {
@@ -103,4 +103,51 @@ in_world!(tls_goes_where_its_hello_says_and_nowhere_else, || {
     }
     // A refused connection is never dialled.
     assert_eq!(lab.log.allowed().len(), dialled);
+});
+
+// Both families lead to the same name, and a literal is the same address however it is written.
+in_world!(addresses_of_both_families_stand_for_the_name, || {
+    let lab = Lab::new(HOSTS);
+    drop(serve_echo("203.0.113.10:5432"));
+    drop(serve_echo("[2001:db8::5]:5432"));
+    let attached = lab.attach(&["db.example.com:5432", "[2001:db8::/64]:5432"]);
+    let name = crate::policy::network::HostName::parse("db.example.com").expect("name");
+    let (v4, v6) = attached.session.scope.names.addresses(&name).expect("room");
+    for address in [v4.to_string(), v4.to_ipv6_mapped().to_string(), v6.to_string()] {
+        let mut stream = lab.connect(&attached, &address, 5432).expect("accepted");
+        assert!(echoes(&mut stream, b"\0").expect("echo"), "{address}");
+    }
+    let mut listed = lab.connect(&attached, "2001:db8::5", 5432).expect("accepted");
+    assert!(echoes(&mut listed, b"\0").expect("echo"));
+    for address in ["::ffff:203.0.113.10", "2001:db9::5", "64:ff9b::cb00:710a", "198.18.255.1"] {
+        let mut stream = lab.connect(&attached, address, 5432).expect("accepted");
+        assert!(is_reset(&mut stream), "{address}");
+    }
+    let direct = Reason::Rules(DenyReason::DirectAddress);
+    assert_eq!(lab.log.denied(), [direct; 4]);
+});
+
+// A flood of connections that are gone at once leaves the broker as it was.
+in_world!(clients_that_reset_at_once_do_no_harm, || {
+    let lab = Lab::new(HOSTS);
+    drop(serve_echo("203.0.113.10:5432"));
+    let attached = lab.attach(&["db.example.com:5432", "api.example.com:443"]);
+    for round in 0..200 {
+        let port = if round % 2 == 0 { 5432 } else { 443 };
+        let name = if port == 443 { "api.example.com" } else { "db.example.com" };
+        let stream = lab.connect(&attached, name, port).expect("accepted");
+        nix::sys::socket::setsockopt(
+            &stream,
+            nix::sys::socket::sockopt::Linger,
+            &libc::linger { l_onoff: 1, l_linger: 0 },
+        )
+        .expect("linger");
+    }
+    let until = std::time::Instant::now() + super::lab::LONG;
+    while attached.open() > 0 && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(attached.open(), 0);
+    let mut stream = lab.connect(&attached, "db.example.com", 5432).expect("accepted");
+    assert!(echoes(&mut stream, b"\0").expect("echo"));
 });

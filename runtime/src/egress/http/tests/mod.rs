@@ -13,12 +13,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
 use crate::egress::{Reason, Target};
+use crate::policy::network::DenyDetail;
 
 use super::{Options, forward};
 
 /// Room of each direction of a test's sockets.
 const ROOM: usize = 64 * 1024;
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Denials say everything.
+fn full() -> Options {
+    Options { detail: DenyDetail::Full, ..Options::default() }
+}
 
 fn target() -> Target {
     Target { host: "a.test".parse().expect("a host"), port: 80 }
@@ -92,7 +98,7 @@ impl Outcome {
 /// Sends `input`, then nothing more. Upstream sends each reply of `script` when what it got since the
 /// last one holds the text before it.
 async fn talk(input: &[u8], script: &[(&str, &[u8])]) -> Outcome {
-    talk_with(Options::default(), input, script).await
+    talk_with(full(), input, script).await
 }
 
 async fn talk_with(options: Options, input: &[u8], script: &[(&str, &[u8])]) -> Outcome {

@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;
-use crate::egress::http::{Detail, refuse};
+use crate::egress::http::refuse;
 use crate::policy::network::{AddressClass, DenyReason};
 
 const GOOD: &str = "GET /first HTTP/1.1\r\nHost: a.test\r\n\r\n";
@@ -147,7 +147,7 @@ async fn a_denial_says_what_was_denied_and_no_more() {
     let unreadable = talk(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", &[]).await;
     assert_eq!(unreadable.json()["host"], json!(null));
 
-    let options = Options { detail: Detail::Off, ..Options::default() };
+    let options = Options { detail: DenyDetail::Off, ..Options::default() };
     let outcome = talk_with(options, bad, &[]).await;
     assert_eq!(outcome.json(), json!({ "error": "egress_denied", "retryable": false }));
 }
@@ -260,7 +260,7 @@ async fn a_denied_connection_is_told_why_after_its_head_or_in_time() {
         let evil = evil.clone();
         let wait = Duration::from_secs(2);
         let served = tokio::spawn(async move {
-            refuse(inner, &evil, reason, 9, Detail::Full, wait).await;
+            refuse(inner, &evil, reason, 9, DenyDetail::Full, wait).await;
         });
         let begin = tokio::time::Instant::now();
         client.write_all(said.as_bytes()).await.expect("the answer is not cut off by what is sent");

@@ -17,7 +17,7 @@ type Sender = http2::SendRequest<Full<Bytes>>;
 /// A client, and an upstream that answers each request with its path, the authority it saw and a
 /// trailer. Counts what it saw.
 async fn connect() -> (Sender, Arc<AtomicU64>, Denials) {
-    let Connection { client, mut upstream, denials, .. } = Connection::open(Options::default());
+    let Connection { client, mut upstream, denials, .. } = Connection::open(full());
     let seen = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&seen);
     tokio::spawn(async move {
@@ -179,13 +179,24 @@ fn head(authority: &str) -> Vec<u8> {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const GOAWAY: u8 = 7;
 
-/// Sends `frames` after the preface; the kinds of the frames that come back until the end, with the
-/// error code of a GOAWAY.
-async fn raw(frames: &[u8]) -> (Vec<u8>, Option<u32>, Denials) {
+/// What came back until the end: kinds of frames, the error code of a GOAWAY; whether upstream was dialled.
+#[derive(Debug)]
+struct Seen {
+    kinds: Vec<u8>,
+    code: Option<u32>,
+    dialled: bool,
+}
+
+/// Sends `frames` after the preface.
+async fn raw(frames: &[u8]) -> (Seen, Denials) {
     let mut connection = Connection::open(Options::default());
+    let dialled = Arc::new(AtomicU64::new(0));
+    let noted = Arc::clone(&dialled);
     tokio::spawn(async move {
-        let mut upstream = connection.upstream.recv().await.expect("dialled");
-        scripted(&mut upstream, Vec::new()).await
+        if let Some(mut upstream) = connection.upstream.recv().await {
+            noted.fetch_add(1, Ordering::SeqCst);
+            scripted(&mut upstream, Vec::new()).await;
+        }
     });
     let (mut reader, mut writer) = tokio::io::split(connection.client);
     let all = [PREFACE, &frame(4, 0, 0, &[]), frames].concat();
@@ -206,7 +217,8 @@ async fn raw(frames: &[u8]) -> (Vec<u8>, Option<u32>, Denials) {
         }
         at += 9 + length;
     }
-    (kinds, code, connection.denials)
+    let dialled = dialled.load(Ordering::SeqCst) > 0;
+    (Seen { kinds, code, dialled }, connection.denials)
 }
 
 // INV-11: what a client may make us do for nothing is bounded.
@@ -219,10 +231,10 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
         };
         (0..count).flat_map(both).collect()
     };
-    let (_, code, _) = raw(&resets(500, "a.test")).await;
-    assert_eq!(code, Some(11), "ENHANCE_YOUR_CALM");
-    let (_, code, _) = raw(&resets(5, "a.test")).await;
-    assert_eq!(code, None);
+    let (seen, _) = raw(&resets(500, "a.test")).await;
+    assert_eq!(seen.code, Some(11), "ENHANCE_YOUR_CALM");
+    let (seen, _) = raw(&resets(5, "a.test")).await;
+    assert_eq!(seen.code, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,8 +242,8 @@ async fn what_is_no_request_of_http_2_is_not_one_of_ours() {
     const HEADERS: u8 = 1;
     const RST: u8 = 3;
     // The control: denied, so it was read.
-    let (kinds, _, denials) = raw(&frame(1, 5, 1, &head("evil.test"))).await;
-    assert!(kinds.contains(&HEADERS));
+    let (seen, denials) = raw(&frame(1, 5, 1, &head("evil.test"))).await;
+    assert!(seen.kinds.contains(&HEADERS) && !seen.dialled);
     assert_eq!(denials.lock().expect("no panic").len(), 1);
     let with = |more: &[u8]| [head("a.test"), more.to_vec()].concat();
     #[rustfmt::skip]
@@ -243,18 +255,20 @@ async fn what_is_no_request_of_http_2_is_not_one_of_ours() {
         ("a name in capitals", with(b"\x00\x01X\x01y")),
     ];
     for (what, block) in cases {
-        let (kinds, code, _) = raw(&frame(1, 5, 1, &block)).await;
-        assert!(!kinds.contains(&HEADERS), "{what}: {kinds:?}");
-        assert!(kinds.contains(&RST) || code.is_some(), "{what}: {kinds:?}");
+        let (seen, _) = raw(&frame(1, 5, 1, &block)).await;
+        assert!(!seen.kinds.contains(&HEADERS) && !seen.dialled, "{what}: {seen:?}");
+        assert!(seen.kinds.contains(&RST) || seen.code.is_some(), "{what}: {seen:?}");
     }
     // No authority at all is read, and denied.
-    let (_, _, denials) = raw(&frame(1, 5, 1, &[0x82, 0x86, 0x84])).await;
+    let (_, denials) = raw(&frame(1, 5, 1, &[0x82, 0x86, 0x84])).await;
     assert_eq!(denials.lock().expect("no panic").pop(), Some((Reason::NoName, None)));
     // Fields beyond the bound.
     let long = vec![b'x'; 100];
     let field = [b"\x00\x01x\x64".as_slice(), &long].concat();
     let first = frame(1, 1, 1, &with(&field.repeat(150)));
     let more = frame(9, 0, 1, &field.repeat(150)).repeat(9);
-    let (kinds, code, _) = raw(&[first, more, frame(9, 4, 1, &[])].concat()).await;
-    assert!(kinds.contains(&HEADERS) || kinds.contains(&RST) || code.is_some(), "{kinds:?}");
+    let (seen, _) = raw(&[first, more, frame(9, 4, 1, &[])].concat()).await;
+    assert!(!seen.dialled, "{seen:?}");
+    let (seen, _) = raw(&frame(1, 5, 1, &with(&field.repeat(50)))).await;
+    assert!(seen.dialled, "what is within the bound passes");
 }
