@@ -1,7 +1,7 @@
 //! Plain HTTP: every request of a connection names the host it was opened for, and a server never sees
 //! one that could be read as two. INV-8; jail.md 1.5 rule 3, product.md 3.4.
 
-use e2e::lab::rows::{denied, gives, hello, http, talk};
+use e2e::lab::rows::{denied, gives, hello, http, talk, with};
 use e2e::lab::{Lab, policy};
 use e2e::policy::PolicyFile;
 use e2e::{Level, Need, require};
@@ -196,6 +196,8 @@ fn a_refusal_over_plain_http_says_what_it_is() {
         http(API, &["GET /ok?secret=1 HTTP/1.1", "Host: other.example.test"]),
         http("203.0.113.11", &["GET /ok HTTP/1.1", "Host: other.example.test"]),
     ];
+    // To its end, not only to the word that says what it is.
+    let acts = acts.map(|act| with(act, json!({"until": []})));
     for level in Level::here() {
         for (act, got) in acts.iter().zip(lab.inside(level, &plain(), &acts)) {
             let text = got["text"].as_str().unwrap_or_default();

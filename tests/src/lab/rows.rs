@@ -61,13 +61,18 @@ pub fn talk(host: &str, port: u16, text: &str) -> Value {
 
 /// What ends an exchange early: an echo, or the answer of the laboratory's servers or of the product.
 fn until(text: &str) -> Value {
-    if text.contains("HTTP/1") { json!([":80\n", "egress_denied\""]) } else { json!(text) }
+    if text.contains("HTTP/1") {
+        json!([":80\n", ":8080\n", "egress_denied\"", "tunnelled", "not here\n"])
+    } else {
+        json!(text)
+    }
 }
 
 /// One plain HTTP request by its lines; the connection is closed after it.
 pub fn http(host: &str, lines: &[&str]) -> Value {
     let text = format!("{}\r\nConnection: close\r\n\r\n", lines.join("\r\n"));
-    json!({"act": "talk", "host": host, "port": 80, "send": text, "hold": 3.0})
+    json!({"act": "talk", "host": host, "port": 80, "send": text, "hold": 3.0,
+           "until": until(&text)})
 }
 
 /// Sends bytes and hears until the other side ends or says nothing for a second.
