@@ -249,7 +249,7 @@ fn destinations_may_be_named_until_a_file_beneath_has_named_some() {
         }
     }
     // A budget falls even where destinations may be named.
-    let text = "schema = 1\nextends = \"default\"\nnetwork.connections = 1025";
+    let text = "schema = 1\nextends = \"default\"\nnetwork.connections = 4097";
     assert!(matches!(resolve_text(text), Err(PolicyError::Widened { .. })));
 }
 

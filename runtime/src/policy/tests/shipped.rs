@@ -43,7 +43,7 @@ fn default_keeps_its_promises() {
     let network = &policy.network;
     assert_eq!((network.mode.value, network.named), (NetworkMode::Enforce, false));
     assert!(network.all_rules().is_empty(), "nothing can be reached");
-    assert_eq!((network.connections.value, network.bytes_out.value), (1024, None));
+    assert_eq!((network.connections.value, network.bytes_out.value), (4096, None));
     assert_eq!(network.deny_detail.value, DenyDetail::Full);
     let offline = resolve(&[], "offline").expect("shipped").network;
     assert_eq!((offline.mode.value, offline.named), (NetworkMode::None, true));
