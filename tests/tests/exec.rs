@@ -198,6 +198,8 @@ fn documents_for_scripts_name_their_schema() {
     assert_eq!(doctor["ok"], true, "{doctor}");
     let checks = doctor["checks"].as_array().expect("checks");
     assert!(checks.iter().all(|check| check["status"] != "FAIL"), "{doctor}");
+    let egress = checks.iter().find(|check| check["id"] == "egress").expect("egress");
+    assert_eq!(egress["status"], "PASS", "INV-8: {egress}");
     assert!(json(&["policy", "schema"])["properties"]["filesystem"].is_object());
 }
 

@@ -1,6 +1,8 @@
 //! `worker doctor`: looks at this host by making real jails on it. A flag read from `/proc` is not
 //! a check; where the report says that a layer holds, a jail with that layer has just run.
 
+mod egress;
+
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,9 +12,9 @@ use clap::Args;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Serialize;
 use stockade_runtime::host::{CgroupOffer, HostFacts, Level};
-use stockade_runtime::jail::{self, EnforcementReport, Event, Got, Launcher};
+use stockade_runtime::jail::{self, EnforcementReport, Event, Got, Launcher, Listener};
 use stockade_runtime::policy::{Policy, Resolver};
-use stockade_runtime::spec::{self, Request};
+use stockade_runtime::spec::{self, JailSpec, Request};
 
 use crate::cli::{policy, syscall_groups};
 use crate::exit::Exit;
@@ -57,6 +59,8 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
     jail_checks(&facts, &mut checks)?;
     workspace_check(&facts, &mut checks)?;
     disk_check(&facts, &mut checks)?;
+    // Last: it leaves threads behind, and launchers are started from a process of one.
+    checks.push(egress::check(&facts)?);
     let failed = checks.iter().any(|check| check.status == Status::Fail);
     if args.json {
         let document = serde_json::json!({
@@ -264,6 +268,25 @@ fn probe(
         Ok(spec) => spec,
         Err(error) => return Ok(Err(Reason { what: error.to_string(), fix: error.hint() })),
     };
+    let ran = run_jail(facts, spec, &mut |_| Ok(()))?;
+    Ok(ran.and_then(|(report, output)| match output.is_empty() {
+        true => Ok(report),
+        false => Err(Reason {
+            what: format!("the probe inside the jail failed: {}", output.trim()),
+            fix: "report this with the output of `worker doctor --json`".to_owned(),
+        }),
+    }))
+}
+
+/// Is given the listeners of a jail when its command is about to run.
+type Serve<'a> = &'a mut dyn FnMut(Vec<(Listener, OwnedFd)>) -> io::Result<()>;
+
+/// Runs a jail to its end; returns its report and what its command printed.
+fn run_jail(
+    facts: &HostFacts,
+    spec: JailSpec,
+    serve: Serve<'_>,
+) -> anyhow::Result<Result<(EnforcementReport, String), Reason>> {
     let mut launcher = match Launcher::start(facts.level) {
         Ok(launcher) => launcher,
         Err(failure) => return Ok(Err(step_reason(&failure))),
@@ -272,18 +295,11 @@ fn probe(
     let lent: Vec<BorrowedFd<'_>> = theirs.iter().map(|fd| fd.as_fd()).collect();
     launcher.launch(spec, &run_directory(), &lent).context("cannot reach the launcher")?;
     drop(theirs);
-    let outcome = listen(&mut launcher);
+    let outcome = listen(&mut launcher, serve);
     let mut output = String::new();
     ours.read_to_string(&mut output).context("cannot read what the jail printed")?;
     launcher.wait();
-    Ok(match outcome {
-        Ok(report) if output.is_empty() => Ok(report),
-        Ok(_) => Err(Reason {
-            what: format!("the probe inside the jail failed: {}", output.trim()),
-            fix: "report this with the output of `worker doctor --json`".to_owned(),
-        }),
-        Err(reason) => Err(reason),
-    })
+    Ok(outcome.map(|report| (report, output)))
 }
 
 /// Input that is at its end, and one pipe for output and error.
@@ -294,13 +310,24 @@ fn pipes() -> io::Result<(std::fs::File, [OwnedFd; 3])> {
     Ok((ours.into(), [input, output, error]))
 }
 
-fn listen(launcher: &mut Launcher) -> Result<EnforcementReport, Reason> {
-    let mut report = None;
+fn listen(launcher: &mut Launcher, serve: Serve<'_>) -> Result<EnforcementReport, Reason> {
+    let (mut report, mut listeners) = (None, Vec::new());
     loop {
         match launcher.event() {
-            Ok(Event::Running(running, _)) => report = Some(*running),
+            Ok(Event::Listening(more)) => listeners.extend(more),
+            Ok(Event::Running(running, _)) => {
+                report = Some(*running);
+                if !listeners.is_empty()
+                    && let Err(error) = serve(std::mem::take(&mut listeners))
+                {
+                    return Err(Reason {
+                        what: format!("cannot serve the jail's network: {error}"),
+                        fix: "raise the limit of open files and of threads".to_owned(),
+                    });
+                }
+            }
             // Not asked here.
-            Ok(Event::Usage(_) | Event::Listening(_) | Event::Listened(_)) => {}
+            Ok(Event::Usage(_) | Event::Listened(_)) => {}
             Ok(Event::Ended(_)) => {
                 return report.ok_or_else(|| Reason {
                     what: "the jail ended without a report".to_owned(),
