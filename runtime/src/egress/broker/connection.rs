@@ -359,9 +359,8 @@ impl Connection {
         let Target { host, port } = &self.target;
         let shared = &self.session.shared;
         let Some(proxy) = proxy else {
-            let stream = dial::connect(addresses, *port).await.ok()?;
-            let address = stream.peer_addr().ok()?.ip().to_canonical();
-            return Some((stream, Some(address)));
+            let (stream, address) = dial::connect(addresses, *port).await.ok()?;
+            return Some((stream, Some(address.to_canonical())));
         };
         let tried: Vec<Option<IpAddr>> = match addresses {
             [] => vec![None],

@@ -1,11 +1,13 @@
 //! Dials addresses that were checked, and no others.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 /// Most time until one of the addresses answers.
@@ -34,45 +36,60 @@ pub(super) fn order(addresses: &[IpAddr]) -> Vec<IpAddr> {
     }
 }
 
-/// Connects to the first of `addresses` that answers.
+/// One attempt. Not a task of its own: most often there is only one, and a task would cost every
+/// connection two changes between tasks.
+type Attempt = Pin<Box<dyn Future<Output = io::Result<(TcpStream, IpAddr)>> + Send>>;
+
+/// Connects to the first of `addresses` that answers; also returns which that is.
 ///
 /// # Errors
 /// Of the last attempt that failed; [`io::ErrorKind::TimedOut`] after ten seconds.
-pub(super) async fn connect(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
+pub(super) async fn connect(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
     let deadline = Instant::now() + CONNECT_MAX;
     let mut waiting = addresses.iter().take(ATTEMPTS_MAX);
-    // Attempts end when the set is dropped.
-    let mut attempts = JoinSet::new();
+    // Attempts end when they are dropped.
+    let mut attempts: Vec<Attempt> = Vec::new();
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         match waiting.next() {
-            Some(address) => {
-                attempts.spawn(TcpStream::connect(SocketAddr::new(*address, port)));
-            }
+            Some(address) => attempts.push(Box::pin(attempt(*address, port))),
             None if attempts.is_empty() => return Err(error),
             None => {}
         }
         let more = waiting.len() > 0;
         let turn = if more { deadline.min(Instant::now() + STAGGER) } else { deadline };
-        let ended = timeout_at(turn, attempts.join_next()).await;
-        match ended {
-            Ok(Some(Ok(Ok(stream)))) if is_itself(&stream) => error = refused(),
-            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
-            Ok(Some(Ok(Err(failed)))) => error = failed,
-            Ok(Some(Err(_)) | None) => {}
+        match timeout_at(turn, ended(&mut attempts)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(failed)) => error = failed,
             Err(_) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
             Err(_) => {}
         }
     }
 }
 
-/// Whether it is connected to itself, which TCP allows where nobody listens on a port of this host.
-fn is_itself(stream: &TcpStream) -> bool {
-    matches!((stream.local_addr(), stream.peer_addr()), (Ok(own), Ok(other)) if own == other)
+async fn attempt(address: IpAddr, port: u16) -> io::Result<(TcpStream, IpAddr)> {
+    let stream = TcpStream::connect(SocketAddr::new(address, port)).await?;
+    // TCP may connect to itself where nobody listens on a port of this host.
+    match stream.local_addr() {
+        Ok(own) if own.ip() == address && own.port() == port => {
+            Err(io::ErrorKind::ConnectionRefused.into())
+        }
+        _ => Ok((stream, address)),
+    }
 }
 
-fn refused() -> io::Error {
-    io::ErrorKind::ConnectionRefused.into()
+/// What the first of `attempts` that ends came to; it is no longer among them.
+async fn ended(attempts: &mut Vec<Attempt>) -> io::Result<(TcpStream, IpAddr)> {
+    poll_fn(|cx| {
+        for index in 0..attempts.len() {
+            if let Poll::Ready(result) = attempts[index].as_mut().poll(cx) {
+                drop(attempts.swap_remove(index));
+                return Poll::Ready(result);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -86,5 +103,19 @@ mod tests {
         assert_eq!(order(&given), ["2001:db8::1", "192.0.2.1", "192.0.2.2"].map(parse));
         let many: Vec<IpAddr> = (1..100).map(|n| IpAddr::from([192, 0, 2, n])).collect();
         assert_eq!(order(&many).len(), ATTEMPTS_MAX);
+    }
+    #[tokio::test]
+    async fn an_address_that_refuses_gives_way_to_the_next_at_once() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let port = server.local_addr().expect("its address").port();
+        let addresses = ["127.0.0.2", "127.0.0.1"].map(|text| text.parse::<IpAddr>().expect(text));
+        let began = Instant::now();
+        let (stream, address) = connect(&addresses, port).await.expect("connected");
+        assert_eq!(address, addresses[1]);
+        assert_eq!(stream.peer_addr().expect("a peer").ip(), addresses[1]);
+        assert!(began.elapsed() < STAGGER, "waited for an address that had refused");
+        drop(server);
+        let refused = connect(&addresses, port).await.expect_err("nobody listens").kind();
+        assert_eq!(refused, io::ErrorKind::ConnectionRefused);
     }
 }

@@ -158,6 +158,7 @@ impl Shared {
                 found.map_err(|_| io::Error::from(io::ErrorKind::HostUnreachable))?
             }
         };
-        dial::connect(&dial::order(&addresses), proxy.port).await
+        let (stream, _) = dial::connect(&dial::order(&addresses), proxy.port).await?;
+        Ok(stream)
     }
 }
