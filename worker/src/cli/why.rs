@@ -239,7 +239,7 @@ impl Answer<'_> {
         }
     }
 
-    /// What would have to be changed; `None` if no rule can allow it.
+    /// What would have to be changed; `None` if no rule is suggested for it.
     fn fix(&self, policy: &Policy, reason: DenyReason) -> Option<String> {
         let entry = self.to.narrowest_rule(reason)?;
         let shipped = SHIPPED.iter().find(|shipped| shipped.name == policy.name);
@@ -268,7 +268,7 @@ impl Answer<'_> {
                 }
                 match self.fix(policy, reason) {
                     Some(fix) => text + &format!("; narrowest fix: {fix}"),
-                    None => text + "; no rule can allow it",
+                    None => text + "; no rule is suggested for it",
                 }
             }
         }
