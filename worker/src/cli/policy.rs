@@ -3,7 +3,7 @@
 //! Runs unprivileged and starts nothing. This is the one place where policy files are read from
 //! disk; their meaning is decided in `stockade_runtime::policy`, which does no I/O.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -209,7 +209,14 @@ pub fn read_policy_file(path: &Path) -> io::Result<String> {
     // O_NONBLOCK: opening a FIFO must fail below, not wait for a writer.
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
     let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    read_policy(OpenOptions::new().read(true).custom_flags(flags).open(path)?)
+}
+
+/// Reads a policy file that has been opened.
+///
+/// # Errors
+/// As [`read_policy_file`].
+pub fn read_policy(file: File) -> io::Result<String> {
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));

@@ -305,7 +305,7 @@ impl Answer<'_> {
                 }
                 match self.fix(policy, reason) {
                     Some(fix) => text + &format!("Narrowest fix: {fix}.\n"),
-                    None => text + "No rule can allow it.\n",
+                    None => text + "No rule is suggested for it.\n",
                 }
             }
         }
@@ -430,7 +430,7 @@ mod tests {
         );
         let (code, out, _) = why(POLICY, &["198.18.0.1:443"], "text");
         assert_eq!(code, Exit::Denied);
-        assert!(out.ends_with("No rule can allow it.\n"), "{out}");
+        assert!(out.ends_with("No rule is suggested for it.\n"), "{out}");
     }
 
     #[test]
