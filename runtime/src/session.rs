@@ -298,8 +298,11 @@ impl Session {
     /// # Errors
     /// If the launcher died; a sweep removes what it left.
     pub async fn end(self) -> io::Result<End> {
-        // Its connections first: nothing may leave once the end has begun.
-        drop(self.network);
+        // Its connections first: nothing may leave once the end has begun, and their ends are recorded
+        // before the jail's.
+        if let Some(network) = self.network.and_then(Arc::into_inner) {
+            network.close().await;
+        }
         self.host.end().await
     }
 

@@ -210,6 +210,37 @@ fn a_worker_without_descriptors_refuses_and_recovers() {
     assert_eq!(got[0]["alive"], 300, "control: {}", got[0]);
 }
 
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_explained() {
+    // INV-2, INV-11: no jail with a network that nobody serves. The control has one port instead of
+    // many.
+    let ports = |count: u16| {
+        let rules: Vec<String> =
+            (0..count).map(|at| format!("\"a.example.com:{}\"", 1000 + at)).collect();
+        policy(&format!("allow = [{}]", rules.join(", ")))
+    };
+    for (files, count, says) in [
+        ("64:64", 150, Some("of the jail: Too many open files")),
+        ("256:256", 150, Some("cannot serve the jail's network: Too many open files")),
+        ("64:64", 1, None),
+        ("256:256", 1, None),
+    ] {
+        let policy = ports(count);
+        for level in Level::here() {
+            let limit = format!("--nofile={files}");
+            let exec = e2e::Exec::at(level).wrapped_in(&["prlimit", &limit, "--"]);
+            let run = exec.policy(policy.path()).run(&["echo", "ran"]);
+            match says {
+                Some(text) => {
+                    assert!(run.stderr.contains(text), "{level:?} {files}: {}", run.stderr);
+                    assert_eq!(run.end, e2e::End::Exit(5), "{level:?} {files}");
+                }
+                None => assert_eq!(run.stdout, "ran\n", "{level:?} {files}: {}", run.stderr),
+            }
+        }
+    }
+}
+
 /// Waits until `count` connections are open at the echo server.
 fn wait_open(lab: &Lab, count: usize) {
     lab.wait_heard(Duration::from_secs(10), |heard| {

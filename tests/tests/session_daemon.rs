@@ -377,3 +377,49 @@ fn no_tool_runs_when_its_record_cannot_be_written() {
     let ran = fs::read_to_string(work.path().join("ran")).unwrap_or_default().lines().count();
     assert!(ran < recorded, "{ran} calls ran, {recorded} with the first are recorded");
 }
+
+#[test]
+fn sighup_reads_a_policy_again_that_only_its_owner_may_read() {
+    // The control side has given up its rights, and another file beside this one stays out of reach.
+    for level in Level::here() {
+        let server = Devserver::with("", &[]);
+        let place = directory_of(level);
+        let file = place.path().join("policy.toml");
+        let put = |name: &str, rules: &str| {
+            let text = format!("schema = 1\nextends = \"default\"\n{rules}\n");
+            let path = place.path().join(name);
+            let fresh = path.with_extension("new");
+            fs::write(&fresh, text).expect("cannot write a policy");
+            fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).expect("cannot chmod");
+            give(&fresh, level);
+            fs::rename(&fresh, path).expect("cannot put a policy in place");
+        };
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o700)).expect("cannot chmod");
+        put("policy.toml", "");
+        put("other.toml", "");
+        let worker = Poll::at(level).path("--policy", &file).serve(&server);
+        worker.wait_for_event("worker.started", SOON);
+        put("policy.toml", "network.allow = [\"a.example.com:443\"]");
+        worker.signal("HUP");
+        worker.wait_for_event("policy.reloaded", SOON);
+        put("policy.toml", "network.allow = [\"a.example.com:0\"]");
+        worker.signal("HUP");
+        worker.wait_for_event("policy.not_reloaded", SOON);
+        if level == Level::Root {
+            let other = "schema = 1\nextends = \"./other.toml\"\n";
+            fs::write(&file, other).expect("cannot write a policy");
+            worker.signal("HUP");
+            worker.wait_for_events("policy.not_reloaded", 2, SOON);
+        }
+        server.push(&session("after", [gives(bash("echo 1"), "1")]));
+        server.wait_done(SOON);
+        worker.signal("TERM");
+        let ran = worker.wait().ended(0);
+        let reloaded = ran.audited("config.reloaded");
+        let rules: Vec<_> =
+            reloaded.iter().filter(|event| event["what"] == "network-rules").collect();
+        assert_eq!(rules.len(), 1, "{reloaded:?}");
+        let in_force = ran.audited("egress.rules");
+        assert_eq!(in_force[0]["policy_sha256"], rules[0]["sha256"], "{in_force:?}");
+    }
+}

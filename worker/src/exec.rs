@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use stockade_runtime::egress::Denial;
 use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::{
     self, End, EnforcementReport, Event, Failure, Launcher, Step, StepFailure,
@@ -26,7 +27,7 @@ use crate::cli::{policy, syscall_groups};
 use crate::exit::Exit;
 use crate::explain;
 use crate::footer;
-use crate::network::{self, Served};
+use crate::network;
 use crate::relay::{Relay, Streams};
 use crate::sweep::run_directory;
 
@@ -246,7 +247,8 @@ fn variables(pairs: &[String]) -> Result<BTreeMap<String, String>, String> {
 
 /// What a jail came to.
 enum Outcome {
-    Ended { report: Option<Box<EnforcementReport>>, end: End, network: Option<Box<Served>> },
+    Ended { report: Option<Box<EnforcementReport>>, end: End, denials: Vec<Denial> },
+    NoNetwork { source: io::Error },
     Failed(Failure),
     LauncherDied,
 }
@@ -267,10 +269,8 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
     let mut network = None;
     if handed.is_ok() {
         relay.carry(&mut launcher, |listeners| {
-            if let Some(plan) = egress.clone() {
-                network = Some(Box::new(network::serve(plan, listeners)?));
-            }
-            Ok(())
+            let Some(plan) = egress.clone() else { return true };
+            network.insert(network::serve(plan, listeners)).is_ok()
         })?;
     } else if let Ok(event) = launcher.event() {
         relay.event = Some(event);
@@ -279,8 +279,13 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
     let event = relay.event.take();
     drop(relay);
     launcher.wait();
+    let denials = match network {
+        None => Vec::new(),
+        Some(Ok(network)) => network.end(),
+        Some(Err(source)) => return Ok(Outcome::NoNetwork { source }),
+    };
     Ok(match event {
-        Some(Event::Ended(end)) => Outcome::Ended { report, end, network },
+        Some(Event::Ended(end)) => Outcome::Ended { report, end, denials },
         Some(Event::Failed(failure)) => Outcome::Failed(failure),
         Some(_) | None => Outcome::LauncherDied,
     })
@@ -289,8 +294,7 @@ fn start(mut launcher: Launcher, spec: spec::JailSpec, level: Level) -> anyhow::
 /// Says how it was and writes the report.
 fn finish(outcome: Outcome, report_file: Option<File>) -> anyhow::Result<Exit> {
     let (exit, document) = match outcome {
-        Outcome::Ended { report, end, network } => {
-            let denials = network.as_ref().map(|network| network.denials()).unwrap_or_default();
+        Outcome::Ended { report, end, denials } => {
             if let Some(text) = footer::egress(&denials, DenyDetail::Full) {
                 explain::say(&text);
             }
@@ -318,6 +322,11 @@ fn finish(outcome: Outcome, report_file: Option<File>) -> anyhow::Result<Exit> {
                 "refused": failure.to_string(),
             });
             (explain::failure(&failure), Some(document))
+        }
+        Outcome::NoNetwork { source } => {
+            explain::say(&format!("error: cannot serve the jail's network: {source}"));
+            explain::say("hint: raise the limit of open files (`ulimit -n`), or name fewer ports");
+            (Exit::Isolation, None)
         }
         Outcome::LauncherDied => {
             explain::say("error: the launcher was killed; the jail is gone with it");

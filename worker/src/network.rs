@@ -14,7 +14,7 @@ use stockade_runtime::spec::EgressPlan;
 #[derive(Debug)]
 pub struct Served {
     attached: Attached,
-    _broker: Broker,
+    broker: Broker,
 }
 
 /// Serves a jail's listeners.
@@ -24,13 +24,15 @@ pub struct Served {
 pub fn serve(plan: EgressPlan, listeners: Vec<(Listener, OwnedFd)>) -> io::Result<Served> {
     let broker = Broker::start(BrokerSettings::default())?;
     let attached = broker.attach(plan, session::inside(listeners)?, Arc::new(Log))?;
-    Ok(Served { attached, _broker: broker })
+    Ok(Served { attached, broker })
 }
 
 impl Served {
-    /// What was denied so far.
-    pub fn denials(&self) -> Vec<Denial> {
-        self.attached.ledger().turn(None)
+    /// Ends it, when the ends of its connections are recorded; returns what was denied.
+    pub fn end(self) -> Vec<Denial> {
+        let denials = self.attached.ledger().turn(None);
+        self.broker.end(self.attached);
+        denials
     }
 }
 

@@ -99,11 +99,12 @@ impl Relay {
     }
 
     /// Carries until the launcher has ended the jail and all output has arrived.
-    /// `serve` is given the listeners of the jail's network when its payload is about to run.
+    /// `serve` is given the listeners of the jail's network when its payload is about to run; the jail
+    /// is ended if it cannot serve them.
     pub fn carry(
         &mut self,
         launcher: &mut Launcher,
-        mut serve: impl FnMut(Vec<(Listener, OwnedFd)>) -> io::Result<()>,
+        mut serve: impl FnMut(Vec<(Listener, OwnedFd)>) -> bool,
     ) -> io::Result<()> {
         let mut launcher_open = true;
         while launcher_open || self.ends.output.is_some() || self.ends.error.is_some() {
@@ -127,7 +128,7 @@ impl Relay {
                 match launcher.event() {
                     Ok(Event::Listening(more)) => self.listeners.extend(more),
                     Ok(Event::Running(report, terminal)) => {
-                        if serve(std::mem::take(&mut self.listeners)).is_err() {
+                        if !serve(std::mem::take(&mut self.listeners)) {
                             // Nothing may run with a network that leads nowhere.
                             launcher.end()?;
                         }

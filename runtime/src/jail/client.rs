@@ -114,6 +114,25 @@ impl Launcher {
         Ok(Launcher { wire: ours, pid: None, repair: false })
     }
 
+    /// Has these files (absolute paths of the host) be opened again by [`reopen`](Self::reopen) with the
+    /// rights that this process is about to give up. Once; a second list is refused.
+    pub fn keep(&mut self, files: &[PathBuf]) -> io::Result<()> {
+        self.wire.send(&ToLauncher::Keep { files: files.to_vec() }, &[])
+    }
+
+    /// Opens a file of that list for reading, as it is now. It is not looked at here.
+    ///
+    /// # Errors
+    /// Those of open(2); `ENOENT` for one that is not in the list.
+    pub fn reopen(&mut self, index: usize) -> io::Result<OwnedFd> {
+        self.wire.send(&ToLauncher::Reopen { index }, &[])?;
+        match self.wire.receive::<ToControl>()? {
+            (ToControl::Reopened(None), mut files) if files.len() == 1 => Ok(files.remove(0)),
+            (ToControl::Reopened(Some(errno)), _) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
     /// Has the launcher of this jail first remove what killed ones left.
     pub fn repair(&mut self) {
         self.repair = true;
@@ -181,6 +200,8 @@ impl Launcher {
             }
             ToControl::Listening(_) => return Err(io::ErrorKind::InvalidData.into()),
             ToControl::Listened(failure) => Event::Listened(failure),
+            // Nobody waits for it here.
+            ToControl::Reopened(_) => return Err(io::ErrorKind::InvalidData.into()),
             ToControl::Running(report) => Event::Running(report, descriptors.into_iter().next()),
             ToControl::Failed(failure) => Event::Failed(failure),
             ToControl::Usage(events) => Event::Usage(events),

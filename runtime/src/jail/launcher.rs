@@ -4,12 +4,14 @@
 //! Started by `client`, from a copy of the binary that no jail can reach. It makes one jail itself,
 //! or clones itself for each of many, so that no jail waits for another and none outlives it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Signal};
 
 use crate::sys::{CloneArgs, Cloned, clone3};
@@ -31,6 +33,7 @@ pub(super) fn serve(mut control: Wire, programs: Programs) -> ! {
         finish(&mut control, &failed(failure));
     }
     let mut children = Children::new();
+    let mut kept: Option<Vec<PathBuf>> = None;
     loop {
         wait(&control, &mut children);
         match control.receive::<ToLauncher>() {
@@ -40,9 +43,15 @@ pub(super) fn serve(mut control: Wire, programs: Programs) -> ! {
                     Some(connection) => {
                         control = connection;
                         children.clear();
+                        kept = Some(Vec::new());
                     }
                     None => continue,
                 }
+            }
+            Ok((ToLauncher::Keep { files }, _)) if kept.is_none() => kept = Some(files),
+            Ok((ToLauncher::Reopen { index }, _)) => {
+                let file = kept.as_ref().and_then(|files| files.get(index));
+                reopen(&mut control, file);
             }
             Ok((ToLauncher::Start { spec, run_directory, repair }, stdio)) => {
                 enter(Step::Handshake, spec.halt_at.as_deref());
@@ -110,6 +119,21 @@ fn wait(control: &Wire, children: &mut Children) {
             return;
         }
     }
+}
+
+/// Opens one of the files that were named before the control side gave up its rights.
+fn reopen(control: &mut Wire, file: Option<&PathBuf>) {
+    // A FIFO must not be waited for.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = match file {
+        Some(file) => rustix::fs::open(file, flags, Mode::empty()),
+        None => Err(rustix::io::Errno::NOENT),
+    };
+    // If the control side is gone, the next message says so.
+    let _told = match opened {
+        Ok(file) => control.send(&ToControl::Reopened(None), &[file.as_fd()]),
+        Err(errno) => control.send(&ToControl::Reopened(Some(errno.raw_os_error())), &[]),
+    };
 }
 
 fn failed(failure: StepFailure) -> ToControl {

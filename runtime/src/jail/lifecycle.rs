@@ -302,8 +302,7 @@ impl<'a> Jail<'a> {
                     }
                     // The session is over, the control side is gone, or it speaks nonsense: the
                     // jail must not outlive it.
-                    Ok((ToLauncher::End | ToLauncher::Start { .. } | ToLauncher::Another, _))
-                    | Err(_) => break None,
+                    Ok(_) | Err(_) => break None,
                 },
                 Event::Init => match init.receive::<FromInit>() {
                     Ok((

@@ -27,6 +27,17 @@ pub(crate) enum ToLauncher {
     },
     /// Make another jail in a launcher process of its own. With its end of a connection.
     Another,
+    /// Files that the control side may have opened again after it has given up its rights. Comes once
+    /// and before that.
+    Keep {
+        /// Absolute paths on the host.
+        files: Vec<PathBuf>,
+    },
+    /// Open one of these files, as it is now.
+    Reopen {
+        /// Its place in the list.
+        index: usize,
+    },
     /// Send this signal to the payload's process group.
     Signal(i32),
     /// The payload printed more than its limit: end it.
@@ -56,6 +67,8 @@ pub enum Listener {
 /// Launcher to control side.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToControl {
+    /// The answer to [`ToLauncher::Reopen`]: with the file, or the number of an error.
+    Reopened(Option<i32>),
     /// Some of the jail's listeners, each with its descriptor. Comes before `Running` as often as
     /// needed, and after a request for more.
     Listening(Vec<Listener>),

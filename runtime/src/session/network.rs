@@ -65,6 +65,11 @@ impl Network {
         Ok(Some(Arc::new(Network { attached, host: host.clone(), ports })))
     }
 
+    /// Closes every listener and connection and waits, within bounds, until their ends are recorded.
+    pub(super) async fn close(self) {
+        self.attached.close().await;
+    }
+
     /// What was decided.
     pub fn ledger(&self) -> &Ledger {
         self.attached.ledger()

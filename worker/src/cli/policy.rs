@@ -3,7 +3,7 @@
 //! Runs unprivileged and starts nothing. This is the one place where policy files are read from
 //! disk; their meaning is decided in `stockade_runtime::policy`, which does no I/O.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -14,8 +14,10 @@ use crate::exit::Exit;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use stockade_runtime::policy::network::{PRESETS, Preset};
-use stockade_runtime::policy::{Origins, Policy, PolicyError, Resolver, SHIPPED, json_schema};
+use stockade_runtime::policy::network::{EgressRule, PRESETS, Preset};
+use stockade_runtime::policy::{
+    Origins, Policy, PolicyError, Resolver, SHIPPED, Setting, json_schema,
+};
 
 /// One byte more than the runtime accepts, so that it can say how much is too much.
 const BYTES_MAX: u64 = (1 << 20) + 1;
@@ -49,6 +51,9 @@ pub struct PolicyArgs {
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
     /// Print a policy as written, or all that it means
+    ///
+    /// What a jail under it can reach stands below, as comments: each destination with the rule and the
+    /// file it comes from, those of presets included.
     Show {
         /// Print every value in force, inherited ones included
         ///
@@ -164,6 +169,11 @@ pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::R
                 }
                 false => written_text(&resolver, policy, *format),
             };
+            let text = text.map(|text| match (format, resolver.resolve(policy)) {
+                (ShowFormat::Toml, Ok(policy)) => text + &reachable(&policy),
+                // A policy that is not valid can still be read.
+                _ => text,
+            });
             match text {
                 Ok(text) => to.out.write_all(text.as_bytes()).map(|()| Exit::Success),
                 Err(error) => complain(to.err, &error).map(|()| Exit::Policy),
@@ -199,7 +209,14 @@ pub fn read_policy_file(path: &Path) -> io::Result<String> {
     // O_NONBLOCK: opening a FIFO must fail below, not wait for a writer.
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
     let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    read_policy(OpenOptions::new().read(true).custom_flags(flags).open(path)?)
+}
+
+/// Reads a policy file that has been opened.
+///
+/// # Errors
+/// As [`read_policy_file`].
+pub fn read_policy(file: File) -> io::Result<String> {
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -250,6 +267,19 @@ fn effective_text(policy: &Policy, origins: Origins, format: ShowFormat) -> Stri
         ShowFormat::Toml => policy.to_toml(origins),
         ShowFormat::Json => format!("{:#}\n", policy.to_json(origins)),
     }
+}
+
+/// What a jail under `policy` may reach, with the place of each rule, as comments.
+fn reachable(policy: &Policy) -> String {
+    let rules = policy.network.all_rules();
+    if rules.is_empty() {
+        return String::new();
+    }
+    let private = |rule: &EgressRule| if rule.private { ", private addresses too" } else { "" };
+    let lines = rules.iter().map(|Setting { value, origin }| {
+        format!("#   {value} ({}{}) by {origin}\n", value.protocol.name(), private(value))
+    });
+    format!("\n# Reachable, and by which rule:\n{}", lines.collect::<String>())
 }
 
 /// The file itself. JSON has no comments, so it has the values that are written and no more.
@@ -449,6 +479,24 @@ mod tests {
             policy("effective-json", &file, &["show", "--origin", "--format=json", "mine"]);
         let json: Value = serde_json::from_str(&out).expect("JSON");
         assert_eq!(json["origins"]["process.pids"], "DIR/mine.toml:3:16");
+    }
+
+    #[test]
+    fn show_tells_what_can_be_reached_and_by_which_file() {
+        let text = "schema = 1\nextends = \"default\"\n[network]\nallow = [\"a.example.com\"]\n\
+                    presets = [\"python\"]\n";
+        let files = [("net.toml", text), ("none.toml", "schema = 1\nextends = \"default\"\n")];
+        for options in [&["show"][..], &["show", "--effective"]] {
+            let args = |name| [options, &[name]].concat();
+            let (_, out, _) = policy("reachable", &files, &args("net"));
+            assert!(out.contains("#   a.example.com:443 (tls) by DIR/net.toml:4:10\n"), "{out}");
+            assert!(
+                out.contains("#   pypi.org:443 (tls) by policies/presets/python.toml:"),
+                "{out}"
+            );
+            let (_, out, _) = policy("not-reachable", &files, &args("none"));
+            assert!(!out.contains("Reachable"), "{out}");
+        }
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! (no credential, no policy, no thread), then the launcher is split off, then [`after_launcher`]
 //! (with the rights of whoever started the worker), then these rights are given up.
 
+use std::cell::RefCell;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -280,6 +281,8 @@ pub fn before_launcher(args: &PollArgs) -> anyhow::Result<Result<(Settings, Leve
 pub struct Ready {
     /// The policy for sessions.
     pub policy: Policy,
+    /// The files it was read from, as they were named.
+    pub policy_files: Vec<PathBuf>,
     /// Where the key comes from, with its reader started.
     pub source: KeySource,
     /// The key.
@@ -288,17 +291,16 @@ pub struct Ready {
     pub audit: Option<AuditLog>,
 }
 
-/// Reads the policy that the settings name.
+/// Reads the policy that the settings name, each of its files by `load`.
 ///
 /// # Errors
 /// The first thing that is wrong with it.
-pub fn resolve_policy(settings: &Settings) -> Result<Policy, PolicyError> {
+pub fn resolve_policy(
+    settings: &Settings,
+    load: &dyn Fn(&Path) -> io::Result<String>,
+) -> Result<Policy, PolicyError> {
     let groups = syscall_groups();
-    let resolver = Resolver {
-        groups: &groups,
-        directories: &settings.policy_directories,
-        load: &policy::read_policy_file,
-    };
+    let resolver = Resolver { groups: &groups, directories: &settings.policy_directories, load };
     resolver.resolve(&settings.policy).and_then(policy::timely)
 }
 
@@ -307,7 +309,13 @@ pub fn resolve_policy(settings: &Settings) -> Result<Policy, PolicyError> {
 /// # Errors
 /// The exit code of what was printed.
 pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> {
-    let policy = resolve_policy(settings).map_err(|error| {
+    let files = RefCell::new(Vec::new());
+    let load = |path: &Path| {
+        let text = policy::read_policy_file(path)?;
+        files.borrow_mut().push(path.to_owned());
+        Ok(text)
+    };
+    let policy = resolve_policy(settings, &load).map_err(|error| {
         // Nobody to tell is no reason to go on.
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Exit::Policy
@@ -339,7 +347,7 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
             return Err(Exit::Evidence);
         }
     };
-    Ok(Ready { policy, source, key, audit })
+    Ok(Ready { policy, policy_files: files.into_inner(), source, key, audit })
 }
 
 fn complain_key(error: &KeyError) -> Exit {

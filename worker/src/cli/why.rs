@@ -239,7 +239,7 @@ impl Answer<'_> {
         }
     }
 
-    /// What would have to be changed; `None` if no rule can allow it.
+    /// What would have to be changed; `None` if no rule is suggested for it.
     fn fix(&self, policy: &Policy, reason: DenyReason) -> Option<String> {
         let entry = self.to.narrowest_rule(reason)?;
         let shipped = SHIPPED.iter().find(|shipped| shipped.name == policy.name);
@@ -268,7 +268,7 @@ impl Answer<'_> {
                 }
                 match self.fix(policy, reason) {
                     Some(fix) => text + &format!("; narrowest fix: {fix}"),
-                    None => text + "; no rule can allow it",
+                    None => text + "; no rule is suggested for it",
                 }
             }
         }
@@ -305,7 +305,7 @@ impl Answer<'_> {
                 }
                 match self.fix(policy, reason) {
                     Some(fix) => text + &format!("Narrowest fix: {fix}.\n"),
-                    None => text + "No rule can allow it.\n",
+                    None => text + "No rule is suggested for it.\n",
                 }
             }
         }
@@ -430,7 +430,7 @@ mod tests {
         );
         let (code, out, _) = why(POLICY, &["198.18.0.1:443"], "text");
         assert_eq!(code, Exit::Denied);
-        assert!(out.ends_with("No rule can allow it.\n"), "{out}");
+        assert!(out.ends_with("No rule is suggested for it.\n"), "{out}");
     }
 
     #[test]

@@ -207,6 +207,15 @@ impl Jails {
         lives
     }
 
+    /// Opens a file that the launcher was told to keep. Waits for it: call where blocking is allowed.
+    ///
+    /// # Errors
+    /// Those of open(2), or the launcher is gone.
+    pub fn reopen(&self, index: usize) -> std::io::Result<std::os::fd::OwnedFd> {
+        let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
+        launcher.as_mut().ok_or(std::io::ErrorKind::NotConnected)?.reopen(index)
+    }
+
     /// A jail for the session: the one that was kept for it, or a new one, proven and recorded.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ mod record;
 mod signals;
 mod tools;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,6 +118,12 @@ pub fn run(
         Ok(template) => template,
         Err(exit) => return Ok(exit),
     };
+    let mut launcher = launcher;
+    if level == Level::Root {
+        let absolute = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone());
+        let files: Vec<PathBuf> = ready.policy_files.iter().map(absolute).collect();
+        launcher.keep(&files).context("cannot reach the launcher")?;
+    }
     let (shutdown, watch) = Shutdown::new();
     let shutdown = Arc::new(shutdown);
     let record = Arc::new(Record::new(audit, Arc::clone(&shutdown)));
@@ -181,6 +187,7 @@ pub fn run(
                 setter,
                 record: Arc::clone(&record),
                 settings: settings.clone(),
+                policy_files: if level == Level::Root { ready.policy_files } else { Vec::new() },
                 jails: Arc::clone(&jails),
             },
         )

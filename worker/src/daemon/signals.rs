@@ -2,6 +2,7 @@
 //! environment key and the policy's network rules again.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::jails::Jails;
 use super::record::Record;
-use crate::cli::policy::chain;
+use crate::cli::policy::{chain, read_policy, read_policy_file};
 use crate::cli::poll::resolve_policy;
 use crate::credential::KeySource;
 use crate::queue::{EnvironmentKeySetter, Shutdown};
@@ -59,6 +60,8 @@ pub struct Reload {
     pub setter: EnvironmentKeySetter,
     pub record: Arc<Record>,
     pub settings: Settings,
+    /// Files of the policy that the launcher opens, because this process may not have the right to.
+    pub policy_files: Vec<PathBuf>,
     pub jails: Arc<Jails>,
 }
 
@@ -176,9 +179,14 @@ async fn reread_key(reload: &Reload) {
 
 /// The old rules stay in force if the new ones cannot be read.
 async fn reread_rules(reload: &Reload) {
-    let settings = reload.settings.clone();
+    let (settings, files) = (reload.settings.clone(), reload.policy_files.clone());
+    let jails = Arc::clone(&reload.jails);
     let read = tokio::task::spawn_blocking(move || {
-        resolve_policy(&settings).map_err(|error| chain(&error))
+        let load = |path: &Path| match files.iter().position(|file| file == path) {
+            Some(index) => read_policy(jails.reopen(index)?.into()),
+            None => read_policy_file(path),
+        };
+        resolve_policy(&settings, &load).map_err(|error| chain(&error))
     });
     let policy = match read.await.map_err(|error| error.to_string()).and_then(|read| read) {
         Ok(policy) => policy,

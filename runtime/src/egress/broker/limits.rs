@@ -10,8 +10,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::egress::reason::Reason;
 use crate::egress::scope::Scope;
 
-/// Descriptors left to the rest of the process at least: queue client, journals, jails.
-const RESERVE_MIN: u64 = 256;
+/// Descriptors left to the rest of the process: queue client, journals, jails. Of a limit that is too
+/// low for both, half.
+const RESERVE: u64 = 256;
 /// And at least this share of all.
 const RESERVE_SHARE: u64 = 4;
 /// Most descriptors the broker takes, whatever the limit is: its tables are bounded too.
@@ -41,7 +42,7 @@ impl Descriptors {
             Ok(()) => hard,
             Err(_) => soft,
         };
-        let reserve = (limit / RESERVE_SHARE).max(RESERVE_MIN);
+        let reserve = (limit / RESERVE_SHARE).max(RESERVE.min(limit / 2));
         let share = limit.saturating_sub(reserve).min(DESCRIPTORS_MAX);
         Ok(Descriptors::new(usize::try_from(share).unwrap_or(usize::MAX)))
     }

@@ -132,6 +132,15 @@ impl Broker {
         self.attach_scope(Arc::new(scope), inside)
     }
 
+    /// Closes one session's part for a caller that is not asynchronous; waits as
+    /// [`Attached::close`] does.
+    pub fn end(&self, attached: Attached) {
+        match &self.runtime {
+            Some(runtime) => runtime.block_on(attached.close()),
+            None => drop(attached),
+        }
+    }
+
     fn attach_scope(&self, scope: Arc<Scope>, inside: Inside) -> io::Result<Attached> {
         let Some(runtime) = &self.runtime else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let session = Session::new(Arc::clone(&self.shared), scope);

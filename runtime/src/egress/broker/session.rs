@@ -122,7 +122,7 @@ impl Attached {
     }
 
     fn listen(&self, port: u16, listener: TcpListener) -> io::Result<()> {
-        let too_many = || io::Error::from(io::ErrorKind::QuotaExceeded);
+        let too_many = || io::Error::from(rustix::io::Errno::MFILE);
         let descriptors = self.session.shared.descriptors.take(1).ok_or_else(too_many)?;
         listener.set_nonblocking(true)?;
         let _inside = self.handle.enter();

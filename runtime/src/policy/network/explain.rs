@@ -78,12 +78,9 @@ impl Destination {
         match class {
             AddressClass::Public => Some(format!("\"{self}\"")),
             AddressClass::Multicast | AddressClass::Reserved => None,
-            // By name these are never reached.
-            AddressClass::LinkLocal | AddressClass::Metadata
-                if matches!(self.host, Host::Name(_)) =>
-            {
-                None
-            }
+            // By name these are never reached. As addresses they hand out the host's own credentials:
+            // whoever wants that has to write it unasked.
+            AddressClass::LinkLocal | AddressClass::Metadata => None,
             _ => Some(format!("{{ rule = \"{self}\", private = true }}")),
         }
     }
@@ -202,7 +199,7 @@ mod tests {
             ("203.0.113.7:443",     Some("\"203.0.113.7:443\"")),
             ("0x0a000001:5432",     Some("{ rule = \"10.0.0.1:5432\", private = true }")),
             ("[fd00::1]:443",       Some("{ rule = \"[fd00::1]:443\", private = true }")),
-            ("169.254.169.254:80",  Some("{ rule = \"169.254.169.254:80\", private = true }")),
+            ("169.254.169.254:80",  None),
             ("224.0.0.1:443",       None),
             ("198.18.0.1:443",      None),
             ("api.example.com:53",  None),
