@@ -69,7 +69,9 @@ fn report_mode_ends_at_its_time() {
     let script = format!(
         "ask() {{ (exec 3<>/dev/tcp/$1/7000 && echo hello >&3 && read -t 5 -r line <&3 && echo $line) \
          2>/dev/null || echo no; }}\n\
-         ask {OTHER}; while test $(date +%s) -le {}; do sleep 0.2; done; ask {OTHER}; ask {API}",
+         (exec 3<>/dev/tcp/{OTHER}/7000; echo hello >&3; cat <&3 >/dev/null; touch /tmp/cut) 2>/dev/null &\n\
+         ask {OTHER}; while test $(date +%s) -le {}; do sleep 0.2; done; ask {OTHER}; ask {API}; \
+         for n in $(seq 40); do test -e /tmp/cut && break; sleep 0.1; done; ls /tmp/cut; exit",
         end.duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
     );
     let runs: Vec<_> = Level::here()
@@ -78,12 +80,12 @@ fn report_mode_ends_at_its_time() {
         .collect();
     for (level, run) in runs {
         let outcome = run.wait();
-        assert_eq!(outcome.stdout, "hello\nno\nhello\n", "{level:?}: {}", outcome.text());
+        assert_eq!(outcome.stdout, "hello\nno\nhello\n/tmp/cut\n", "{level:?}: {}", outcome.text());
     }
     // Past its end, the same policy only enforces.
     let level = Level::Rootless;
     let outcome = lab.exec(level, &file).bash(&script);
-    assert_eq!(outcome.stdout, "no\nno\nhello\n", "{}", outcome.text());
+    assert_eq!(outcome.stdout, "no\nno\nhello\n/tmp/cut\n", "{}", outcome.text());
 }
 
 #[test]
