@@ -386,8 +386,7 @@ impl Connection {
             let to = address.map_or_else(|| host.clone(), Host::Address);
             let authority = format!("{to}:{port}");
             let stream = shared.to_proxy(proxy).await.ok()?;
-            let authorization = shared.settings.proxy_authorization.as_deref();
-            if let Ok(stream) = tunnel(stream, &authority, authorization).await {
+            if let Ok(stream) = tunnel(stream, &authority).await {
                 return Some((stream, address));
             }
         }
