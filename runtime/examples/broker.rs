@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
-use stockade_runtime::egress::{Broker, BrokerSettings, Entry, Inside, Sink};
+use stockade_runtime::egress::{Broker, Entry, Inside, Sink};
 use stockade_runtime::policy::network::{ListedRule, Protocol, Rules};
 use stockade_runtime::spec::EgressPlan;
 
@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let jail = jail.join().expect("jail");
     serve()?;
     let listener = |address: &str| inside(&jail, || TcpListener::bind(address).expect(address));
-    let broker = Broker::start(BrokerSettings::default())?;
+    let broker = Broker::start()?;
     let rule = "203.0.113.10:5000".parse()?;
     let mut listed = ListedRule { rule, origin: String::new() };
     listed.rule.protocol = Protocol::Tcp;

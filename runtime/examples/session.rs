@@ -8,7 +8,7 @@ use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stockade_runtime::egress::{Broker, BrokerSettings, Entry, Sink};
+use stockade_runtime::egress::{Broker, Entry, Sink};
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail::{self, Launcher};
 use stockade_runtime::policy::{Resolver, syscalls::catalogue};
@@ -53,7 +53,7 @@ fn main() -> Result<(), Failure> {
     let run = jail::rootless_run_directory(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let launcher = launcher.another()?;
-        let broker = Arc::new(Broker::start(BrokerSettings::default())?);
+        let broker = Arc::new(Broker::start()?);
         let egress = Egress { broker, sink: Arc::new(Ignored) };
         let mut session = Session::start(launcher, spec, run, Some(egress)).await?;
         let mut number = 0;

@@ -153,6 +153,31 @@ async def psql(c):
         c.writer.write(message(b"C", b"SELECT 1\0") + ready)
 
 
+async def connect(c):
+    """An HTTP proxy for CONNECT: looks names up in `names`, and refuses the targets of `refuse`."""
+    head = await c.reader.readuntil(b"\r\n\r\n")
+    method, target, _ = head.split(b"\r\n")[0].decode("latin-1").split(" ")
+    c.log.write(c.on, "asked", connection=c.number, method=method, target=target, head=head.decode("latin-1"))
+    if method != "CONNECT" or target in c.spec.get("refuse", ()):
+        c.writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
+        return
+    host, _, port = target.rpartition(":")
+    host = c.spec.get("names", {}).get(host, host.strip("[]"))
+    reader, writer = await asyncio.open_connection(host, int(port))
+    c.writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+    async def copy(source, target):
+        while data := await source.read(1 << 16):
+            target.write(data)
+            await target.drain()
+        target.write_eof()
+
+    try:
+        await asyncio.gather(copy(c.reader, writer), copy(reader, c.writer))
+    finally:
+        writer.close()
+
+
 class Datagrams(asyncio.DatagramProtocol):
     """Gives every datagram back, as something with QUIC would in its way."""
 
@@ -168,7 +193,7 @@ class Datagrams(asyncio.DatagramProtocol):
 
 
 KINDS = {
-    f.__name__: f for f in (record, echo, first, hole, reset, slow, half, flood, psql)
+    f.__name__: f for f in (record, echo, first, hole, reset, slow, half, flood, psql, connect)
 }
 
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use stockade_runtime::egress::{Attached, Broker, BrokerSettings, Denial, Entry, Sink};
+use stockade_runtime::egress::{Attached, Broker, Denial, Entry, Sink};
 use stockade_runtime::jail::Listener;
 use stockade_runtime::session;
 use stockade_runtime::spec::EgressPlan;
@@ -22,7 +22,7 @@ pub struct Served {
 /// # Errors
 /// If there can be no threads for it, or listeners are missing.
 pub fn serve(plan: EgressPlan, listeners: Vec<(Listener, OwnedFd)>) -> io::Result<Served> {
-    let broker = Broker::start(BrokerSettings::default())?;
+    let broker = Broker::start()?;
     let attached = broker.attach(plan, session::inside(listeners)?, Arc::new(Log))?;
     Ok(Served { attached, broker })
 }

@@ -21,7 +21,7 @@ mod reason;
 mod scope;
 mod tls;
 
-pub use broker::{Attached, Broker, BrokerSettings, Inside};
+pub use broker::{Attached, Broker, Inside};
 pub use ledger::{Closed, Decision, Denial, Entry, Ledger, Sink, Sum, Target};
 pub use names::Names;
 pub use reason::Reason;

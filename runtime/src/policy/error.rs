@@ -181,6 +181,7 @@ impl PolicyError {
                 "a file is named with a `/` or the ending `.toml`: `./NAME.toml`"
             }
             Self::Duplicate { .. } => "keep one of the two",
+            Self::Read { .. } => "`worker policy list` names the policies there are",
             _ => return None,
         };
         Some(text.to_owned())

@@ -8,10 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::Policy;
-use crate::policy::network::{DenyDetail, NetworkMode, Rules, UpstreamProxy};
-
-/// Ports on which report mode listens, beside those of rules.
-const REPORT_PORTS: [u16; 2] = [80, 443];
+use crate::policy::network::{DenyDetail, NetworkMode, REPORT_PORTS, Rules, UpstreamProxy};
 
 /// The network of one jail.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,8 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
 use stockade_runtime::policy::network::{
-    Allowed, DenyReason, Destination, Host, Nearest, NetworkMode, Protocol, Rules, Verdict,
+    AddressClass, Allowed, DenyReason, Destination, Host, Nearest, NetworkMode, Protocol,
+    RuleError, Rules, Verdict,
 };
 use stockade_runtime::policy::{Policy, Resolver, SHIPPED};
 
@@ -32,6 +33,9 @@ const SESSION: &str = "sesn_";
 #[derive(Debug, Args)]
 pub struct WhyArgs {
     /// Look for NAME.toml in DIR [default: /etc/stockade/policies]
+    ///
+    /// May be given more than once; the first directory that has the file wins. A shipped name always
+    /// means the shipped policy.
     #[arg(
         long = "policy-dir",
         value_name = "DIR",
@@ -98,7 +102,7 @@ fn decided_in_session(args: &WhyArgs, to: Streams<'_>) -> anyhow::Result<Exit> {
     let Destination { host, port } = match args.destination.parse::<Destination>() {
         Ok(destination) => destination,
         Err(error) => {
-            writeln!(to.err, "error: cannot read the destination `{}`: {error}", args.destination)?;
+            unreadable(to.err, &args.destination, &error)?;
             return Ok(Exit::Usage);
         }
     };
@@ -168,6 +172,12 @@ struct Tested {
     destinations: Vec<Destination>,
 }
 
+fn unreadable(err: &mut dyn io::Write, word: &str, error: &RuleError) -> io::Result<()> {
+    let word = word.escape_debug();
+    writeln!(err, "error: cannot read destination `{word}`: {error}")?;
+    writeln!(err, "hint: write HOST:PORT, such as api.example.com:443")
+}
+
 /// Reads policy and destinations; the exit code of what was printed if one of them is wrong.
 fn test(
     resolver: &Resolver<'_>,
@@ -180,9 +190,7 @@ fn test(
         match word.parse() {
             Ok(destination) => destinations.push(destination),
             Err(error) => {
-                let word = word.escape_debug();
-                writeln!(to.err, "error: cannot read destination `{word}`: {error}")?;
-                writeln!(to.err, "hint: write HOST:PORT, such as api.example.com:443")?;
+                unreadable(to.err, word, &error)?;
                 return Ok(Err(Exit::Usage));
             }
         }
@@ -233,9 +241,23 @@ impl Answer<'_> {
 
     /// Why it is denied, in a few words.
     fn reason(&self, policy: &Policy, reason: DenyReason) -> String {
-        match self.none {
-            true => format!("the policy has no network, set at {}", policy.network.mode.origin),
-            false => reason.to_string(),
+        match (self.none, &self.to.host, reason) {
+            (true, ..) => {
+                format!("the policy has no network, set at {}", policy.network.mode.origin)
+            }
+            (false, Host::Name(name), DenyReason::NoRule) if name.is_localhost() => {
+                "in a jail this is the jail itself".to_owned()
+            }
+            (false, Host::Address(address), DenyReason::DirectAddress) => {
+                match AddressClass::of(*address) {
+                    AddressClass::Public => reason.to_string(),
+                    class => format!("no rule lists this {class} address"),
+                }
+            }
+            (false, Host::Address(_), DenyReason::Address(class)) => {
+                format!("no rule with `private = true` lists this {class} address")
+            }
+            (false, ..) => reason.to_string(),
         }
     }
 
@@ -243,14 +265,29 @@ impl Answer<'_> {
     fn fix(&self, policy: &Policy, reason: DenyReason) -> Option<String> {
         let entry = self.to.narrowest_rule(reason)?;
         let shipped = SHIPPED.iter().find(|shipped| shipped.name == policy.name);
-        Some(match (self.none, shipped) {
-            (true, _) => format!("use a policy with a network, and `network.allow = [{entry}]`"),
-            (false, Some(shipped)) => format!(
-                "a policy with `extends = \"{}\"` and `network.allow = [{entry}]`",
-                shipped.name
-            ),
-            (false, None) => format!("add {entry} to `network.allow`"),
-        })
+        Some(
+            match (self.none, shipped) {
+                (true, _) => {
+                    format!("use a policy with a network, and `network.allow = [{entry}]`")
+                }
+                (false, Some(shipped)) => format!(
+                    "a policy with `extends = \"{}\"` and `network.allow = [{entry}]`",
+                    shipped.name
+                ),
+                (false, None) => format!("add {entry} to `network.allow`"),
+            } + self.warning(),
+        )
+    }
+
+    /// What whoever opens it should know.
+    fn warning(&self) -> &'static str {
+        match &self.to.host {
+            Host::Address(address) if AddressClass::of(*address) == AddressClass::Metadata => {
+                "; a metadata service hands out the host's credentials"
+            }
+            Host::Name(name) if name.is_localhost() => "; that is the host's own loopback",
+            _ => "",
+        }
     }
 
     /// One line.
@@ -428,6 +465,18 @@ mod tests {
              Nearest rule `*.partner.example:8443` (p.toml:3:10) does not match: rule allows port \
              8443.\nNarrowest fix: add \"api.partner.example:443\" to `network.allow`.\n"
         );
+        #[rustfmt::skip]
+        let cases = [
+            ("169.254.169.254:80", "no rule lists this metadata address", "; a metadata service hands out the host's credentials"),
+            ("10.9.8.7:80", "a rule names this host with another port", ", private = true } to `network.allow`"),
+            ("localhost:80", "in a jail this is the jail itself", "; that is the host's own loopback"),
+        ];
+        for (to, reason, end) in cases {
+            let (code, out, _) = why(POLICY, &[to], "text");
+            assert_eq!(code, Exit::Denied);
+            assert!(out.starts_with(&format!("DENIED by default {to}: {reason}.\n")), "{out}");
+            assert!(out.ends_with(&format!("{end}.\n")), "{out}");
+        }
         let (code, out, _) = why(POLICY, &["198.18.0.1:443"], "text");
         assert_eq!(code, Exit::Denied);
         assert!(out.ends_with("No rule is suggested for it.\n"), "{out}");

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 use stockade_runtime::audit::{Event, Name, Text};
 use stockade_runtime::egress::Reason;
-use stockade_runtime::policy::network::Host;
+use stockade_runtime::policy::network::{DenyReason, Host};
 
 use super::egress_records::{LogArgs, LogError, Record, written};
 use super::policy::ReportFormat;
@@ -263,6 +263,17 @@ impl Answer {
         !matches!(self.last, Some(Done::Denied { .. } | Done::Closed { .. }))
     }
 
+    /// Whether the last decision was a refusal for which `worker policy suggest` has a rule.
+    fn a_rule_helps(&self, host: &Host) -> bool {
+        let Some(Done::Denied { reason, class }) = &self.last else { return false };
+        let reason = Reason::from_word(reason, class.as_deref());
+        reason.is_some_and(|reason| match reason.about(host) {
+            Reason::Lookup => true,
+            Reason::Rules(reason) => !matches!(reason, DenyReason::Address(_)),
+            _ => false,
+        })
+    }
+
     /// In the order in which they were first made.
     fn in_order(&self) -> Vec<(&Done, Option<u64>, &Line)> {
         let mut all: Vec<_> =
@@ -285,7 +296,7 @@ impl Answer {
                 1 => format!("in call {}", visible(line.last_call.as_deref().unwrap_or("1"))),
                 calls => format!("in {calls} calls"),
             };
-            let _infallible = write!(text, "  {}: {times} {calls}", done.told());
+            let _infallible = write!(text, "  {}: {times} {calls}", done.told(question.host));
             if let Some(generation) = generation {
                 let _infallible = write!(text, ", rules of generation {generation}");
             }
@@ -301,7 +312,7 @@ impl Answer {
         if self.omitted > 0 {
             let _infallible = writeln!(text, "  and {} others", self.omitted);
         }
-        if !self.allowed() {
+        if self.a_rule_helps(question.host) {
             text.push_str(
                 "`worker policy suggest --session` prints the narrowest rule that would allow it.\n",
             );
@@ -342,10 +353,10 @@ impl Done {
         reason.is_some_and(|reason| reason.is_denial() && reason.limit().is_none())
     }
 
-    fn told(&self) -> String {
+    fn told(&self, host: &Host) -> String {
         let phrase = |word: &str, class: Option<&str>| {
             let reason = Reason::from_word(word, class);
-            reason.map_or_else(|| visible(word), |reason| reason.to_string())
+            reason.map_or_else(|| visible(word), |reason| reason.about(host).to_string())
         };
         match self {
             Done::Allowed { rule: None, .. } => {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use stockade_runtime::audit::{Event, Ids as AuditIds, List, StopReason};
-use stockade_runtime::egress::{Broker, BrokerSettings};
+use stockade_runtime::egress::Broker;
 use stockade_runtime::host::Level;
 use stockade_runtime::jail::{self, Launcher};
 use stockade_runtime::policy::Policy;
@@ -141,7 +141,7 @@ pub fn run(
         settings.once,
         &shutdown,
     );
-    let broker = Broker::start(BrokerSettings::default()).context("cannot start the broker")?;
+    let broker = Broker::start().context("cannot start the broker")?;
     let jails = Arc::new(Jails::new(
         template,
         ready.policy,

@@ -30,6 +30,8 @@ use crate::policy::network::{Allowed, Content, Host, Resolves, UpstreamProxy, Ve
 
 /// Most time until a connection has said where it wants to go, where nothing is dialled before.
 pub(super) const HEAD_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for the end of report mode before the clock is asked again, seconds.
+const REPORT_LOOK_MAX: u64 = 3600;
 /// The port on which a denial can be put into words.
 const PLAIN_HTTP: u16 = 80;
 
@@ -252,14 +254,27 @@ impl Connection {
 
     /// Waits until the connection has to be cut: its rule is gone, or its time is over.
     pub async fn cut(&self, mut changes: watch::Receiver<State>, carried: Carried) -> Reason {
+        // Whether report mode was seen to have ended: what it left is allowed by rules.
+        let mut over = false;
         loop {
-            let next = match self.meter.expired(Instant::now()) {
+            let mut next = match self.meter.expired(Instant::now()) {
                 Ok(next) => next,
                 Err(reason) => return reason,
             };
+            // Nobody tells when report mode ends.
+            let report = self.session.scope.in_force().rules.report_until;
+            if let Some(end) = report.filter(|_| !over) {
+                over = end <= now();
+                if !self.is_still_allowed(carried) {
+                    return Reason::RuleRemoved;
+                }
+                let left = end.saturating_sub(now());
+                let end = Instant::now() + Duration::from_secs(left.clamp(1, REPORT_LOOK_MAX));
+                next = next.min(end);
+            }
             tokio::select! {
                 changed = changes.changed() => match changed {
-                    Ok(()) if self.is_still_allowed(carried) => {}
+                    Ok(()) if self.is_still_allowed(carried) => over = false,
                     Ok(()) => return Reason::RuleRemoved,
                     // The session is gone; so will be this.
                     Err(_) => std::future::pending().await,
@@ -370,8 +385,7 @@ impl Connection {
             let to = address.map_or_else(|| host.clone(), Host::Address);
             let authority = format!("{to}:{port}");
             let stream = shared.to_proxy(proxy).await.ok()?;
-            let authorization = shared.settings.proxy_authorization.as_deref();
-            if let Ok(stream) = tunnel(stream, &authority, authorization).await {
+            if let Ok(stream) = tunnel(stream, &authority).await {
                 return Some((stream, address));
             }
         }

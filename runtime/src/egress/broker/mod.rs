@@ -23,10 +23,10 @@ mod talk;
 mod tests;
 mod upstream;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use std::{fmt, io};
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
@@ -46,20 +46,6 @@ pub use session::{Attached, Inside};
 /// Threads of the broker.
 const THREADS: usize = 2;
 
-/// What holds for all sessions.
-#[derive(Clone, Default)]
-pub struct BrokerSettings {
-    /// The value of `Proxy-Authorization` for upstream proxies, if they want one. Never printed.
-    pub proxy_authorization: Option<String>,
-}
-
-impl fmt::Debug for BrokerSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_set = self.proxy_authorization.is_some();
-        f.debug_struct("BrokerSettings").field("proxy_authorization", &is_set).finish()
-    }
-}
-
 /// What all sessions share.
 #[derive(Debug)]
 struct Shared {
@@ -67,7 +53,6 @@ struct Shared {
     resolver: HostResolver,
     interfaces: Interfaces,
     buffers: Buffers,
-    settings: BrokerSettings,
 }
 
 /// The broker of this process. When it is dropped, all its connections end.
@@ -82,16 +67,11 @@ impl Broker {
     ///
     /// # Errors
     /// Threads cannot be started, or the limit cannot be read.
-    pub fn start(settings: BrokerSettings) -> io::Result<Broker> {
-        let resolver = HostResolver::of_host();
-        Broker::with(settings, resolver, Descriptors::of_process()?)
+    pub fn start() -> io::Result<Broker> {
+        Broker::with(HostResolver::of_host(), Descriptors::of_process()?)
     }
 
-    fn with(
-        settings: BrokerSettings,
-        resolver: HostResolver,
-        descriptors: Descriptors,
-    ) -> io::Result<Broker> {
+    fn with(resolver: HostResolver, descriptors: Descriptors) -> io::Result<Broker> {
         let number = AtomicUsize::new(0);
         let name = move || format!("broker-{}", number.fetch_add(1, Ordering::Relaxed));
         let runtime = Builder::new_multi_thread()
@@ -106,7 +86,6 @@ impl Broker {
             resolver,
             interfaces: Interfaces::default(),
             buffers: Buffers::default(),
-            settings,
         };
         Ok(Broker { runtime: Some(runtime), shared: Arc::new(shared) })
     }

@@ -17,18 +17,8 @@ const HEAD_MAX: usize = 16 << 10;
 ///
 /// # Errors
 /// The proxy refuses, does not speak HTTP, or takes longer than ten seconds.
-pub(super) async fn tunnel(
-    mut stream: TcpStream,
-    authority: &str,
-    authorization: Option<&str>,
-) -> io::Result<TcpStream> {
-    let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
-    if let Some(value) = authorization {
-        request.push_str("Proxy-Authorization: ");
-        request.push_str(value);
-        request.push_str("\r\n");
-    }
-    request.push_str("\r\n");
+pub(super) async fn tunnel(mut stream: TcpStream, authority: &str) -> io::Result<TcpStream> {
+    let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
     let asked = async {
         stream.write_all(request.as_bytes()).await?;
         head(&stream).await

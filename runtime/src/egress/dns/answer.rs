@@ -188,9 +188,7 @@ impl Asked {
             return Asked::Root;
         }
         match (Host::parse(&text), Host::parse(&text[host_at..])) {
-            (Ok(Host::Name(whole)), _) if whole.labels().next_back() == Some("localhost") => {
-                Asked::Loopback
-            }
+            (Ok(Host::Name(whole)), _) if whole.is_localhost() => Asked::Loopback,
             (Ok(Host::Name(whole)), Ok(Host::Name(host))) if whole != host => {
                 Asked::Leaf { whole, host }
             }

@@ -58,7 +58,7 @@ impl Denied<'_> {
 
     /// The answer as bytes of HTTP/1.1, after which the connection closes.
     pub fn bytes(&self, detail: DenyDetail) -> Vec<u8> {
-        let body = self.json(detail).to_string();
+        let body = format!("{}\n", self.json(detail));
         let length = body.len();
         format!(
             "HTTP/1.1 403 Forbidden\r\n{DECISION}: deny\r\ncontent-type: application/json\r\n\
@@ -100,7 +100,7 @@ fn response(
     decision: &'static str,
     body: &Value,
 ) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(DECISION, HeaderValue::from_static(decision));

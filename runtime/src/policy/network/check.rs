@@ -166,6 +166,15 @@ fn unfit(rule: &EgressRule) -> Option<String> {
     if rule.port == RESOLVER_PORT {
         return Some("port 53 is that of the jail's own resolver".to_owned());
     }
+    if let Pattern::Exact(name) = &rule.pattern
+        && name.is_localhost()
+    {
+        return Some(format!(
+            "programs ask for 127.0.0.1 then, not for a name: {{ rule = \"127.0.0.1:{}\", private = \
+             true }}",
+            rule.port
+        ));
+    }
     let Pattern::Network(network) = &rule.pattern else { return None };
     match AddressClass::of_network(network) {
         AddressClass::Public => None,

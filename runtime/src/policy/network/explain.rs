@@ -70,6 +70,9 @@ impl Destination {
         if self.port == 53 {
             return None;
         }
+        if matches!(&self.host, Host::Name(name) if name.is_localhost()) {
+            return Some(format!("{{ rule = \"127.0.0.1:{}\", private = true }}", self.port));
+        }
         let class = match (&self.host, reason) {
             (_, DenyReason::Address(class)) => class,
             (Host::Address(address), _) => AddressClass::of(*address),
@@ -200,6 +203,7 @@ mod tests {
             ("0x0a000001:5432",     Some("{ rule = \"10.0.0.1:5432\", private = true }")),
             ("[fd00::1]:443",       Some("{ rule = \"[fd00::1]:443\", private = true }")),
             ("169.254.169.254:80",  None),
+            ("localhost:80",        Some("{ rule = \"127.0.0.1:80\", private = true }")),
             ("224.0.0.1:443",       None),
             ("198.18.0.1:443",      None),
             ("api.example.com:53",  None),

@@ -29,6 +29,8 @@ pub use preset::{PRESETS, Preset, PresetRule};
 pub use rule::{Destination, EgressRule, Pattern, Protocol, RuleError};
 pub use rules::{Allowed, Content, DenyReason, ListedRule, Rules, Verdict};
 
+pub(crate) use rules::REPORT_PORTS;
+
 pub(super) use check::check;
 pub(super) use lay::{floor, lay};
 pub(super) use written::NetworkTable;

@@ -63,6 +63,11 @@ impl HostName {
         &self.0
     }
 
+    /// Whether it is `localhost` or a name below it: loopback, whoever asks (RFC 6761, 6.3).
+    pub fn is_localhost(&self) -> bool {
+        self.labels().next_back() == Some("localhost")
+    }
+
     /// Its labels from left to right.
     pub fn labels(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.0.split('.')

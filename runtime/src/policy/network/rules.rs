@@ -11,6 +11,9 @@ use super::address::AddressClass;
 use super::name::{Host, HostName};
 use super::rule::{EgressRule, Pattern, Protocol};
 
+/// Ports to which report mode leads, beside those of rules: there are listeners on no others.
+pub(crate) const REPORT_PORTS: [u16; 2] = [80, 443];
+
 /// A rule and where it was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedRule {
@@ -84,7 +87,9 @@ impl Rules {
     /// In report mode every destination may carry what its port usually does, those of rules too:
     /// a rule that is taken away would otherwise allow more than one that is there.
     pub fn decide(&self, host: &Host, port: u16, now: u64) -> Verdict<'_> {
-        let report = self.report_until.is_some_and(|until| now < until);
+        let listens =
+            || REPORT_PORTS.contains(&port) || self.list.iter().any(|it| it.rule.port == port);
+        let report = self.report_until.is_some_and(|until| now < until) && listens();
         let usual = Content::of(Protocol::of_port(port));
         let mut found = report.then_some(Allowed { rule: None, private: false, content: usual });
         for listed in self.list.iter().filter(|listed| listed.rule.matches(host, port)) {
@@ -321,6 +326,9 @@ mod tests {
         assert!(dial("203.0.113.7"));
         assert!(!dial("10.0.0.1") && !dial("127.0.0.1") && !dial("169.254.169.254"));
         assert_eq!(rules.decide(&host, 443, 100), Verdict::Deny(DenyReason::NoRule));
+        // Nobody listens on other ports, so `why` may not say that they are open.
+        let verdict = |port| matches!(rules.decide(&host, port, 99), Verdict::Allow(_));
+        assert_eq!([80, 443, 22, 8443].map(verdict), [true, true, false, false]);
         let name = HostName::parse("b.example").expect("a name");
         assert!(rules.may_resolve(&name, 99) && !rules.may_resolve(&name, 100));
         assert!(rules.is_chosen_inside(&name), "the jail chose it");

@@ -183,6 +183,7 @@ fn rules_that_no_jail_may_be_given_are_refused_with_the_reason() {
         ("\"[::ffff:10.0.0.0/104]:443\"", "its first address"),
         ("\"1.2.3.4.5:443\"",           "ends in a number"),
         ("\"a.test:53\"",               "port 53 is that of the jail's own resolver"),
+        ("\"localhost:80\"",            "{ rule = \"127.0.0.1:80\", private = true }"),
         ("\"10.0.0.0/8:443\"",          "private addresses need `private = true`: { rule = \"10.0.0.0/8:443\", private = true }"),
         ("\"127.0.0.1:443\"",           "loopback addresses need"),
         ("\"2130706433:443\"",          "loopback addresses need"),
@@ -209,7 +210,7 @@ fn rules_that_no_jail_may_be_given_are_refused_with_the_reason() {
         "\"[2001:db8::1]\"",
         "\"0.0.0.0/0\"",
         "{ rule = \"10.0.0.0/8:5432\", private = true }",
-        "\"localhost:8080\"",
+        "\"localhost.test:8080\"",
         "{ rule = \"169.254.169.254:80\", private = true }",
         "{ rule = \"a.test:22\", protocol = \"tcp\" }",
     ] {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::lab::{LONG, Lab, echoes, in_world, is_reset, plan, serve, serve_echo};
 use crate::egress::Reason;
-use crate::egress::broker::BrokerSettings;
 use crate::egress::broker::limits::Descriptors;
 use crate::spec::{EgressLimits, EgressPlan};
 
@@ -130,7 +129,7 @@ in_world!(connections_beyond_the_limits_are_reset_and_recorded, || {
 });
 
 in_world!(descriptors_of_the_process_bound_all_sessions_together, || {
-    let lab = Lab::with(HOSTS, BrokerSettings::default(), Descriptors::new(1 + 3 * 3));
+    let lab = Lab::with(HOSTS, Descriptors::new(1 + 3 * 3));
     drop(serve_echo("203.0.113.10:9000"));
     let attached = lab.attach(&["api.example.com:9000 tcp"]);
     let connect = || lab.connect(&attached, "api.example.com", 9000).expect("accepted");

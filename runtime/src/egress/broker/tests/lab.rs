@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::egress::broker::limits::Descriptors;
 use crate::egress::broker::resolve::HostResolver;
-use crate::egress::broker::{Attached, Broker, BrokerSettings, Inside};
+use crate::egress::broker::{Attached, Broker, Inside};
 use crate::egress::{Entry, Reason, Sink};
 use crate::policy::network::{EgressRule, HostName, ListedRule, Protocol, Rules};
 use crate::spec::EgressPlan;
@@ -138,16 +138,16 @@ pub(super) struct Lab {
 impl Lab {
     /// In which these lines are the hosts file.
     pub fn new(hosts: &str) -> Lab {
-        Lab::with(hosts, BrokerSettings::default(), Descriptors::new(100_000))
+        Lab::with(hosts, Descriptors::new(100_000))
     }
 
-    pub fn with(hosts: &str, settings: BrokerSettings, descriptors: Descriptors) -> Lab {
+    pub fn with(hosts: &str, descriptors: Descriptors) -> Lab {
         let files = tempfile::tempdir().expect("directory");
         let [resolv_conf, hosts_file] = ["resolv.conf", "hosts"].map(|it| files.path().join(it));
         std::fs::write(&resolv_conf, "nameserver 127.0.0.1\n").expect("resolv.conf");
         std::fs::write(&hosts_file, hosts).expect("hosts");
         let resolver = HostResolver::new(&resolv_conf, &hosts_file);
-        let broker = Broker::with(settings, resolver, descriptors).expect("broker");
+        let broker = Broker::with(resolver, descriptors).expect("broker");
         let jail = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("namespace");
             route();
