@@ -202,6 +202,87 @@ fn rules_that_are_added_work_in_a_live_session() {
     }
 }
 
+/// Says what comes back as soon as something does, for at most ten seconds.
+fn dial_until(host: &str, port: u16) -> String {
+    let once = dial(host, port);
+    format!(
+        "for n in $(seq 100); do r=$({once}); test \"$r\" = no || break; sleep 0.1; done; echo \"$r\""
+    )
+}
+
+#[test]
+fn a_port_that_is_taken_inside_keeps_no_other_closed() {
+    // Part 7 of the contract; INV-2: what is in the jail decides nothing about what is outside.
+    for level in Level::here() {
+        let site = Site::new(r#"allow = ["db.example.test:5432"]"#);
+        let say = "(exec 3<>/dev/tcp/db.example.test/5432)";
+        let listen = "import socket, time; s = socket.create_server(('127.0.0.1', 7000)); print(1, flush=True); time.sleep(30)";
+        let calls = [
+            bash(&format!(
+                "python3 -c \"{listen}\" >listens & echo $! >pid; until test -s listens; do sleep 0.1; done; {say}"
+            )),
+            bash(&dial_until("first.example.test", 7001)),
+            bash(&format!("kill $(cat pid); sleep 0.3; {say}")),
+            bash(&dial_until("api.example.test", 7000)),
+        ];
+        site.server.push(&session("taken", calls));
+        let worker = site.worker(level);
+        let said = |times: usize| {
+            move |heard: &[Value]| {
+                let of =
+                    |line: &&Value| line["on"] == "198.51.100.5:5432" && line["what"] == "accept";
+                heard.iter().filter(of).count() == times
+            }
+        };
+        site.lab.wait_heard(3 * SECONDS, said(1));
+        site.rules(
+            r#"allow = ["db.example.test:5432", "api.example.test:7000", "first.example.test:7001"]"#,
+        );
+        worker.signal("HUP");
+        site.lab.wait_heard(3 * SECONDS, said(2));
+        worker.signal("HUP");
+        let (_, ran, report) = site.ended(worker);
+        let results = texts(&report, "taken");
+        assert!(results[1].starts_with("got 220 lab"), "{level:?}: {results:?}");
+        assert!(ran.stderr.contains("port 7000: Address already in use"), "{}", ran.stderr);
+        assert!(!ran.stderr.contains("cannot make the jail"), "{}", ran.stderr);
+        // The control: the same port, once it is free.
+        assert!(results[3].starts_with("got hello"), "{level:?}: {results:?}");
+    }
+}
+
+#[test]
+fn a_port_that_rules_name_again_is_there_at_once() {
+    // Part 7 of the contract: an operator who takes a change back. Connections that the far end ended
+    // are remembered by the jail's kernel for a minute.
+    for level in Level::here() {
+        let both = r#"allow = ["slow.example.test:7000", "api.example.test:7000", "first.example.test:7001"]"#;
+        let site = Site::new(both);
+        let calls = [
+            bash(
+                "exec 3<>/dev/tcp/slow.example.test/7000; echo now >&3; cat <&3 | wc -c; exec 3>&-",
+            ),
+            bash(&format!("{}; sleep 2", dial("first.example.test", 7001))),
+            bash(&dial_until("api.example.test", 7000)),
+        ];
+        site.server.push(&session("again", calls));
+        let worker = site.worker(level);
+        site.lab.wait_heard(3 * SECONDS, |heard| {
+            heard.iter().any(|line| line["on"] == "203.0.113.13:7001")
+        });
+        site.rules(r#"allow = ["first.example.test:7001"]"#);
+        worker.signal("HUP");
+        std::thread::sleep(Duration::from_millis(500));
+        site.rules(both);
+        worker.signal("HUP");
+        let (_, ran, report) = site.ended(worker);
+        let results = texts(&report, "again");
+        assert!(results[0].starts_with("20"), "{level:?}: {results:?}");
+        assert!(!ran.stderr.contains("stay closed"), "{level:?}: {}", ran.stderr);
+        assert!(results[2].starts_with("got hello"), "{level:?}: {results:?}");
+    }
+}
+
 #[test]
 fn sessions_of_one_worker_have_names_and_budgets_of_their_own() {
     // INV-6, INV-8: what an address stands for in one session, it stands for in no other.

@@ -40,7 +40,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("policy.not_reloaded",     "could not read the policy again, its old network rules stay in force"),
     ("policy.partly_reloaded",  "the policy differs in more than network rules: the rest waits for a restart"),
     ("egress.rules_replaced",   "network rules of {session_id} replaced"),
-    ("egress.rules_not_complete", "new ports of {session_id} stay closed: {error}"),
+    ("egress.rules_not_complete", "some new ports of {session_id} stay closed until the next SIGHUP"),
     ("audit.failed",            "the audit log cannot be written, nothing more is started"),
     ("audit.sync_failed",       "the audit log did not reach the disk"),
     ("admission.waiting",       "claiming nothing: {available_bytes} of memory are free, {reserve_bytes} must stay"),

@@ -172,12 +172,9 @@ impl<'a> Jail<'a> {
     }
 
     fn listen(&mut self, ports: &[u16]) -> Result<(), StepFailure> {
-        for port in ports {
-            let made = network::listener(*port);
-            let made = made.at(Step::Network, format!("listen on port {port} of the jail"))?;
-            self.listeners.push((Listener::Port(*port), made));
-        }
-        Ok(())
+        let (made, refused) = network::listeners(ports);
+        self.listeners.extend(made);
+        refused.map_or(Ok(()), Err)
     }
 
     /// Hands over the listeners made so far.

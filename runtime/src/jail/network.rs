@@ -8,8 +8,10 @@
 //! A route of type `local` makes every address one of this namespace's own: what is connected to
 //! arrives at a listener on loopback with the intended address as its own (getsockname(2)), and where
 //! nobody listens, the kernel refuses at once. No packet ever has another interface to go to. The
-//! listeners are made before the payload runs and without SO_REUSEADDR or SO_REUSEPORT, so nothing in
-//! the jail can bind the same port, on a more specific address or otherwise (socket(7)).
+//! listeners are made before the payload runs and without SO_REUSEPORT, so nothing in the jail can bind
+//! the same port, on a more specific address or otherwise: SO_REUSEADDR, which those of connections
+//! have, gives no way past a socket that listens (socket(7)). Only for ports that are added while the
+//! jail runs may somebody in it have been there first.
 
 use std::fs::File;
 use std::io;
@@ -24,6 +26,7 @@ use crate::spec::EgressPlan;
 use crate::sys;
 
 use super::message::Listener;
+use super::step::{Step, StepFailure};
 
 /// Port of the resolver.
 const DNS: u16 = 53;
@@ -64,8 +67,26 @@ pub(super) fn resolver() -> io::Result<Vec<(Listener, OwnedFd)>> {
     Ok(vec![(Listener::Questions, datagrams), (Listener::LongQuestions, connections)])
 }
 
+/// A listener for each of `ports` that is free, and which are refused, with the cause of the first.
+/// In a jail that runs a program may listen on one, which must not keep the others closed.
+pub(super) fn listeners(ports: &[u16]) -> (Vec<(Listener, OwnedFd)>, Option<StepFailure>) {
+    let (mut made, mut refused, mut cause) = (Vec::new(), Vec::new(), None);
+    for port in ports {
+        match listener(*port) {
+            Ok(socket) => made.push((Listener::Port(*port), socket)),
+            Err(error) => {
+                refused.push(port.to_string());
+                cause.get_or_insert(error);
+            }
+        }
+    }
+    let detail = || format!("listen in the jail on port {}", refused.join(", "));
+    let failure = cause.map(|error| StepFailure::new(Step::Network, detail(), &error));
+    (made, failure)
+}
+
 /// A listener for connections to `port` of any address.
-pub(super) fn listener(port: u16) -> io::Result<OwnedFd> {
+fn listener(port: u16) -> io::Result<OwnedFd> {
     let socket = bound(SocketType::STREAM, port)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
@@ -77,21 +98,27 @@ fn bound(kind: SocketType, port: u16) -> io::Result<OwnedFd> {
     match rustix::net::socket_with(AddressFamily::INET6, kind, flags, None) {
         Ok(socket) => {
             sockopt::set_ipv6_v6only(&socket, false)?;
-            if kind == SocketType::DGRAM {
-                sys::report_destination(socket.as_fd(), sys::Family::V6)?;
-            }
+            prepare(&socket, kind, sys::Family::V6)?;
             rustix::net::bind(&socket, &SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port))?;
             Ok(socket)
         }
         Err(rustix::io::Errno::AFNOSUPPORT) => {
             let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;
-            if kind == SocketType::DGRAM {
-                sys::report_destination(socket.as_fd(), sys::Family::V4)?;
-            }
+            prepare(&socket, kind, sys::Family::V4)?;
             rustix::net::bind(&socket, &SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port))?;
             Ok(socket)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What differs between datagrams and connections.
+fn prepare(socket: &OwnedFd, kind: SocketType, family: sys::Family) -> io::Result<()> {
+    match kind {
+        SocketType::DGRAM => sys::report_destination(socket.as_fd(), family),
+        // A port that rules name again can be had at once, not only when the connections that were
+        // closed on it have been forgotten, which takes a minute (tcp(7), TIME_WAIT).
+        _ => Ok(sockopt::set_socket_reuseaddr(socket, true)?),
     }
 }
 

@@ -118,7 +118,7 @@ impl fmt::Display for Step {
 
 /// A step that did not succeed. Sent across processes, so the cause is an error number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("cannot make the jail: step `{step}` failed: {detail}{}", errno_text(*errno))]
+#[error("cannot make the jail: step `{step}` failed: {}", self.what())]
 pub struct StepFailure {
     /// Which step.
     pub step: Step,
@@ -148,6 +148,11 @@ impl StepFailure {
             detail.truncate(end.unwrap_or(0));
         }
         StepFailure { step, errno, detail }
+    }
+
+    /// What was tried and why it failed, for a jail that runs.
+    pub fn what(&self) -> String {
+        format!("{}{}", self.detail, errno_text(self.errno))
     }
 
     /// What the operator can do, where the failure has a usual cause.

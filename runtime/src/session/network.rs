@@ -27,8 +27,8 @@ pub struct Egress {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetworkError {
-    /// No listener for a further port. The rules that need none are in force.
-    #[error("{failure}")]
+    /// No listener for some further ports. The rules that need none of them are in force.
+    #[error("cannot {}", failure.what())]
     Listener {
         /// What was refused.
         failure: StepFailure,
@@ -85,7 +85,8 @@ impl Network {
     /// listeners for them.
     ///
     /// # Errors
-    /// [`NetworkError`]: further ports stay refused by the kernel.
+    /// [`NetworkError`]: some further ports stay refused by the kernel. They are tried again with the
+    /// next replacement.
     pub async fn replace(&self, plan: EgressPlan) -> Result<(), NetworkError> {
         let mut ports = self.ports.lock().await;
         let wanted = plan.ports();

@@ -177,7 +177,7 @@ impl Jails {
                     event = "egress.rules_not_complete",
                     session_id,
                     error = %error,
-                    "ports that are new to the session's network rules stay closed"
+                    "some ports that are new to the session's network rules stay closed"
                 ),
             }
         }
