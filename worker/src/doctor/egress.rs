@@ -106,7 +106,7 @@ fn try_out(facts: &HostFacts) -> anyhow::Result<Result<Seen, Why>> {
         return Ok(Err(reason));
     }
     let arrived = word(&server).is_ok_and(|word| word == WORD);
-    let denials = served.map(|served| served.denials()).unwrap_or_default();
+    let denials = served.map(Served::end).unwrap_or_default();
     Ok(Ok(seen(arrived, &denials)))
 }
 
