@@ -282,9 +282,6 @@ impl Answer<'_> {
     /// What whoever opens it should know.
     fn warning(&self) -> &'static str {
         match &self.to.host {
-            Host::Address(address) if AddressClass::of(*address) == AddressClass::Metadata => {
-                "; a metadata service hands out the host's credentials"
-            }
             Host::Name(name) if name.is_localhost() => "; that is the host's own loopback",
             _ => "",
         }
@@ -467,7 +464,7 @@ mod tests {
         );
         #[rustfmt::skip]
         let cases = [
-            ("169.254.169.254:80", "no rule lists this metadata address", "; a metadata service hands out the host's credentials"),
+            ("169.254.169.254:80", "no rule lists this metadata address", "No rule is suggested for it"),
             ("10.9.8.7:80", "a rule names this host with another port", ", private = true } to `network.allow`"),
             ("localhost:80", "in a jail this is the jail itself", "; that is the host's own loopback"),
         ];
