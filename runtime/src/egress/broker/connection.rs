@@ -250,13 +250,14 @@ impl Connection {
         open.end(by);
     }
 
-    /// Waits until the connection has to be cut: its rule is gone, or its time is over.
+    /// Waits until the connection has to be cut: its rule or report mode is gone, or its time is over.
     pub async fn cut(&self, mut changes: watch::Receiver<State>, carried: Carried) -> Reason {
         loop {
             let next = match self.meter.expired(Instant::now()) {
                 Ok(next) => next,
                 Err(reason) => return reason,
             };
+            let next = self.report_ends().map_or(next, |end| end.min(next));
             tokio::select! {
                 changed = changes.changed() => match changed {
                     Ok(()) if self.is_still_allowed(carried) => {}
@@ -264,9 +265,24 @@ impl Connection {
                     // The session is gone; so will be this.
                     Err(_) => std::future::pending().await,
                 },
-                () = sleep_until(next.into()) => {}
+                () = sleep_until(next.into()) => {
+                    if self.report_ends().is_some_and(|end| end <= Instant::now()) {
+                        return Reason::RuleRemoved;
+                    }
+                }
             }
         }
+    }
+
+    /// When report mode ends, if no rule allows the connection.
+    fn report_ends(&self) -> Option<Instant> {
+        let in_force = self.session.scope.in_force();
+        let until = in_force.rules.report_until?;
+        let Target { host, port } = &self.target;
+        if let Verdict::Allow(Allowed { rule: Some(_), .. }) = in_force.decide(host, *port) {
+            return None;
+        }
+        Some(Instant::now() + Duration::from_secs(until.saturating_sub(now())))
     }
 
     fn is_still_allowed(&self, carried: Carried) -> bool {
