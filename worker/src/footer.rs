@@ -12,6 +12,8 @@ use crate::explain;
 
 /// Most targets that are named.
 const TARGETS_MAX: usize = 10;
+/// Longest target or reason that others are aligned with, bytes.
+const COLUMN_MAX: usize = 72;
 
 /// The footer, or nothing if there is nothing to explain.
 pub fn of(hits: &[LimitHit]) -> Option<String> {
@@ -57,7 +59,11 @@ pub fn egress(denials: &[Denial], detail: DenyDetail) -> Option<String> {
         lines.len()
     );
     let shown = &lines[..lines.len().min(TARGETS_MAX)];
-    let width = |of: fn(&Line) -> &str| shown.iter().map(|line| of(line).len()).max().unwrap_or(0);
+    // One long name must not make every line as long.
+    let width = |of: fn(&Line) -> &str| {
+        let short = |text: &&str| text.len() <= COLUMN_MAX;
+        shown.iter().map(of).filter(short).map(str::len).max().unwrap_or(0)
+    };
     let (targets, reasons) = (width(|line| &line.target), width(|line| &line.reason));
     for Line { target, reason, decision } in shown {
         let line = match (detail, decision) {
@@ -235,6 +241,17 @@ Do not retry through other routes. If this host is needed, say so and stop.";
         let long = ["a".repeat(63).as_str(); 3].join(".") + &format!(".{}", "b".repeat(61));
         let many: Vec<_> = (1..=20).map(|n| denial(&long, n as u16, NO_RULE, 1, n)).collect();
         assert!(egress(&many, DenyDetail::Full).expect("a footer").len() < 4_000);
+    }
+
+    // product.md 3.4: what the footer costs the model is the text in it.
+    #[test]
+    fn a_long_name_does_not_widen_the_other_lines() {
+        let long = ["a".repeat(63).as_str(); 3].join(".") + &format!(".{}", "b".repeat(61));
+        let denials = [denial(&long, 443, NO_RULE, 1, 1), denial("a.test", 443, NO_RULE, 1, 2)];
+        let text = egress(&denials, DenyDetail::Full).expect("a footer");
+        let lines: Vec<_> = text.lines().skip(1).take(2).collect();
+        assert_eq!(lines[0], format!("  - {long}:443 x1   no matching rule   decision d-1"));
+        assert_eq!(lines[1], "  - a.test:443 x1   no matching rule   decision d-2");
     }
 
     #[test]

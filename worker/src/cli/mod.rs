@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub mod audit;
 mod audit_show;
@@ -112,9 +115,17 @@ fn start_log(level: tracing::Level, format: LogFormat) {
         .log_internal_errors(false)
         .with_writer(io::stderr);
     match format {
-        LogFormat::Text => log.event_format(Progress::for_level(level)).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            log.event_format(Progress::for_level(level)).finish().with(ours(level)).init();
+        }
+        LogFormat::Json => log.json().flatten_event(true).finish().with(ours(level)).init(),
     }
+}
+
+/// Events of this program only. Libraries have no names for theirs and no bound: code in a jail could
+/// fill the log by what its connections say (INV-11, INV-12).
+fn ours(level: tracing::Level) -> Targets {
+    Targets::new().with_target(env!("CARGO_CRATE_NAME"), level)
 }
 
 /// Runs what was asked for.
@@ -211,5 +222,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    // INV-11, INV-12: a flood of resets of HTTP/2 is a warning of its library for each connection.
+    #[test]
+    fn the_log_has_events_of_this_program_only() {
+        use tracing::Level;
+        for library in ["h2::proto::streams::recv", "hyper", "hickory_resolver", "rustls"] {
+            for level in [Level::ERROR, Level::TRACE] {
+                assert!(!ours(Level::TRACE).would_enable(library, &level), "{library} {level}");
+            }
+        }
+        assert!(ours(Level::INFO).would_enable(module_path!(), &Level::INFO));
+        assert!(!ours(Level::INFO).would_enable(module_path!(), &Level::DEBUG));
     }
 }

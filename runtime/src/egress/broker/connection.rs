@@ -252,7 +252,7 @@ impl Connection {
         open.end(by);
     }
 
-    /// Waits until the connection has to be cut: its rule is gone, or its time is over.
+    /// Waits until the connection has to be cut: its rule or report mode is gone, or its time is over.
     pub async fn cut(&self, mut changes: watch::Receiver<State>, carried: Carried) -> Reason {
         // Whether report mode was seen to have ended: what it left is allowed by rules.
         let mut over = false;

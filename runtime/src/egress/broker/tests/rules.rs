@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write};
 
 use super::lab::{Lab, echoes, in_world, is_reset, plan, serve_echo};
 use crate::egress::Reason;
+use crate::egress::scope::now;
 use crate::policy::network::DenyReason;
 
 const HOSTS: &str = "203.0.113.10 api.example.com db.example.com\n10.0.0.5 inner.example.com\n";
@@ -51,6 +52,25 @@ in_world!(connections_of_removed_rules_are_reset_and_others_go_on, || {
     connect("db.example.com", 9000);
     let refused = lab.connect(&attached, "db.example.com", 9002).expect_err("no rule names it");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+});
+
+// Part 6 of the contract: report mode has an end, also for what it let through.
+in_world!(connections_of_report_mode_end_with_it_and_those_of_rules_go_on, || {
+    let lab = Lab::new(HOSTS);
+    drop(serve_echo("203.0.113.10:9000"));
+    let mut reporting = plan(&["api.example.com:9000"]);
+    reporting.rules.report_until = Some(now() + 3);
+    let attached = lab.attach_plan(reporting);
+    let connect = |name| {
+        let mut stream = lab.connect(&attached, name, 9000).expect("accepted");
+        assert!(echoes(&mut stream, b"\0").expect("echo"), "{name}");
+        stream
+    };
+    let (mut kept, mut gone) = (connect("api.example.com"), connect("db.example.com"));
+    assert!(is_reset(&mut gone));
+    let closed = lab.log.closed(1);
+    assert_eq!(closed[0].2, Some(Reason::RuleRemoved));
+    assert!(echoes(&mut kept, b"\0").expect("a rule allows it"));
 });
 
 in_world!(a_handshake_that_has_begun_is_decided_by_the_rules_at_its_end, || {
