@@ -14,7 +14,7 @@ use super::jails::Jails;
 use super::record::Record;
 use crate::cli::policy::{chain, read_policy, read_policy_file};
 use crate::cli::poll::resolve_policy;
-use crate::credential::KeySource;
+use crate::credential::{KeyError, KeySource};
 use crate::queue::{EnvironmentKeySetter, Shutdown};
 use crate::settings::Settings;
 
@@ -159,6 +159,8 @@ async fn reread_key(reload: &Reload) {
     let source = Arc::clone(&reload.source);
     let read = tokio::task::spawn_blocking(move || source.reread()).await;
     let outcome = match read {
+        // There is no file to read: only the rules can have changed.
+        Ok(Err(KeyError::Fixed)) => return,
         Ok(Ok(key)) => reload.setter.replace(&key).map_err(|error| error.to_string()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(error) => Err(error.to_string()),
