@@ -21,6 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ADDRESS, PORT, RELAY_PORT, NAME = "203.0.113.10", "7001", "7002", "peer.example.com"
 GIB = 1 << 30
+PATIENCE = 10  # seconds for one transfer or series
 TICKS = os.sysconf("SC_CLK_TCK")
 CLONE_NEWNS, CLONE_NEWNET, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 0x40000000, 4096, 16384, 1 << 18
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -91,7 +92,8 @@ class Way:
         self.failed = 0
 
     def client(self, peer, what, amount):
-        out = run(*self.prefix, peer, what, self.host, self.port, str(amount))
+        line = [*self.prefix, peer, what, self.host, self.port, str(amount)]
+        out = run(*line, stderr=subprocess.DEVNULL, timeout=PATIENCE)
         return [float(line) for line in out.split()]
 
     def measure(self, peer, amount, pings):
@@ -99,7 +101,7 @@ class Way:
             before = cpu(self.between())
             try:
                 [seconds] = self.client(peer, what, amount)
-            except subprocess.CalledProcessError:
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
                 self.failed += 1  # said below; one that always fails has no figure
                 continue
             if self.between():

@@ -220,7 +220,7 @@ fn a_limit_of_open_files_that_is_too_low_is_explained() {
         policy(&format!("allow = [{}]", rules.join(", ")))
     };
     for (files, count, says) in [
-        ("64:64", 150, Some("of the jail: Too many open files")),
+        ("64:64", 150, Some("more: Too many open files")),
         ("256:256", 150, Some("cannot serve the jail's network: Too many open files")),
         ("64:64", 1, None),
         ("256:256", 1, None),

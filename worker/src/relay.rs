@@ -130,7 +130,8 @@ impl Relay {
                     Ok(Event::Running(report, terminal)) => {
                         if !serve(std::mem::take(&mut self.listeners)) {
                             // Nothing may run with a network that leads nowhere.
-                            launcher.end()?;
+                            // A launcher that is gone has ended the jail already.
+                            let _ended = launcher.end();
                         }
                         tracing::info!(
                             event = "jail.running",

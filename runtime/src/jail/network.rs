@@ -30,6 +30,8 @@ use super::step::{Step, StepFailure};
 
 /// Port of the resolver.
 const DNS: u16 = 53;
+/// Most ports that one message names.
+const NAMED_MAX: usize = 8;
 /// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// Index of loopback in every network namespace (`LOOPBACK_IFINDEX`).
@@ -80,7 +82,14 @@ pub(super) fn listeners(ports: &[u16]) -> (Vec<(Listener, OwnedFd)>, Option<Step
             }
         }
     }
-    let detail = || format!("listen in the jail on port {}", refused.join(", "));
+    let detail = || {
+        let named = refused.len().min(NAMED_MAX);
+        let more = match refused.len() - named {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("listen in the jail on port {}{more}", refused[..named].join(", "))
+    };
     let failure = cause.map(|error| StepFailure::new(Step::Network, detail(), &error));
     (made, failure)
 }
