@@ -260,6 +260,9 @@ pub enum Event {
         bytes_in: u64,
         /// From the decision to the end, microseconds.
         duration_us: u64,
+        /// The address that answered: of several that were checked, perhaps not the first.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        address: Option<Name>,
         /// Why it was closed, in one word, if we did.
         #[serde(skip_serializing_if = "Option::is_none")]
         by: Option<Name>,

@@ -70,6 +70,8 @@ pub struct Closed {
     pub number: u64,
     /// Where it went.
     pub target: Target,
+    /// The address that answered, if one did and we know it.
+    pub address: Option<IpAddr>,
     /// Bytes from the jail.
     pub bytes_out: u64,
     /// Bytes into the jail.

@@ -57,7 +57,15 @@ fn wanted(host: &str) -> Decision {
 
 fn closed(number: u64, host: &str, by: Option<Reason>) -> Closed {
     let duration = Duration::from_millis(5);
-    Closed { number, target: target(host, 443), bytes_out: 10, bytes_in: 100, duration, by }
+    Closed {
+        number,
+        target: target(host, 443),
+        address: None,
+        bytes_out: 10,
+        bytes_in: 100,
+        duration,
+        by,
+    }
 }
 
 #[test]

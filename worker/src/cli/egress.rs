@@ -9,7 +9,7 @@ use stockade_runtime::egress::Reason;
 use stockade_runtime::policy::network::Host;
 
 use super::egress_records::{LogArgs, LogError, written};
-use super::egress_report::{AllowedKey, DeniedKey, Report, Row, destination};
+use super::egress_report::{AllowedKey, DeniedKey, Grouping, Report, Row, Whose, destination};
 use crate::exit::Exit;
 use crate::progress::{size, visible};
 
@@ -37,6 +37,10 @@ struct ReportArgs {
     #[command(flatten)]
     log: LogArgs,
 
+    /// Tell sessions and tool calls apart: a line for each destination of each call
+    #[arg(long)]
+    by_call: bool,
+
     /// Choose the output format [default: table]
     #[arg(long, value_name = "FORMAT", default_value = "table", hide_default_value = true)]
     format: TableFormat,
@@ -54,7 +58,8 @@ pub enum TableFormat {
 /// Runs `worker egress`.
 pub fn run(args: &EgressArgs) -> anyhow::Result<Exit> {
     let EgressCommand::Report(args) = &args.command;
-    let report = match Report::of(&args.log) {
+    let grouping = if args.by_call { Grouping::Call } else { Grouping::Destination };
+    let report = match Report::of(&args.log, grouping) {
         Ok(report) => report,
         Err(error) => return Ok(error.told()),
     };
@@ -78,8 +83,16 @@ pub fn run(args: &EgressArgs) -> anyhow::Result<Exit> {
 }
 
 fn table(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    // Of whom, in front, or nothing.
+    let head = |rest: &[&'static str]| -> Vec<&'static str> {
+        let whose: &[&str] = match report.grouping {
+            Grouping::Destination => &[],
+            Grouping::Call => &["SESSION", "CALL"],
+        };
+        [whose, rest].concat()
+    };
     if !report.allowed.is_empty() {
-        let head = ["ALLOWED", "CONNECTIONS", "OUT", "IN", "CALLS", "FIRST", "LAST", "RULE"];
+        let head = head(&["ALLOWED", "CONNECTIONS", "OUT", "IN", "CALLS", "FIRST", "LAST", "RULE"]);
         let rows = report.allowed.iter().map(|(key, row)| {
             let rule = match (&key.rule, key.reported) {
                 (_, true) => "REPORT MODE: no rule".to_owned(),
@@ -87,7 +100,8 @@ fn table(out: &mut impl Write, report: &Report) -> io::Result<()> {
                 (None, _) => "-".to_owned(),
             };
             let [first, last] = times(row);
-            vec![
+            let mut cells = whose(key.whose.as_ref());
+            cells.extend([
                 visible(&destination(key.host.as_deref(), key.port)),
                 row.count.to_string(),
                 size(row.bytes_out),
@@ -96,7 +110,8 @@ fn table(out: &mut impl Write, report: &Report) -> io::Result<()> {
                 first,
                 last,
                 rule,
-            ]
+            ]);
+            cells
         });
         columns(out, &head, rows.collect())?;
     }
@@ -106,16 +121,19 @@ fn table(out: &mut impl Write, report: &Report) -> io::Result<()> {
         }
         let rows = part.iter().map(|(key, row)| {
             let [first, last] = times(row);
-            vec![
+            let mut cells = whose(key.whose.as_ref());
+            cells.extend([
                 visible(&asked_for(key)),
                 row.count.to_string(),
                 row.calls.to_string(),
                 first,
                 last,
                 visible(&sentence(key)),
-            ]
+            ]);
+            cells
         });
-        columns(out, &[name, "TIMES", "CALLS", "FIRST", "LAST", "REASON"], rows.collect())?;
+        let head = head(&[name, "TIMES", "CALLS", "FIRST", "LAST", "REASON"]);
+        columns(out, &head, rows.collect())?;
     }
     let (sessions, results) = (report.sessions.len(), report.results);
     writeln!(out, "sessions       {sessions}")?;
@@ -151,6 +169,15 @@ fn columns(out: &mut impl Write, head: &[&str], rows: Vec<Vec<String>>) -> io::R
         writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     writeln!(out)
+}
+
+/// Session and call, where they are told apart.
+fn whose(whose: Option<&Whose>) -> Vec<String> {
+    let cells = |whose: &Whose| {
+        let call = whose.call.as_deref().unwrap_or("-");
+        vec![visible(&whose.session), visible(call)]
+    };
+    whose.map(cells).unwrap_or_default()
 }
 
 fn times(row: &Row) -> [String; 2] {
@@ -205,36 +232,53 @@ fn document(args: &LogArgs, report: &Report) -> Value {
 }
 
 fn allowed_json(key: &AllowedKey, row: &Row) -> Value {
-    json!({
-        "host": key.host,
-        "port": key.port,
-        "rule": key.rule,
-        "origin": row.origin,
-        "report_mode": key.reported,
-        "connections": row.count,
-        "bytes_out": row.bytes_out,
-        "bytes_in": row.bytes_in,
-        "duration_us": row.duration_us,
-        "calls": row.calls,
-        "sessions": row.sessions,
-        "first": row.first.map(written),
-        "last": row.last.map(written),
-    })
+    of(
+        key.whose.as_ref(),
+        json!({
+            "host": key.host,
+            "port": key.port,
+            "rule": key.rule,
+            "origin": row.origin,
+            "addresses": row.addresses,
+            "report_mode": key.reported,
+            "connections": row.count,
+            "bytes_out": row.bytes_out,
+            "bytes_in": row.bytes_in,
+            "duration_us": row.duration_us,
+            "calls": row.calls,
+            "sessions": row.sessions,
+            "first": row.first.map(written),
+            "last": row.last.map(written),
+        }),
+    )
 }
 
 fn denied_json(key: &DeniedKey, row: &Row) -> Value {
-    json!({
-        "host": key.host,
-        "port": key.port.filter(|port| *port != 53),
-        "lookup": key.port == Some(53),
-        "reason": key.reason,
-        "address_class": key.class,
-        "count": row.count,
-        "calls": row.calls,
-        "sessions": row.sessions,
-        "first": row.first.map(written),
-        "last": row.last.map(written),
-    })
+    of(
+        key.whose.as_ref(),
+        json!({
+            "host": key.host,
+            "port": key.port.filter(|port| *port != 53),
+            "lookup": key.port == Some(53),
+            "reason": key.reason,
+            "addresses": row.addresses,
+            "address_class": key.class,
+            "count": row.count,
+            "calls": row.calls,
+            "sessions": row.sessions,
+            "first": row.first.map(written),
+            "last": row.last.map(written),
+        }),
+    )
+}
+
+/// Adds session and call, where they are told apart.
+fn of(whose: Option<&Whose>, mut row: Value) -> Value {
+    if let Some(whose) = whose {
+        row["session"] = json!(whose.session);
+        row["tool_call"] = json!(whose.call);
+    }
+    row
 }
 
 #[cfg(test)]

@@ -16,9 +16,33 @@ const REMEMBERED_MAX: usize = 200_000;
 /// Most sessions that are named.
 const SESSIONS_MAX: usize = 10_000;
 
+/// Most addresses that are named for one destination.
+const ADDRESSES_MAX: usize = 16;
+
+/// What a row is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Grouping {
+    /// A destination.
+    #[default]
+    Destination,
+    /// A destination in one tool call.
+    Call,
+}
+
+/// Whose connections a row counts, where calls are told apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Whose {
+    /// The session.
+    pub session: String,
+    /// The tool call; `None` between calls.
+    pub call: Option<String>,
+}
+
 /// An allowed destination.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AllowedKey {
+    /// `None`: everybody's.
+    pub whose: Option<Whose>,
     /// Name or address; `None` for those that the record does not name.
     pub host: Option<String>,
     /// TCP port.
@@ -32,6 +56,8 @@ pub struct AllowedKey {
 /// A destination that was refused, or that failed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeniedKey {
+    /// `None`: everybody's.
+    pub whose: Option<Whose>,
     /// Name or address; `None` for those that the record does not name.
     pub host: Option<String>,
     /// TCP port; 53 for a lookup.
@@ -59,10 +85,20 @@ pub struct Row {
     pub sessions: u64,
     /// Where the rule was written.
     pub origin: Option<String>,
+    /// Addresses that answered, or that were refused; the first few.
+    pub addresses: BTreeSet<String>,
     /// First time.
     pub first: Option<SystemTime>,
     /// Last time.
     pub last: Option<SystemTime>,
+}
+
+impl Row {
+    fn leads_to(&mut self, address: String) {
+        if self.addresses.len() < ADDRESSES_MAX {
+            self.addresses.insert(address);
+        }
+    }
 }
 
 /// The report.
@@ -86,8 +122,10 @@ pub struct Report {
     pub omitted: u64,
     /// What the log is.
     pub log: Verification,
-    /// Connections by session and number, until they end.
-    open: HashMap<(String, u64), AllowedKey>,
+    /// What a row is about.
+    pub grouping: Grouping,
+    /// Connections by session and number, until they end, with the address that was tried first.
+    open: HashMap<(String, u64), (AllowedKey, Option<String>)>,
     /// Results that were not accepted yet, by session and call.
     pending: HashMap<(String, String), u64>,
     /// The last call of a row in a session.
@@ -102,11 +140,27 @@ impl Report {
     ///
     /// # Errors
     /// [`LogError`], but not [`LogError::Broken`].
-    pub fn of(args: &LogArgs) -> Result<Report, LogError> {
-        let mut report = Report::default();
+    pub fn of(args: &LogArgs, grouping: Grouping) -> Result<Report, LogError> {
+        let mut report = Report { grouping, ..Report::default() };
         let log = args.read(&mut |record| report.add(record))?;
         report.log = log;
+        report.settle();
         Ok(report)
+    }
+
+    /// Connections whose end is not in the log lead, as far as is known, where was tried first.
+    fn settle(&mut self) {
+        for (key, address) in std::mem::take(&mut self.open).into_values() {
+            if let (Some(row), Some(address)) = (self.allowed.get_mut(&key), address) {
+                row.leads_to(address);
+            }
+        }
+    }
+
+    fn whose(&self, record: &Record) -> Option<Whose> {
+        let Record { session, call, .. } = record;
+        let whose = || Whose { session: session.clone(), call: call.clone() };
+        (self.grouping == Grouping::Call).then(whose)
     }
 
     fn add(&mut self, record: Record) {
@@ -119,10 +173,14 @@ impl Report {
             Event::EgressRules { report_until: Some(until), .. } if wanted => {
                 self.report_mode.insert(until.as_str().to_owned());
             }
-            Event::EgressAllowed { number, host, port, rule, origin, reported, .. } => {
-                let key = allowed_key(Some(host), Some(*port), rule.as_ref(), *reported);
+            Event::EgressAllowed {
+                number, host, port, address, rule, origin, reported, ..
+            } => {
+                let mut key = allowed_key(Some(host), Some(*port), rule.as_ref(), *reported);
+                key.whose = self.whose(&record);
                 if self.open.len() < REMEMBERED_MAX {
-                    self.open.insert((record.session.clone(), *number), key.clone());
+                    let address = address.as_ref().map(|address| address.as_str().to_owned());
+                    self.open.insert((record.session.clone(), *number), (key.clone(), address));
                 }
                 let origin = origin.as_ref().map(|origin| origin.as_str().to_owned());
                 self.allowed(&record, key, |row| {
@@ -137,9 +195,13 @@ impl Report {
                     self.refused(&record, (Some(host), Some(*port)), (by.as_str(), None), 1);
                 }
             }
-            Event::EgressDenied { host, port, reason, address_class, .. } => {
+            Event::EgressDenied { host, port, reason, address, address_class, .. } => {
                 let class = address_class.as_ref().map(|class| class.as_str());
-                self.refused(&record, (Some(host), Some(*port)), (reason.as_str(), class), 1);
+                let row =
+                    self.refused(&record, (Some(host), Some(*port)), (reason.as_str(), class), 1);
+                if let (Some(row), Some(address)) = (row, address) {
+                    row.leads_to(address.as_str().to_owned());
+                }
             }
             Event::EgressFailed { host, port, reason, .. } => {
                 self.refused(&record, (Some(host), Some(*port)), (reason.as_str(), None), 1);
@@ -156,7 +218,7 @@ impl Report {
     }
 
     fn carried(&mut self, record: &Record) {
-        let (key, add) = match &record.event {
+        let (key, add, address) = match &record.event {
             Event::EgressSummed {
                 host,
                 port,
@@ -168,16 +230,28 @@ impl Report {
                 duration_us,
                 ..
             } => {
-                let key = allowed_key(host.as_ref(), *port, rule.as_ref(), *reported);
-                (key, [*connections, *bytes_out, *bytes_in, *duration_us])
+                let mut key = allowed_key(host.as_ref(), *port, rule.as_ref(), *reported);
+                key.whose = self.whose(record);
+                (key, [*connections, *bytes_out, *bytes_in, *duration_us], None)
             }
             Event::EgressClosed {
-                number, host, port, bytes_out, bytes_in, duration_us, ..
+                number,
+                host,
+                port,
+                bytes_out,
+                bytes_in,
+                duration_us,
+                address,
+                ..
             } => {
                 let begun = self.open.remove(&(record.session.clone(), *number));
                 // Its beginning may be in an earlier log.
-                let unknown = || allowed_key(Some(host), Some(*port), None, false);
-                (begun.unwrap_or_else(unknown), [0, *bytes_out, *bytes_in, *duration_us])
+                let key = begun.map(|(key, _)| key).unwrap_or_else(|| AllowedKey {
+                    whose: self.whose(record),
+                    ..allowed_key(Some(host), Some(*port), None, false)
+                });
+                let address = address.as_ref().map(|address| address.as_str().to_owned());
+                (key, [0, *bytes_out, *bytes_in, *duration_us], address)
             }
             _ => return,
         };
@@ -186,6 +260,7 @@ impl Report {
             row.bytes_out = row.bytes_out.saturating_add(add[1]);
             row.bytes_in = row.bytes_in.saturating_add(add[2]);
             row.duration_us = row.duration_us.saturating_add(add[3]);
+            address.into_iter().for_each(|address| row.leads_to(address));
         });
     }
 
@@ -209,13 +284,15 @@ impl Report {
         (host, port): (Option<&Text>, Option<u16>),
         (reason, class): (&str, Option<&str>),
         count: u64,
-    ) {
+    ) -> Option<&mut Row> {
         if !record.wanted {
-            return;
+            return None;
         }
+        let whose = self.whose(record);
         let is_denial = Reason::from_word(reason, class).is_none_or(Reason::is_denial);
         let part = if is_denial { &mut self.denied } else { &mut self.failed };
         let key = DeniedKey {
+            whose,
             host: host.map(|host| host.as_str().to_owned()),
             port,
             reason: reason.to_owned(),
@@ -223,12 +300,13 @@ impl Report {
         };
         if part.len() >= ROWS_MAX && !part.contains_key(&key) {
             self.omitted += 1;
-            return;
+            return None;
         }
         let place = Place(format!("refused {key:?}"));
         let row = part.entry(key).or_default();
         row.count = row.count.saturating_add(count);
         seen(row, place, record, &mut self.last_call);
+        Some(row)
     }
 
     /// Bytes of results that the control plane accepted.
@@ -287,7 +365,7 @@ fn allowed_key(
     reported: bool,
 ) -> AllowedKey {
     let text = |text: &Text| text.as_str().to_owned();
-    AllowedKey { host: host.map(text), port, reported, rule: rule.map(text) }
+    AllowedKey { whose: None, host: host.map(text), port, reported, rule: rule.map(text) }
 }
 
 /// A destination for people.

@@ -6,8 +6,8 @@ use super::*;
 use stockade_runtime::audit::{CallStatus, Fingerprint, NotPosted};
 
 fn closed(number: u64, host: &str, bytes_out: u64, bytes_in: u64) -> Event {
-    let (host, port, duration_us, by) = (Text::of(&host), 443, 7, None);
-    Event::EgressClosed { number, host, port, bytes_out, bytes_in, duration_us, by }
+    let (host, port, duration_us, address, by) = (Text::of(&host), 443, 7, None, None);
+    Event::EgressClosed { number, host, port, bytes_out, bytes_in, duration_us, address, by }
 }
 
 fn ended(bytes: usize) -> Event {
@@ -26,7 +26,7 @@ fn report(events: Vec<(&str, Option<&str>, Event)>, change: fn(&mut LogArgs)) ->
     write(&path, events);
     let mut args = LogArgs { audit_file: Some(path), ..LogArgs::default() };
     change(&mut args);
-    Report::of(&args).expect("readable")
+    Report::of(&args, Grouping::Destination).expect("readable")
 }
 
 #[test]
@@ -111,6 +111,7 @@ fn a_connection_that_was_closed_for_a_reason_is_allowed_and_refused() {
         bytes_out: 1,
         bytes_in: 0,
         duration_us: 1,
+        address: None,
         by: Some(by.into()),
     };
     let found = report(

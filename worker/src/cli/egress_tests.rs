@@ -9,7 +9,7 @@ fn shown(events: Vec<(&str, Option<&str>, Event)>) -> (String, Value) {
     let path = directory.path().join("audit.jsonl");
     write(&path, events);
     let args = LogArgs { audit_file: Some(path), ..LogArgs::default() };
-    let report = Report::of(&args).expect("readable");
+    let report = Report::of(&args, Grouping::Destination).expect("readable");
     let mut out = Vec::new();
     table(&mut out, &report).expect("memory");
     (String::from_utf8(out).expect("UTF-8"), document(&args, &report))
@@ -29,6 +29,7 @@ fn a_report_names_destinations_reasons_and_what_report_mode_allowed() {
                 bytes_out: 2048,
                 bytes_in: 5,
                 duration_us: 1,
+                address: None,
                 by: None,
             },
         ),

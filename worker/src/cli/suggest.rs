@@ -15,7 +15,7 @@ use stockade_runtime::egress::Reason;
 use stockade_runtime::policy::network::{AddressClass, DenyReason, Host, HostName};
 
 use super::egress_records::{LogArgs, LogError};
-use super::egress_report::{Report, destination};
+use super::egress_report::{Grouping, Report, destination};
 use super::policy::ShowFormat;
 use crate::exit::Exit;
 use crate::progress::visible;
@@ -43,7 +43,7 @@ pub struct SuggestArgs {
 /// # Errors
 /// The exit code, after the reason was told.
 pub fn text(args: &SuggestArgs) -> Result<String, Exit> {
-    let report = Report::of(&args.log).map_err(|error| error.told())?;
+    let report = Report::of(&args.log, Grouping::Destination).map_err(|error| error.told())?;
     if let Some(problem) = report.log.problem {
         let file = args.log.file().unwrap_or_default();
         return Err(LogError::Broken { file, problem }.told());

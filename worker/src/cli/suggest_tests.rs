@@ -12,7 +12,7 @@ fn suggested(events: Vec<Event>) -> Suggestions {
     let path = directory.path().join("audit.jsonl");
     write(&path, events.into_iter().map(|event| ("sesn_1", Some("c1"), event)).collect());
     let args = LogArgs { audit_file: Some(path), ..LogArgs::default() };
-    Suggestions::from(&Report::of(&args).expect("readable"))
+    Suggestions::from(&Report::of(&args, Grouping::Destination).expect("readable"))
 }
 
 /// The rules of a patch as the broker would have them: it is a policy by itself.

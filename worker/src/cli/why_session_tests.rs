@@ -97,6 +97,7 @@ fn a_connection_closed_for_what_it_said_was_denied_and_one_at_a_limit_was_not() 
         bytes_out: 1,
         bytes_in: 0,
         duration_us: 1,
+        address: None,
         by: Some(by.into()),
     };
     #[rustfmt::skip]

@@ -112,6 +112,7 @@ fn event(entry: &Entry) -> Event {
             bytes_out: closed.bytes_out,
             bytes_in: closed.bytes_in,
             duration_us: microseconds(closed.duration),
+            address: closed.address.map(|address| address.to_string().into()),
             by: closed.by.map(|reason| reason.word().into()),
         },
     }
@@ -157,6 +158,8 @@ fn microseconds(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::queue::Shutdown;
     use stockade_runtime::audit::AuditLog;
@@ -213,6 +216,7 @@ mod tests {
             ledger.close(Closed {
                 number,
                 target: target("a.test", 443),
+                address: Some(Ipv4Addr::new(198, 51, 100, 8).into()),
                 bytes_out: 3,
                 bytes_in: 4,
                 duration: Duration::from_millis(2),
@@ -230,6 +234,7 @@ mod tests {
                 {
                     "event": "egress.closed", "number": 1, "host": "a.test", "port": 443,
                     "bytes_out": 3, "bytes_in": 4, "duration_us": 2000,
+                    "address": "198.51.100.8",
                     "session": "sesn_1", "tool_call": "sevt_1",
                 },
             ])

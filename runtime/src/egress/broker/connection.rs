@@ -56,6 +56,8 @@ pub(super) struct Open {
     target: Target,
     meter: Arc<Meter>,
     began: Instant,
+    /// The address that answered.
+    address: Option<IpAddr>,
     by: Option<Reason>,
     /// Free only when the end is recorded: whoever waits for the one has waited for the other.
     _slot: Arc<Slot>,
@@ -74,6 +76,7 @@ impl Drop for Open {
         self.scope.ledger.close(Closed {
             number: self.number,
             target: self.target.clone(),
+            address: self.address,
             bytes_out,
             bytes_in,
             duration: self.began.elapsed(),
@@ -336,12 +339,13 @@ impl Connection {
         })?;
         let scope = &self.session.scope;
         let number = scope.ledger.allow(decision).ok_or(Reason::Unrecorded)?;
-        let open = Open {
+        let mut open = Open {
             scope: Arc::clone(scope),
             number,
             target: self.target.clone(),
             meter: Arc::clone(&self.meter),
             began: Instant::now(),
+            address: None,
             by: None,
             _slot: Arc::clone(&self.slot),
         };
@@ -354,6 +358,7 @@ impl Connection {
                 if let Some(address) = address {
                     self.dialled.get_or_init(|| address);
                 }
+                open.address = address;
                 self.meter.touch();
                 Ok((Arc::new(Peer::new(stream)), open))
             }
