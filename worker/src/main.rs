@@ -1,34 +1,6 @@
-//! `worker`: gives agent sessions, or any command, a jail of their own on this host.
-//!
-//! This is the edge: it reads arguments, files and the environment, and turns results into exit
-//! codes. What a jail is, how it is made and what it may do is in `stockade_runtime`.
+//! The binary `worker`; everything is in its library.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
-
-use clap::Parser as _;
-
-mod cli;
-mod credential;
-mod daemon;
-mod devserver;
-mod doctor;
-mod egress_log;
-mod exec;
-mod exit;
-mod explain;
-mod footer;
-mod network;
-mod progress;
-mod queue;
-mod relay;
-mod settings;
-mod sweep;
-
-fn main() -> ExitCode {
-    // Before anything else: a process started as the launcher must not read arguments, files or
-    // the environment, and one started as the key reader only what it was started for.
-    stockade_runtime::session::become_launcher_if_asked();
-    credential::reader::become_key_reader_if_asked();
-    cli::run(cli::Cli::parse())
+fn main() -> std::process::ExitCode {
+    stockade_worker::main()
 }

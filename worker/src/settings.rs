@@ -105,6 +105,8 @@ pub struct Settings {
     pub headers_dropped: Vec<HeaderName>,
     /// Sent with every request (HDR-1).
     pub anthropic_version: HeaderValue,
+    /// The configuration file.
+    pub config: Option<PathBuf>,
     /// Name or file of the policy.
     pub policy: String,
     /// Where named policies are.
@@ -175,6 +177,7 @@ impl Settings {
             headers,
             headers_dropped,
             anthropic_version: version(&args.anthropic_version)?,
+            config: args.config.clone(),
             policy: args.policy.clone(),
             policy_directories: args.policy_directories.clone(),
             workdir: args.workdir.as_deref().map(|d| directory("--workdir", d)).transpose()?,

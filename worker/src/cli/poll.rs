@@ -23,6 +23,7 @@ use stockade_runtime::policy::{
 
 use super::policy::{self, ReportFormat};
 use super::syscall_groups;
+use crate::config::{self, Config};
 use crate::credential::{self, KeyError, KeySource};
 use crate::daemon;
 use crate::exit::Exit;
@@ -58,6 +59,10 @@ pub struct PollArgs {
     /// Run every session in a jail; required
     #[arg(long)]
     pub jail: bool,
+
+    /// Read FILE for what has no option: skills, memory, custom tools
+    #[arg(long, value_name = "FILE", env = "WORKER_CONFIG", hide_env = true)]
+    pub config: Option<PathBuf>,
 
     /// Use this policy for sessions [default: default]
     ///
@@ -283,6 +288,8 @@ pub struct Ready {
     pub policy: Policy,
     /// The files it was read from, as they were named.
     pub policy_files: Vec<PathBuf>,
+    /// The configuration file; the defaults if there is none.
+    pub config: Config,
     /// Where the key comes from, with its reader started.
     pub source: KeySource,
     /// The key.
@@ -320,6 +327,10 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Exit::Policy
     })?;
+    let config = settings.config.as_deref().map(config::load).transpose().map_err(|error| {
+        explain::complain(&error, Some("docs/poll.md lists what it may hold"));
+        Exit::Policy
+    })?;
     // AUTH-10. Not earlier: without root the launcher could not map its ids.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|errno| {
         explain::say(&format!("error: cannot become undumpable: {errno}"));
@@ -347,7 +358,14 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
             return Err(Exit::Evidence);
         }
     };
-    Ok(Ready { policy, policy_files: files.into_inner(), source, key, audit })
+    Ok(Ready {
+        policy,
+        policy_files: files.into_inner(),
+        config: config.unwrap_or_default(),
+        source,
+        key,
+        audit,
+    })
 }
 
 fn complain_key(error: &KeyError) -> Exit {

@@ -215,7 +215,9 @@ impl Client {
         headers.insert(header::AUTHORIZATION, bearer);
         headers.insert(header::ACCEPT, HeaderValue::from_static(request.accept));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.insert("anthropic-beta", HeaderValue::from_static(BETA));
+        if let Some(beta) = request.beta {
+            headers.insert("anthropic-beta", HeaderValue::from_static(beta));
+        }
         if request.worker_id {
             headers.insert(WORKER_ID, inner.worker_id.clone());
         }
@@ -229,8 +231,6 @@ impl Client {
     }
 }
 
-/// HDR-2.
-const BETA: &str = "managed-agents-2026-04-01";
 const USER_AGENT: &str = concat!("stockade-worker/", env!("CARGO_PKG_VERSION"));
 
 /// An error and the headers that came with it.

@@ -41,6 +41,8 @@ pub enum Progress<'a> {
     Posted { call: &'a str },
     /// A result is not on the server; `for_good`: it was refused and is not posted again.
     PostFailed { call: &'a str, for_good: bool },
+    /// A call was dealt with, whether it was ours or not, ran or not (MEM-30).
+    Dispatched { call: &'a str },
     /// After teardown, before the stop.
     Ended { how: ItemEnd },
 }

@@ -2,8 +2,10 @@
 //!
 //! All methods return `impl Future + Send`; an implementation writes `async fn`.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 
+use super::api::ItemApi;
 use super::events::{Ids, Progress};
 use super::gate::Owner;
 use super::lease::LeaseEnd;
@@ -27,6 +29,10 @@ pub trait SessionTools: Send + 'static {
 pub struct Opening<'a> {
     pub ids: &'a Ids,
     pub session: &'a Session,
+    /// Of the work item, as the poll handed it out (AUTH-13).
+    pub work_metadata: &'a BTreeMap<String, String>,
+    /// Speaks for the work item (AUTH-5): skills and memory. Cheap to clone.
+    pub api: &'a ItemApi,
 }
 
 /// Tools that could not be made. Nothing of the session runs.

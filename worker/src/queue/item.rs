@@ -5,6 +5,7 @@
 //! stop, unless the lease is lost (LEASE-12, LEASE-13). Nothing here is ever cut short from outside:
 //! shutdown arrives as a level, and the way out is the same for all.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +92,9 @@ pub async fn serve<H: Host>(
             );
             ItemEnd::NotASession
         }
-        WorkKind::Session(session) => lead(&shared, session, &api, &ids, shutdown.clone()).await,
+        WorkKind::Session(session) => {
+            lead(&shared, session, &item.metadata, &api, &ids, shutdown.clone()).await
+        }
     };
     shared.host.observe(&ids, &Progress::Ended { how });
     if how.stops() {
@@ -148,6 +151,7 @@ async fn stop(api: &ItemApi, ids: &Ids, mut shutdown: ShutdownWatch) {
 async fn lead<H: Host>(
     shared: &Arc<Shared<H>>,
     session: &str,
+    metadata: &BTreeMap<String, String>,
     api: &ItemApi,
     ids: &Ids,
     shutdown: ShutdownWatch,
@@ -164,7 +168,7 @@ async fn lead<H: Host>(
     };
     let beats = shared.heartbeats.spawn(keep(keeper, Arc::clone(&view)));
     let lease = view.subscribe();
-    let work = Work { shared, api, ids, lease: lease.clone(), shutdown };
+    let work = Work { shared, metadata, api, ids, lease: lease.clone(), shutdown };
     let how = work.session(session).await;
     finished.cancel();
     // A beat that is on its way may say something else: the first reason stands (RACE-14).
@@ -184,6 +188,7 @@ async fn lead<H: Host>(
 /// One session item.
 struct Work<'a, H: Host> {
     shared: &'a Arc<Shared<H>>,
+    metadata: &'a BTreeMap<String, String>,
     api: &'a ItemApi,
     ids: &'a Ids,
     lease: watch::Receiver<LeaseView>,
@@ -246,7 +251,8 @@ impl<H: Host> Work<'_, H> {
 
     async fn with_journal(&self, session: &Session, journal: &SharedJournal) -> ItemEnd {
         let host = &self.shared.host;
-        let opening = Opening { ids: self.ids, session };
+        let (ids, api) = (self.ids, self.api);
+        let opening = Opening { ids, session, work_metadata: self.metadata, api };
         let opened = match self.unless_over(host.open(opening)).await {
             Ok(opened) => opened,
             Err(how) => return how,

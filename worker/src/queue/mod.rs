@@ -38,6 +38,8 @@ mod wire;
 
 use std::sync::Arc;
 
+pub use api::ItemApi;
+pub use client::ApiError;
 use client::Client;
 use clock::BootTime;
 pub use credential::{EnvironmentKey, EnvironmentKeySetter};

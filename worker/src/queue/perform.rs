@@ -92,6 +92,12 @@ const POST_AFTER_LIMIT: Duration = Duration::from_secs(5);
 impl<H: Host> Performer<H> {
     /// Performs one call.
     pub async fn perform(&mut self, call: &Call, to: &Controls) -> Finish {
+        let finish = self.run_and_post(call, to).await;
+        self.host.observe(&self.ids, &Progress::Dispatched { call: &call.id });
+        finish
+    }
+
+    async fn run_and_post(&mut self, call: &Call, to: &Controls) -> Finish {
         let known = self.journal.lock().known(&call.id);
         let body = match known {
             Ok(Known::Settled) => return Finish::GaveUp,

@@ -14,6 +14,7 @@ pub struct Request {
     pub(super) query: String,
     pub(super) body: Option<Bytes>,
     pub(super) accept: &'static str,
+    pub(super) beta: Option<&'static str>,
     pub(super) worker_id: bool,
     pub(super) timeout: Duration,
     pub(super) retries: u32,
@@ -26,6 +27,8 @@ pub struct Request {
 #[error("cannot make a request: an id is empty or means a directory")]
 pub struct BadId;
 
+/// HDR-2.
+const BETA: &str = "managed-agents-2026-04-01";
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// HTTP-1.
 const RETRIES: u32 = 2;
@@ -48,6 +51,14 @@ impl Request {
         Request::new(Method::POST, segments)
     }
 
+    /// DELETE, without a body.
+    ///
+    /// # Errors
+    /// As for [`Request::get`].
+    pub fn delete(segments: &[&str]) -> Result<Request, BadId> {
+        Request::new(Method::DELETE, segments)
+    }
+
     fn new(method: Method, segments: &[&str]) -> Result<Request, BadId> {
         let mut path = String::from("/v1");
         for segment in segments {
@@ -63,6 +74,7 @@ impl Request {
             query: String::new(),
             body: None,
             accept: "application/json",
+            beta: Some(BETA),
             worker_id: false,
             timeout: TIMEOUT,
             retries: RETRIES,
@@ -89,6 +101,13 @@ impl Request {
     /// Sets `Accept`.
     pub fn accept(mut self, accept: &'static str) -> Request {
         self.accept = accept;
+        self
+    }
+
+    /// Sends this value of `anthropic-beta` instead of that of work items and sessions; none for
+    /// skills (HDR-2, HDR-3).
+    pub fn beta(mut self, beta: Option<&'static str>) -> Request {
+        self.beta = beta;
         self
     }
 

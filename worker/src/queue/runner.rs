@@ -4,13 +4,14 @@
 //! the shutdown, whichever comes first; the rules are in [`super::gate`] and [`super::idle`].
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::clock::SharedUptime;
-use super::events::{Ids, emit};
+use super::events::{Ids, Progress, emit};
 use super::feed::{Feed, News, WAITING_MAX};
 use super::gate::{Action, Finish, Gate};
 use super::host::{CancelToken, Host, ItemEnd};
@@ -42,6 +43,7 @@ pub struct Session<H: Host> {
 type Performance<H> = BoxFuture<'static, (Box<Performer<H>>, Call, Finish)>;
 
 struct Runner<H: Host> {
+    host: Arc<H>,
     ids: Ids,
     gate: Gate,
     queue: VecDeque<Call>,
@@ -68,6 +70,7 @@ pub async fn run<H: Host>(session: Session<H>) -> (ItemEnd, Performer<H>) {
     let api = session.feed.api.clone();
     let feed = AbortOnDrop(tokio::spawn(session.feed.run(sender)));
     let mut runner = Runner {
+        host: Arc::clone(&session.performer.host),
         ids: session.ids,
         gate: session.gate,
         queue: VecDeque::new(),
@@ -353,6 +356,7 @@ impl<H: Host> Runner<H> {
             Action::NotOwned { id, name } => {
                 emit!(info, self.ids, "call.not_owned", "tool not owned", tool_use_id = %id,
                     tool = %name);
+                self.host.observe(&self.ids, &Progress::Dispatched { call: &id });
             }
         }
     }

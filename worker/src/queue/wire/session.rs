@@ -72,7 +72,7 @@ pub fn parse_session(id: &str, body: &[u8]) -> Option<Session> {
 }
 
 /// The `metadata` member; values that are not text do not count.
-fn metadata(value: &Value) -> BTreeMap<String, String> {
+pub(super) fn metadata(value: &Value) -> BTreeMap<String, String> {
     let members = value.get("metadata").and_then(Value::as_object);
     let pairs = members.into_iter().flatten();
     pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()

@@ -1,8 +1,11 @@
 //! Work items and heartbeat answers (protocol §2.2).
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::super::credential::{WorkSecret, decode_secret};
+use super::session::metadata;
 use super::text;
 
 /// One unit of queue work, as the poll handed it out. It cannot be read again (AUTH-13).
@@ -10,6 +13,8 @@ use super::text;
 pub struct WorkItem {
     pub id: String,
     pub kind: WorkKind,
+    /// Pairs of texts; everything else in it does not count.
+    pub metadata: BTreeMap<String, String>,
     /// Never printed, never serialised.
     pub secret: WorkSecret,
 }
@@ -71,7 +76,7 @@ fn item(value: &Value) -> Option<WorkItem> {
         Some(Value::String(secret)) => decode_secret(secret),
         Some(_) => WorkSecret::Unusable,
     };
-    Some(WorkItem { id: text(value, "id")?, kind, secret })
+    Some(WorkItem { id: text(value, "id")?, kind, metadata: metadata(value), secret })
 }
 
 /// Answer to a heartbeat.

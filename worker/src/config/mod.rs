@@ -1,0 +1,83 @@
+//! The configuration file (`--config FILE`): what a worker is told beside its options.
+//!
+//! Read once, with the rights of whoever started the worker, after the launcher was split off. One
+//! table per subject, each with a file of its own here; unknown keys are refused. What sessions may do
+//! is not decided here but in the policy.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Longest configuration file.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// A configuration as written; what is left out has its default.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not a configuration. The text of the cause names line and column.
+    #[error("cannot use the configuration {path}")]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let read = || {
+        let mut text = String::new();
+        let file = std::fs::File::open(path)?;
+        let read = file.take(BYTES_MAX + 1).read_to_string(&mut text)?;
+        if read as u64 > BYTES_MAX {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(text)
+    };
+    let text = read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|source| {
+        let (path, source) = (path.to_owned(), Box::new(source));
+        ConfigError::Syntax { path, source }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_place() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "\n[skils]\na = 1\n").expect("a file");
+        let error = load(file.path()).expect_err("unknown");
+        let cause = std::error::Error::source(&error).expect("a cause").to_string();
+        assert!(cause.contains("line 2") && cause.contains("skils"), "{cause}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_or_too_long_is_named() {
+        let missing = load(Path::new("/nonexistent.toml")).expect_err("missing").to_string();
+        assert!(missing.contains("/nonexistent.toml"), "{missing}");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "#".repeat(2 << 20)).expect("a file");
+        assert!(matches!(load(file.path()), Err(ConfigError::Read { .. })));
+    }
+}
