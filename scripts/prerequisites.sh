@@ -54,7 +54,7 @@ need_cargo() {
         return 0
     fi
     die 'cargo is missing' \
-        'install Rust 1.91 or newer with rustup; Debian 12 ships an older one'
+        'install Rust 1.95 or newer with rustup; Debian 12 ships an older one'
 }
 
 # target_directory: where cargo puts what it builds.
