@@ -455,6 +455,7 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_the_help() {
+        // POLL-14: the host's name and a number of this process.
         let settings = check(&[]).expect("valid");
         assert_eq!(settings.base_url, "https://api.anthropic.com/");
         assert_eq!(settings.worker_id, "host.example-000000000abc");
@@ -478,6 +479,7 @@ mod tests {
 
     #[test]
     fn each_mistake_has_one_sentence_and_what_to_do() {
+        // CLI-1, CLI-4, AUTH-11, HDR-10.
         let place = tempfile::TempDir::new().expect("a directory");
         let here = place.path().display().to_string();
         let file = format!("{here}/file");
@@ -531,6 +533,8 @@ mod tests {
         }
         check(&[&in_here, "--max-sessions=2", "--share-workdir"]).expect("meant");
         assert_eq!(check(&[&in_here]).expect("valid").max_sessions, 1);
+        let relative = check(&["--workdir=."]).expect("valid").workdir;
+        assert_eq!(relative, std::env::current_dir().ok(), "CLI-1: known by its full name");
         let unjailed = Cli::try_parse_from(["poll"]).expect("arguments").poll;
         let refused = Settings::check(&unjailed, &around(Level::Root, |_| None));
         assert!(refused.expect_err("refused").hint.contains("add --jail"));
