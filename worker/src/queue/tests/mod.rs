@@ -7,6 +7,8 @@ mod http;
 mod journal;
 mod lease;
 mod poll;
+mod races;
+mod requests;
 mod runner;
 mod secrets;
 mod shutdown;

@@ -24,6 +24,7 @@ use crate::queue::wire::event::Event;
 pub struct Seen {
     pub at: Duration,
     pub method: String,
+    pub host: String,
     pub path: String,
     pub query: String,
     pub headers: HeaderMap,
@@ -188,6 +189,7 @@ impl Plane {
         state.seen.push(Seen {
             at: self.start.elapsed(),
             method: request.method.to_string(),
+            host: request.url.host_str().unwrap_or_default().to_owned(),
             path: path.clone(),
             query: request.url.query().unwrap_or_default().to_owned(),
             headers: request.headers.clone(),
