@@ -1,7 +1,9 @@
-//! What `worker poll` was asked to do, checked as a whole before anything is opened or started.
+//! What `worker poll` and its kin were asked to do, checked as a whole before anything is opened or started.
 //!
 //! Looks at arguments, environment and the existence of directories; reads no credential and no
 //! policy. The first thing that is wrong is said in one sentence, with what to do.
+
+mod modes;
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,6 +17,8 @@ use stockade_runtime::jail::Step;
 
 use crate::cli::policy::ReportFormat;
 use crate::cli::poll::{Cadence, PollArgs};
+
+pub use modes::{Mode, OnWork, Serve};
 
 /// Where the control plane is unless something else is said (HDR-10).
 const BASE_URL: &str = "https://api.anthropic.com";
@@ -82,9 +86,11 @@ impl Surroundings {
     }
 }
 
-/// Checked options of `worker poll`.
+/// Checked options of `worker poll`, `worker run` or `worker serve`.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Where work comes from, and who serves it.
+    pub mode: Mode,
     /// The environment that work comes from.
     pub environment_id: String,
     /// Where the key file is, if one was named.
@@ -153,47 +159,49 @@ impl Settings {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(args: &PollArgs, around: &Surroundings) -> Result<Settings, Refusal> {
-        let environment_id = environment_id(args)?;
+        let mode = modes::of_poll(args)?;
+        let environment_id = environment_id(args, &mode)?;
         // Asked for only where it is needed: a service may have no home.
         let state = || state_directory(around);
-        let audit_file = match (&args.audit_file, around.level) {
+        let audit_file = match (&args.session.audit_file, around.level) {
             (Some(file), _) => file.clone(),
             (None, Level::Root) => PathBuf::from("/var/log/stockade/audit.jsonl"),
             (None, Level::Rootless) => state()?.join("audit.jsonl"),
         };
-        let state_dir = args.state_dir.clone().map_or_else(state, Ok)?;
+        let state_dir = args.session.state_dir.clone().map_or_else(state, Ok)?;
         let (headers, headers_dropped) = headers(args, around)?;
-        let max_idle = duration("--max-idle", args.max_idle)?;
+        let max_idle = duration("--max-idle", args.session.max_idle)?;
         Ok(Settings {
+            mode,
             environment_id,
-            environment_key_file: args.environment_key_file.clone(),
+            environment_key_file: args.session.environment_key_file.clone(),
             credentials_directory: (around.variable)("CREDENTIALS_DIRECTORY").map(PathBuf::from),
-            base_url: base_url(args.base_url.as_deref(), args.insecure_http)?,
-            ca_file: args.ca_file.as_deref().map(ca_file).transpose()?,
+            base_url: base_url(args.session.base_url.as_deref(), args.session.insecure_http)?,
+            ca_file: args.session.ca_file.as_deref().map(ca_file).transpose()?,
             worker_id: worker_id(args, around)?,
-            workspace_id: given(args.workspace_id.as_deref())
+            workspace_id: given(args.session.workspace_id.as_deref())
                 .map(|text| id("--workspace-id", text))
                 .transpose()?,
             headers,
             headers_dropped,
-            anthropic_version: version(&args.anthropic_version)?,
-            config: args.config.clone(),
-            policy: args.policy.clone(),
-            policy_directories: args.policy_directories.clone(),
-            workdir: args.workdir.as_deref().map(|d| directory("--workdir", d)).transpose()?,
+            anthropic_version: version(&args.session.anthropic_version)?,
+            config: args.session.config.clone(),
+            policy: args.session.policy.clone(),
+            policy_directories: args.session.policy_directories.clone(),
+            workdir: args.session.workdir.as_deref().map(|d| directory("--workdir", d)).transpose()?,
             outputs_dir: args
-                .outputs_dir
+                .session.outputs_dir
                 .as_deref()
                 .map(|d| directory("--outputs-dir", d))
                 .transpose()?,
             max_sessions: max_sessions(args)?,
-            memory_reserve_bytes: args.memory_reserve.bytes(),
+            memory_reserve_bytes: args.claim.memory_reserve.bytes(),
             max_idle: (!max_idle.is_zero()).then_some(max_idle),
             tool_timeout: args
-                .tool_timeout
+                .session.tool_timeout
                 .map(|d| at_least_1s("--tool-timeout", d))
                 .transpose()?,
-            drain_timeout: duration("--drain-timeout", args.drain_timeout)?,
+            drain_timeout: duration("--drain-timeout", args.session.drain_timeout)?,
             once: args.once,
             drain_on_empty: args.drain_on_empty,
             audit_file: absolute("--audit-file", &audit_file)?,
@@ -201,9 +209,9 @@ impl Settings {
             block_ms: args.block_ms.0,
             cadence: args.cadence,
             reclaim_older_than_ms: args.reclaim_older_than_ms,
-            halt_at: args.halt_at.as_deref().map(step).transpose()?,
-            check: args.check,
-            format: args.format,
+            halt_at: args.session.halt_at.as_deref().map(step).transpose()?,
+            check: args.session.check,
+            format: args.session.format,
         })
     }
 }
@@ -216,16 +224,16 @@ fn step(name: &str) -> Result<String, Refusal> {
 }
 
 /// What is refused whatever else is asked for; then the environment's id.
-fn environment_id(args: &PollArgs) -> Result<String, Refusal> {
-    if args.environment_key.is_some() {
+fn environment_id(args: &PollArgs, mode: &Mode) -> Result<String, Refusal> {
+    if args.session.environment_key.is_some() {
         let hint = "others can see it there, so make a new one; use --environment-key-file";
         return refuse("cannot take the environment key from the command line", hint);
     }
-    if !args.jail {
+    if !args.session.jail && !mode.hands_over() {
         let hint = "add --jail; to run tools without one, use the official worker";
         return refuse("cannot run sessions without a jail: this is not offered", hint);
     }
-    let environment_id = args.environment_id.as_deref().unwrap_or_default();
+    let environment_id = args.session.environment_id.as_deref().unwrap_or_default();
     if environment_id.is_empty() {
         let hint = "use --environment-id or ANTHROPIC_ENVIRONMENT_ID; the console shows it";
         return refuse("no environment id given", hint);
@@ -250,7 +258,7 @@ fn id(option: &str, text: &str) -> Result<String, Refusal> {
 
 /// POLL-14: unique per process, and it begins with the name of the host.
 fn worker_id(args: &PollArgs, around: &Surroundings) -> Result<String, Refusal> {
-    if let Some(text) = given(args.worker_id.as_deref()) {
+    if let Some(text) = given(args.claim.worker_id.as_deref()) {
         return id("--worker-id", text);
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
@@ -320,7 +328,7 @@ fn headers(args: &PollArgs, around: &Surroundings) -> Result<(Headers, Vec<Heade
             kept.push((name, value));
         }
     }
-    for line in &args.custom_headers {
+    for line in &args.session.custom_headers {
         let (name, value) = header("--custom-header", line)?;
         if OWN_HEADERS.contains(&name.as_str()) {
             let text = format!("cannot use --custom-header: `{name}` is set by the worker");
@@ -403,8 +411,8 @@ fn state_directory(around: &Surroundings) -> Result<PathBuf, Refusal> {
 }
 
 fn max_sessions(args: &PollArgs) -> Result<u32, Refusal> {
-    let alone = args.workdir.is_some() && !args.share_workdir;
-    match args.max_sessions {
+    let alone = args.session.workdir.is_some() && !args.claim.share_workdir;
+    match args.claim.max_sessions {
         Some(n) if alone && n > 1 => refuse(
             format!("cannot run {n} sessions at a time in one --workdir: they would share files"),
             "leave --workdir out, or add --share-workdir if that is meant",

@@ -102,6 +102,8 @@ fn details(record: &Value, event: &str, tool: &str) -> String {
             text("base_url_host")
         ),
         "item.claimed" => text("kind"),
+        "item.handed_over" => text("program"),
+        "item.script_ended" => script_ended(record),
         "jail.launched" => launched(record),
         "jail.failed" => format!("{}: {}", text("step"), text("reason")),
         "call.started" => format!("{}, {} of input", text("tool"), bytes("input")),
@@ -125,6 +127,15 @@ fn details(record: &Value, event: &str, tool: &str) -> String {
         "session.disposed" | "recovery" => disposed(record),
         "log.repaired" => format!("a write of {} was cut off", bytes("torn")),
         _ => text("reason"),
+    }
+}
+
+fn script_ended(record: &Value) -> String {
+    let took = duration_us(record["duration_us"].as_u64().unwrap_or(0));
+    match (&record["exit_code"], &record["signal"]) {
+        (Value::Number(code), _) => format!("exit code {code} after {took}"),
+        (_, Value::Number(signal)) => format!("signal {signal} after {took}"),
+        _ => format!("not started: {}", text(record, "not_started")),
     }
 }
 

@@ -120,6 +120,7 @@ impl State {
             "requests": self.record.requests,
             "polls_empty": self.record.polls_empty,
             "connections": self.record.connections,
+            "webhooks": self.hook.as_ref().map(|_| &self.deliveries),
             "credentials": self.record.credentials,
             "anthropic_versions": self.record.versions,
             "user_agents": self.record.user_agents,

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::fault::Fault;
 use super::steps::Step;
+use super::webhook::WebhookScript;
 
 /// Sessions that one script may ask for, copies counted.
 const SESSIONS_MAX: usize = 10_000;
@@ -29,6 +30,8 @@ pub struct Script {
     pub fault: Vec<Fault>,
     pub skill: Vec<SkillScript>,
     pub memory_store: Vec<StoreScript>,
+    /// Where sessions that get work are told of.
+    pub webhook: Option<WebhookScript>,
 }
 
 /// How the server behaves where the protocol leaves it open.

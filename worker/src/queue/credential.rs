@@ -53,7 +53,8 @@ impl EnvironmentKey {
         Ok((EnvironmentKey(receiver), EnvironmentKeySetter(sender)))
     }
 
-    fn current(&self) -> SecretString {
+    /// As it is now.
+    pub fn current(&self) -> SecretString {
         self.0.borrow().clone()
     }
 }

@@ -15,6 +15,7 @@ mod credential;
 mod events;
 mod feed;
 mod gate;
+mod handover;
 mod heartbeat;
 mod host;
 mod idle;
@@ -30,10 +31,12 @@ mod request;
 mod runner;
 mod settings;
 mod shutdown;
+mod single;
 mod sse;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod trigger;
 mod wire;
 
 use std::sync::Arc;
@@ -46,6 +49,7 @@ pub use credential::{EnvironmentKey, EnvironmentKeySetter};
 pub use events::{Ids, Progress};
 pub use gate::Owner;
 use gate::REMEMBERED_MAX;
+pub use handover::{HandOverEnd, HandedOver, Handler};
 use heartbeat::HeartbeatThread;
 pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools};
 use item::Shared;
@@ -55,11 +59,14 @@ pub use lease::LeaseEnd;
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
 use settings::SettingsError;
-pub use settings::{Cadence, QueueSettings};
-#[cfg(test)]
-pub use shutdown::Level;
-pub use shutdown::{Shutdown, ShutdownWatch};
+pub use settings::{Cadence, Drive, QueueSettings};
+pub use shutdown::{Level, Shutdown, ShutdownWatch};
+pub use single::ItemRequest;
 use transport::HttpTransport;
+pub use transport::BoxFuture;
+#[cfg(test)]
+pub use trigger::Rests;
+pub use trigger::Trigger;
 pub use wire::event::{Call, CallKind};
 pub use wire::outcome::{CallOutcome, ContentBlock};
 
@@ -81,15 +88,17 @@ pub enum QueueError {
 }
 
 impl<H: Host> Queue<H> {
-    /// Checks the settings and makes the connections' pools; no request is sent yet.
+    /// Checks the settings and makes the connections' pools; no request is sent yet. Without a key
+    /// only [`Queue::run_item`] can do something.
     ///
     /// # Errors
     /// Settings that cannot work; no thread to be had.
     pub fn new(
         settings: QueueSettings,
-        key: EnvironmentKey,
+        key: Option<EnvironmentKey>,
         host: Arc<H>,
         journals: Arc<dyn JournalStore>,
+        drive: Drive,
     ) -> Result<Queue<H>, QueueError> {
         settings.check()?;
         let heartbeats =
@@ -101,6 +110,7 @@ impl<H: Host> Queue<H> {
         let shared = Shared {
             host,
             key,
+            drive,
             client,
             lease_client,
             heartbeats: heartbeats.handle(),
@@ -120,5 +130,10 @@ impl<H: Host> Queue<H> {
     /// The control plane refuses the poll for good (POLL-5).
     pub async fn run(&self, shutdown: ShutdownWatch) -> Result<QueueEnd, PollRefused> {
         poll::run(Arc::clone(&self.shared), shutdown).await
+    }
+
+    /// Serves one item that somebody else has claimed and acked; neither polls nor acks (WRUN-2).
+    pub async fn run_item(&self, request: ItemRequest, shutdown: ShutdownWatch) -> ItemEnd {
+        single::run(Arc::clone(&self.shared), request, shutdown).await
     }
 }
