@@ -21,10 +21,12 @@ mod exit;
 mod explain;
 mod footer;
 mod network;
+mod ops;
 mod progress;
 mod queue;
 mod relay;
 mod settings;
+mod skills;
 mod sweep;
 
 /// Runs the command line of this process. Call it first thing in `main`.

@@ -43,6 +43,14 @@ impl Trust {
 /// # Errors
 /// If it cannot be read, is no key, or others have access.
 pub fn read(path: &Path, trust: Trust) -> Result<SecretString, KeyError> {
+    parse(&read_line(path, trust)?, &path.display().to_string())
+}
+
+/// What is in the file at `path`, if nobody else has access: one line, whatever it means.
+///
+/// # Errors
+/// If it cannot be read, is too long, or others have access.
+pub fn read_line(path: &Path, trust: Trust) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     let from = path.display().to_string();
     let failed = |error: io::Error| KeyError::Read {
         from: from.clone(),
@@ -55,7 +63,10 @@ pub fn read(path: &Path, trust: Trust) -> Result<SecretString, KeyError> {
     check(&file, trust, &from)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES_MAX as usize + 1));
     (&file).take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    parse(&bytes, &from)
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(KeyError::TooLong { from, max: BYTES_MAX });
+    }
+    Ok(bytes)
 }
 
 fn check(file: &File, trust: Trust, from: &str) -> Result<(), KeyError> {

@@ -26,6 +26,12 @@ pub const KEY: &str = "ANTHROPIC_ENVIRONMENT_KEY";
 /// Where the next execution finds the memory file: a descriptor number, no secret.
 const DESCRIPTOR: &str = "STOCKADE_KEY_DESCRIPTOR";
 
+/// Whether the variable is set, or was before [`hide`].
+pub fn is_given(environment: impl Fn(&str) -> Option<OsString>) -> bool {
+    let key = environment(KEY).filter(|value| !value.is_empty());
+    key.is_some() || environment(DESCRIPTOR).is_some()
+}
+
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// Executes this program anew without the variable, if the variable is set. Call before anything is

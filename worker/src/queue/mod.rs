@@ -22,6 +22,7 @@ mod item;
 mod journal;
 mod journal_file;
 mod lease;
+mod operate;
 mod perform;
 mod poll;
 mod post;
@@ -30,6 +31,7 @@ mod request;
 mod runner;
 mod settings;
 mod shutdown;
+mod skills_api;
 mod sse;
 #[cfg(test)]
 mod tests;
@@ -52,6 +54,7 @@ use item::Shared;
 use journal::JournalStore;
 pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
+pub use operate::{Operator, OperatorKey, Stopped};
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
 use settings::SettingsError;
@@ -59,9 +62,12 @@ pub use settings::{Cadence, QueueSettings};
 #[cfg(test)]
 pub use shutdown::Level;
 pub use shutdown::{Shutdown, ShutdownWatch};
+pub use skills_api::{Archive, FoundSkill};
 use transport::HttpTransport;
 pub use wire::event::{Call, CallKind};
 pub use wire::outcome::{CallOutcome, ContentBlock};
+pub use wire::session::SkillRef;
+pub use wire::operate::{Stats, WorkRow};
 
 /// One environment's queue, ready to run.
 pub struct Queue<H: Host> {
