@@ -305,10 +305,7 @@ fn refused(error: &OpsKeyError) -> Exit {
     error.exit()
 }
 
-fn key(
-    connection: &Connection,
-    wanted: Wanted,
-) -> Result<crate::queue::OperatorKey, OpsKeyError> {
+fn key(connection: &Connection, wanted: Wanted) -> Result<crate::queue::OperatorKey, OpsKeyError> {
     let variable = |name: &str| std::env::var_os(name);
     let credentials = variable("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let found = Found::here(
@@ -343,15 +340,16 @@ fn settings(connection: &Connection, work: Option<&str>) -> Result<QueueSettings
     settings.insecure_http = true;
     settings.ca_file = connection.ca_file.as_deref().map(settings::ca_file).transpose()?;
     let workspace = connection.workspace_id.as_deref().filter(|id| !id.is_empty());
-    settings.workspace_id =
-        workspace.map(|id| settings::id("--workspace-id", id)).transpose()?;
+    settings.workspace_id = workspace.map(|id| settings::id("--workspace-id", id)).transpose()?;
     Ok(settings)
 }
 
 /// Says why there is no answer and what to do.
 fn failed(error: &ApiError, wanted: Wanted) -> Exit {
     let (hint, exit) = match error.status() {
-        Some(401) => ("the key is not valid: revoked, or of another organization", Exit::KeyRejected),
+        Some(401) => {
+            ("the key is not valid: revoked, or of another organization", Exit::KeyRejected)
+        }
         Some(403) => match wanted {
             Wanted::Organization => {
                 ("this call wants an API key of the organization that owns it", Exit::KeyRejected)
@@ -361,7 +359,10 @@ fn failed(error: &ApiError, wanted: Wanted) -> Exit {
         Some(404) => ("check the environment id and the work item's id", Exit::Usage),
         Some(400..=499) => ("the control plane does not take this request", Exit::Unexpected),
         Some(_) => ("the control plane has a fault; try again later", Exit::Unexpected),
-        None => ("check --base-url and the network; a proxy is taken from HTTPS_PROXY", Exit::Unexpected),
+        None => (
+            "check --base-url and the network; a proxy is taken from HTTPS_PROXY",
+            Exit::Unexpected,
+        ),
     };
     let request = match error {
         ApiError::Status { request_id: Some(id), .. } => format!(" (request {id})"),
@@ -453,9 +454,11 @@ impl Answer {
 
     fn document(&self, environment: &str) -> serde_json::Value {
         match self {
-            Answer::Stats(stats) => {
-                show::document("stats", environment, serde_json::to_value(stats).unwrap_or_default())
-            }
+            Answer::Stats(stats) => show::document(
+                "stats",
+                environment,
+                serde_json::to_value(stats).unwrap_or_default(),
+            ),
             Answer::Items { items, more } => {
                 show::document("list", environment, json!({ "items": items, "more": more }))
             }

@@ -57,7 +57,9 @@ pub enum OpsKeyError {
     NoKey,
     #[error("cannot list work items with an API key of the organization: it is not accepted there")]
     WrongKind,
-    #[error("refused: an API key of the organization and an environment key ({which}) are both here")]
+    #[error(
+        "refused: an API key of the organization and an environment key ({which}) are both here"
+    )]
     Both { which: String },
     #[error("refused: an environment key ({which}) is here, so sessions may run on this host")]
     WorkerHost { which: String },
@@ -129,7 +131,8 @@ impl Found {
         audit_logs: &[PathBuf],
     ) -> Found {
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
-        let credential = credentials_directory.is_some_and(|dir| dir.join("environment-key").exists());
+        let credential =
+            credentials_directory.is_some_and(|dir| dir.join("environment-key").exists());
         let environment_key = match (variable::is_given(&environment), credential) {
             (true, _) => Some(variable::KEY),
             (false, true) => Some("a systemd credential"),
@@ -186,7 +189,8 @@ impl Found {
                 let key = match (&self.api_key_file, self.api_key) {
                     (Some(path), _) => {
                         let from = path.display().to_string();
-                        let bytes = file::read_line(path, Trust::Owner).map_err(|e| named(&from, e))?;
+                        let bytes =
+                            file::read_line(path, Trust::Owner).map_err(|e| named(&from, e))?;
                         api_key(&bytes, &from)?
                     }
                     (None, Some(given)) => {
@@ -263,7 +267,8 @@ pub fn usual_audit_logs(environment: impl Fn(&str) -> Option<OsString>) -> Vec<P
 
 /// A worker keeps its audit log locked for as long as it lives.
 fn is_in_use(log: &Path) -> bool {
-    File::open(log).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    File::open(log)
+        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 #[cfg(test)]

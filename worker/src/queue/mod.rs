@@ -65,9 +65,9 @@ pub use shutdown::{Shutdown, ShutdownWatch};
 pub use skills_api::{Archive, FoundSkill};
 use transport::HttpTransport;
 pub use wire::event::{Call, CallKind};
+pub use wire::operate::{Stats, WorkRow};
 pub use wire::outcome::{CallOutcome, ContentBlock};
 pub use wire::session::SkillRef;
-pub use wire::operate::{Stats, WorkRow};
 
 /// One environment's queue, ready to run.
 pub struct Queue<H: Host> {

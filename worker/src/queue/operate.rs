@@ -67,9 +67,7 @@ impl Operator {
         settings.check()?;
         let credential = match key {
             OperatorKey::Organization(key) => Credential::Organization(key.clone()),
-            OperatorKey::Environment(key) => {
-                Credential::Environment(EnvironmentKey::new(key)?.0)
-            }
+            OperatorKey::Environment(key) => Credential::Environment(EnvironmentKey::new(key)?.0),
         };
         let [transport] = HttpTransport::pools(settings.ca_file.as_deref())?;
         let client = Client::new(settings, Arc::new(transport), Random::system());

@@ -174,11 +174,7 @@ impl Skills {
         }
     }
 
-    async fn fetch_one(
-        &self,
-        source: &impl Source,
-        skill: &SkillRef,
-    ) -> Result<Ready, SkillError> {
+    async fn fetch_one(&self, source: &impl Source, skill: &SkillRef) -> Result<Ready, SkillError> {
         let found = source.find(skill).await.map_err(|source| SkillError::Version { source })?;
         let directory = directory(found.name(), &skill.skill_id)?;
         let version_id = found.version_id().to_owned();

@@ -60,7 +60,10 @@ async fn metadata_is_merged_and_null_removes() {
     assert_eq!(item.metadata["a"], "1");
     let seen = plane.seen("/work/work_1");
     let body: Value = serde_json::from_str(&seen[0].body).expect("JSON");
-    assert_eq!((seen[0].method.as_str(), body), ("POST", json!({"metadata":{"a":"1","gone":null}})));
+    assert_eq!(
+        (seen[0].method.as_str(), body),
+        ("POST", json!({"metadata":{"a":"1","gone":null}}))
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -71,10 +71,7 @@ pub fn parse_row(body: &[u8]) -> Option<WorkRow> {
 pub fn parse_page(body: &[u8]) -> Option<WorkPage> {
     let value: Value = serde_json::from_slice(body).ok()?;
     let items = value.get("data")?.as_array()?.iter().take(ITEMS_MAX);
-    Some(WorkPage {
-        items: items.filter_map(row).collect(),
-        next_page: text(&value, "next_page"),
-    })
+    Some(WorkPage { items: items.filter_map(row).collect(), next_page: text(&value, "next_page") })
 }
 
 fn row(value: &Value) -> Option<WorkRow> {
