@@ -7,8 +7,8 @@
 //! host with an organization's.
 
 use std::ffi::OsString;
-use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
@@ -265,14 +265,36 @@ pub fn usual_audit_logs(environment: impl Fn(&str) -> Option<OsString>) -> Vec<P
     [Some(PathBuf::from("/var/log/stockade/audit.jsonl")), state].into_iter().flatten().collect()
 }
 
-/// A worker keeps its audit log locked for as long as it lives.
+/// A worker keeps its audit log locked for as long as it lives. Asked of the kernel's table, not by
+/// trying: a worker that starts at this very moment must not find our lock.
 fn is_in_use(log: &Path) -> bool {
-    File::open(log)
-        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    let Ok(about) = std::fs::metadata(log) else { return false };
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    is_locked(&locks, about.dev(), about.ino())
+}
+
+/// Whether `/proc/locks` (proc_locks(5)) has a flock(2) for writing of this file. File systems without
+/// a device of their own show another number here than in stat(2); of those the inode must do.
+fn is_locked(locks: &str, device: u64, inode: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    locks.lines().any(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let kind = [words.next(), words.next(), words.next()];
+        if kind != [Some("FLOCK"), Some("ADVISORY"), Some("WRITE")] {
+            return false;
+        }
+        let Some(place) = words.nth(1) else { return false };
+        let parts: Vec<&str> = place.split(':').collect();
+        let [a, b, number] = parts[..] else { return false };
+        let hex = |text: &str| u32::from_str_radix(text, 16).ok();
+        let same = (hex(a), hex(b)) == (Some(major), Some(minor)) || major == 0;
+        same && number.parse() == Ok(inode)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::PermissionsExt as _;
 
     use secrecy::ExposeSecret as _;
@@ -359,5 +381,26 @@ mod tests {
         assert_eq!(look(), None, "nobody has it");
         file.try_lock().expect("free");
         assert_eq!(look().as_deref(), Some(log.as_path()));
+    }
+
+    #[test]
+    fn a_lock_is_known_by_kind_device_and_inode() {
+        let device = rustix::fs::makedev(8, 17);
+        let table = |line: &str| format!("1: POSIX  ADVISORY  WRITE 9 08:11:7 0 EOF\n{line}\n");
+        #[rustfmt::skip]
+        let cases = [
+            ("2: FLOCK  ADVISORY  WRITE 9 08:11:7 0 EOF",    true),
+            ("2: FLOCK  ADVISORY  READ  9 08:11:7 0 EOF",    false),
+            ("2: FLOCK  ADVISORY  WRITE 9 08:12:7 0 EOF",    false),
+            ("2: FLOCK  ADVISORY  WRITE 9 08:11:70 0 EOF",   false),
+            ("2: -> FLOCK  ADVISORY  WRITE 9 08:11:7 0 EOF", false), // waits for it
+            ("2: FLOCK  ADVISORY  WRITE 9",                  false),
+            ("",                                             false),
+        ];
+        for (line, want) in cases {
+            assert_eq!(is_locked(&table(line), device, 7), want, "{line}");
+        }
+        let anonymous = "2: FLOCK  ADVISORY  WRITE 9 00:2a:7 0 EOF";
+        assert!(is_locked(anonymous, rustix::fs::makedev(0, 99), 7));
     }
 }
