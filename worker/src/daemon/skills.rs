@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use stockade_runtime::audit::{Event, Fingerprint, Ids as AuditIds, Text};
-use stockade_runtime::porter::{Executables, Place, Porter, PorterError, Replace, Unpack, Wrapper};
-use stockade_runtime::session::Session;
+use stockade_runtime::session::{
+    Executables, Place, Porter, PorterError, Replace, Session, Unpack, Wrapper,
+};
 use stockade_runtime::spec::SkillsRequest;
 use tokio::sync::mpsc;
 
@@ -173,7 +174,9 @@ impl Shelf for JailShelf<'_> {
                 skipped: done.skipped,
                 replaced: done.replaced,
             }),
-            Err(PorterError::Refused { reason }) => Err(ShelfError::Refused { reason }),
+            Err(PorterError::Refused { reason }) => {
+                Err(ShelfError::Refused { reason: reason.to_string() })
+            }
             Err(_) => Err(ShelfError::Gone),
         }
     }
