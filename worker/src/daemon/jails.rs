@@ -356,6 +356,11 @@ impl Jails {
         Ok(session)
     }
 
+    /// Whether jails are kept for the next work item of their session at all.
+    pub fn keeps(&self) -> bool {
+        self.template.workdir.is_none() && self.policy().filesystem.retain.value.is_some()
+    }
+
     /// Keeps the jail for the session's next work item, without its processes, if the policy says so;
     /// ends it otherwise.
     pub async fn close(

@@ -12,6 +12,7 @@ mod needs;
 mod prepare;
 mod record;
 mod signals;
+mod skills;
 mod tools;
 
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ use admission::{Admission, Slot};
 use jails::{Jails, Template};
 use needs::Needs;
 use record::{Record, audit_ids};
+use skills::{SessionSkills, SkillsOfAll};
 use tools::Tools;
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
@@ -54,6 +56,7 @@ struct Daemon {
     admission: Admission,
     jails: Arc<Jails>,
     record: Arc<Record>,
+    skills: Arc<SkillsOfAll>,
 }
 
 impl Host for Daemon {
@@ -66,8 +69,10 @@ impl Host for Daemon {
 
     async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
-        let needs = Needs::default();
-        let session = self.jails.open(&ids, &session_id, &needs).await.map_err(|error| {
+        let skills = SessionSkills::of(&self.skills, &opening, ids.clone(), &self.record);
+        let needs = Needs { skills: skills.needs(), ..Needs::default() };
+        let jail = self.jails.open(&ids, &session_id, &needs);
+        let session = skills.into_jail(jail).await.map_err(|error| {
             let phase = error.phase();
             let for_log = chain(&error);
             let for_model = format!(
@@ -79,13 +84,14 @@ impl Host for Daemon {
         })?;
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
         let session = Some(session);
-        Ok(Tools { ids, session_id, jails, record, session, needs, replaced: false })
+        Ok(Tools { ids, session_id, jails, record, session, needs, skills, replaced: false })
     }
 
     async fn close(&self, tools: Tools, how: ItemEnd) {
-        let Tools { ids, session_id, session, needs, .. } = tools;
-        if let Some(session) = session {
-            let keep = how == ItemEnd::Idle;
+        let Tools { ids, session_id, session, needs, skills, .. } = tools;
+        if let Some(mut session) = session {
+            let keep = how == ItemEnd::Idle && self.jails.keeps();
+            let keep = keep && skills.clear(&mut session).await;
             self.jails.close(&ids, &session_id, session, needs, keep).await;
         }
     }
@@ -154,7 +160,9 @@ pub fn run(
         Arc::clone(&record),
         Arc::clone(&shutdown),
     ));
-    let daemon = Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record) };
+    let skills = Arc::new(SkillsOfAll::new(ready.config.skills));
+    let daemon =
+        Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record), skills };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::record::Record;
 use crate::cli::policy::chain;
 use crate::config::skills::SkillsConfig;
-use crate::queue::{ItemApi, SkillRef};
+use crate::queue::{ItemApi, Opening, SkillRef};
 use crate::skills::{Laid, Listener, QUEUE, Shelf, ShelfError, SkillError, Skills, Unpacked};
 
 /// What all sessions share.
@@ -34,14 +34,30 @@ impl SkillsOfAll {
 
 /// The skills of one work item's session, for as long as the item lasts.
 pub struct SessionSkills {
-    pub all: Arc<SkillsOfAll>,
-    pub api: ItemApi,
-    pub list: Vec<SkillRef>,
-    pub ids: AuditIds,
-    pub record: Arc<Record>,
+    all: Arc<SkillsOfAll>,
+    api: ItemApi,
+    list: Vec<SkillRef>,
+    ids: AuditIds,
+    record: Arc<Record>,
 }
 
 impl SessionSkills {
+    /// Those that the session's agent has, asked for with the work item's credential (AUTH-5).
+    pub fn of(
+        all: &Arc<SkillsOfAll>,
+        opening: &Opening<'_>,
+        ids: AuditIds,
+        record: &Arc<Record>,
+    ) -> SessionSkills {
+        SessionSkills {
+            all: Arc::clone(all),
+            api: opening.api.clone(),
+            list: opening.session.skills.clone(),
+            ids,
+            record: Arc::clone(record),
+        }
+    }
+
     /// What the session's jail must have; nothing without skills (SKILL-4).
     pub fn needs(&self) -> Option<SkillsRequest> {
         let config = &self.all.config;
@@ -83,20 +99,26 @@ impl SessionSkills {
         }
     }
 
-    /// Takes the skills out of a jail that is kept (SKILL-11). Returns whether that was possible.
-    pub async fn clear(&self, session: &Session) -> bool {
+    /// Ends the processes of a jail that is to be kept, and takes the skills out of it (SKILL-11).
+    /// Returns whether it can be kept.
+    pub async fn clear(&self, session: &mut Session) -> bool {
         if self.list.is_empty() {
             return true;
         }
-        match session.porter().clear(Place::Skills).await {
-            Ok(()) => true,
-            Err(error) => {
-                let session_id = self.ids.session.as_ref().map(|id| id.as_str());
-                tracing::warn!(event = "skill.not_cleared", session_id, error = %chain(&error),
-                    "skills are still in the session's jail, which is not kept");
-                false
-            }
+        let cleared = match session.quiesce().await {
+            Ok(()) => session.porter().clear(Place::Skills).await.map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        };
+        if let Err(error) = &cleared {
+            let session_id = self.ids.session.as_ref().map(|id| id.as_str());
+            tracing::warn!(
+                event = "skill.not_cleared",
+                session_id,
+                error,
+                "the session's skills cannot be removed: its jail is not kept"
+            );
         }
+        cleared.is_ok()
     }
 }
 
