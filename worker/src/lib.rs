@@ -21,11 +21,13 @@ mod exit;
 mod explain;
 mod footer;
 mod network;
+mod ops;
 mod progress;
 mod queue;
 mod relay;
 mod scripts;
 mod settings;
+mod skills;
 mod sweep;
 mod webhook;
 

@@ -188,9 +188,15 @@ impl Settings {
             config: args.session.config.clone(),
             policy: args.session.policy.clone(),
             policy_directories: args.session.policy_directories.clone(),
-            workdir: args.session.workdir.as_deref().map(|d| directory("--workdir", d)).transpose()?,
+            workdir: args
+                .session
+                .workdir
+                .as_deref()
+                .map(|d| directory("--workdir", d))
+                .transpose()?,
             outputs_dir: args
-                .session.outputs_dir
+                .session
+                .outputs_dir
                 .as_deref()
                 .map(|d| directory("--outputs-dir", d))
                 .transpose()?,
@@ -198,7 +204,8 @@ impl Settings {
             memory_reserve_bytes: args.claim.memory_reserve.bytes(),
             max_idle: (!max_idle.is_zero()).then_some(max_idle),
             tool_timeout: args
-                .session.tool_timeout
+                .session
+                .tool_timeout
                 .map(|d| at_least_1s("--tool-timeout", d))
                 .transpose()?,
             drain_timeout: duration("--drain-timeout", args.session.drain_timeout)?,
@@ -247,7 +254,7 @@ fn given(text: Option<&str>) -> Option<&str> {
 }
 
 /// Ids are opaque, and go into headers and paths.
-fn id(option: &str, text: &str) -> Result<String, Refusal> {
+pub fn id(option: &str, text: &str) -> Result<String, Refusal> {
     if text.len() > ID_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         let hint =
             format!("an id has at most {ID_BYTES_MAX} printable ASCII characters, no spaces");
@@ -267,7 +274,7 @@ fn worker_id(args: &PollArgs, around: &Surroundings) -> Result<String, Refusal> 
     Ok(format!("{host}-{:012x}", around.nonce & 0xffff_ffff_ffff))
 }
 
-fn base_url(text: Option<&str>, insecure: bool) -> Result<Uri, Refusal> {
+pub fn base_url(text: Option<&str>, insecure: bool) -> Result<Uri, Refusal> {
     let text = given(text).unwrap_or(BASE_URL);
     let example = "write it like https://api.example.com or https://gateway.example.com/prefix";
     // Not repeated in errors: it might hold a password.
@@ -356,7 +363,7 @@ fn header(from: &str, line: &str) -> Result<(HeaderName, HeaderValue), Refusal> 
         .map_or_else(|| refuse(format!("cannot use {from}: not a header"), "write NAME: VALUE"), Ok)
 }
 
-fn ca_file(path: &Path) -> Result<PathBuf, Refusal> {
+pub fn ca_file(path: &Path) -> Result<PathBuf, Refusal> {
     let shown = path.display();
     let about = fs::metadata(path);
     let text = match about {

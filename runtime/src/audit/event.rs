@@ -115,6 +115,34 @@ pub enum Event {
         /// What was refused.
         reason: Text,
     },
+    /// A skill is in the jail; no tool has run.
+    #[serde(rename = "skill.laid")]
+    SkillLaid {
+        /// Its id.
+        skill: Name,
+        /// The version that was meant, also where the session says `latest`.
+        version: Name,
+        /// The directory below the place of skills.
+        directory: Text,
+        /// Of the archive as it was downloaded.
+        archive: Fingerprint,
+        /// Files that were in it.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Members that were left out: links, devices and the like.
+        skipped: u64,
+    },
+    /// A skill is not in the jail; the session goes on without it.
+    #[serde(rename = "skill.failed")]
+    SkillFailed {
+        /// Its id.
+        skill: Name,
+        /// As the session names it: a version or `latest`.
+        version: Name,
+        /// Why, in one word.
+        reason: Name,
+    },
     /// A tool call is about to run.
     #[serde(rename = "call.started")]
     CallStarted {

@@ -50,6 +50,10 @@ pub struct DevserverArgs {
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
 
+    /// Write an API key of the organization to FILE, for `worker queue`; its owner only can read it
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+
     /// Write the run report to FILE at the end (JSON)
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -159,6 +163,9 @@ fn announce(args: &DevserverArgs, identity: &Identity, address: SocketAddr) -> a
         "ANTHROPIC_BASE_URL=http://{address}\nANTHROPIC_ENVIRONMENT_ID={}\nANTHROPIC_ENVIRONMENT_KEY={}\n",
         identity.environment, identity.key
     );
+    if let Some(path) = &args.api_key_file {
+        write_whole(path, &format!("{}\n", identity.operator_key), 0o600)?;
+    }
     if let Some(path) = &args.env_file {
         write_whole(path, &variables, 0o600)?;
     }

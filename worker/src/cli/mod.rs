@@ -20,6 +20,7 @@ mod on_work;
 pub mod policy;
 pub mod poll;
 mod presets;
+mod queue;
 pub mod run;
 pub mod serve;
 pub mod serving;
@@ -83,6 +84,7 @@ enum Command {
     Why(why::WhyArgs),
     Audit(audit::AuditArgs),
     Egress(egress::EgressArgs),
+    Queue(Box<queue::QueueArgs>),
     Sweep(sweep::SweepArgs),
     Devserver(devserver::DevserverArgs),
     /// Print the version
@@ -161,6 +163,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Why(args) => explain_why(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Egress(args) => egress::run(&args),
+        Command::Queue(args) => queue::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Devserver(args) => devserver::run(args),
         Command::Version { json } => version(json),

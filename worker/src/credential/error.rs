@@ -16,6 +16,8 @@ pub enum Secret {
     WorkSecret,
     /// What deliveries of webhooks are signed with (HOOK-2).
     WebhookKey,
+    /// An organization's key, on hosts that run no worker (AUTH-12).
+    OrganizationKey,
     /// What shows that the webhook's listener is who it says.
     TlsKey,
 }
@@ -26,6 +28,7 @@ impl fmt::Display for Secret {
             Secret::EnvironmentKey => "environment key",
             Secret::WorkSecret => "work secret",
             Secret::WebhookKey => "webhook signing key",
+            Secret::OrganizationKey => "organization key",
             Secret::TlsKey => "TLS key",
         })
     }
@@ -38,6 +41,7 @@ impl Secret {
             Secret::EnvironmentKey => "ANTHROPIC_ENVIRONMENT_KEY",
             Secret::WorkSecret => "ANTHROPIC_WORK_SECRET",
             Secret::WebhookKey => "ANTHROPIC_WEBHOOK_SIGNING_KEY",
+            Secret::OrganizationKey => "ANTHROPIC_API_KEY",
             Secret::TlsKey => "no variable",
         }
     }
@@ -48,6 +52,7 @@ impl Secret {
             Secret::EnvironmentKey => "--environment-key-file",
             Secret::WorkSecret => "--work-secret-file",
             Secret::WebhookKey => "--webhook-key-file",
+            Secret::OrganizationKey => "--api-key-file",
             Secret::TlsKey => "--tls-key",
         }
     }
@@ -68,9 +73,7 @@ pub enum KeyError {
     Empty { what: Secret, from: String },
     #[error("cannot use the {what} from {from}: longer than {max} bytes")]
     TooLong { what: Secret, from: String, max: u64 },
-    #[error(
-        "cannot use the {what} from {from}: byte {at} is not a printable ASCII character"
-    )]
+    #[error("cannot use the {what} from {from}: byte {at} is not a printable ASCII character")]
     Characters { what: Secret, from: String, at: usize },
     #[error("cannot use the {what} from {from}: {reason}")]
     Unusable { what: Secret, from: String, reason: String },
@@ -141,7 +144,9 @@ impl KeyError {
                      agent runs could read it"
                 );
             }
-            Self::Hide { .. } => "put them into files instead: --environment-key-file, --work-secret-file, --webhook-key-file",
+            Self::Hide { .. } => {
+                "put them into files instead: --environment-key-file, --work-secret-file, --webhook-key-file"
+            }
             Self::Fixed => "use --environment-key-file to change the key without a restart",
             Self::ReaderStart { .. } | Self::ReaderGone => {
                 "the key in use stays; restart the worker to use another one"

@@ -35,6 +35,12 @@ static HIDDEN: [Hidden; 3] = [
     Hidden::new(Secret::WebhookKey, "STOCKADE_WEBHOOK_KEY_DESCRIPTOR"),
 ];
 
+/// Whether the environment key's variable is set, or was before [`hide`].
+pub fn is_given(environment: impl Fn(&str) -> Option<OsString>) -> bool {
+    let key = environment(Secret::EnvironmentKey.variable()).filter(|value| !value.is_empty());
+    key.is_some() || environment(HIDDEN[0].descriptor).is_some()
+}
+
 impl Hidden {
     const fn new(secret: Secret, descriptor: &'static str) -> Hidden {
         Hidden { secret, descriptor, taken: AtomicBool::new(false) }

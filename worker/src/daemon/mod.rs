@@ -14,11 +14,13 @@ mod egress;
 mod ground;
 mod jailer;
 mod jails;
+mod needs;
 mod opened;
 mod prepare;
 mod record;
 mod scripts;
 mod signals;
+mod skills;
 mod tools;
 
 use std::sync::Arc;
@@ -32,17 +34,17 @@ use crate::cli::policy::chain;
 use crate::cli::start::Ready;
 use crate::exit::Exit;
 use crate::explain;
-use crate::queue::{
-    EnvironmentKey, Host, Ids, ItemEnd, OpenError, Opening, Progress, Shutdown,
-};
+use crate::queue::{EnvironmentKey, Host, Ids, ItemEnd, OpenError, Opening, Progress, Shutdown};
 use crate::settings::Settings;
 
 use admission::{Admission, Slot};
 use ground::Ground;
 use jailer::Jailer;
 use jails::Jails;
+use needs::Needs;
 pub use opened::Opened;
 use record::{Record, audit_ids};
+use skills::{SessionSkills, SkillsOfAll};
 use tools::Tools;
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
@@ -53,6 +55,7 @@ struct Daemon {
     admission: Admission,
     jails: Arc<Jails>,
     record: Arc<Record>,
+    skills: Arc<SkillsOfAll>,
 }
 
 impl Host for Daemon {
@@ -65,7 +68,10 @@ impl Host for Daemon {
 
     async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
-        let session = self.jails.open(&ids, &session_id).await.map_err(|error| {
+        let skills = SessionSkills::of(&self.skills, &opening, ids.clone(), &self.record);
+        let needs = Needs { skills: skills.needs(), ..Needs::default() };
+        let jail = self.jails.open(&ids, &session_id, &needs);
+        let session = skills.into_jail(jail).await.map_err(|error| {
             let phase = error.phase();
             let for_log = chain(&error);
             let for_model = format!(
@@ -76,14 +82,16 @@ impl Host for Daemon {
             OpenError { for_model, for_log }
         })?;
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
-        Ok(Tools { ids, session_id, jails, record, session: Some(session), replaced: false })
+        let session = Some(session);
+        Ok(Tools { ids, session_id, jails, record, session, needs, skills, replaced: false })
     }
 
     async fn close(&self, tools: Tools, how: ItemEnd) {
-        let Tools { ids, session_id, session, .. } = tools;
-        if let Some(session) = session {
-            let keep = how == ItemEnd::Idle;
-            self.jails.close(&ids, &session_id, session, keep).await;
+        let Tools { ids, session_id, session, needs, skills, .. } = tools;
+        if let Some(mut session) = session {
+            let keep = how == ItemEnd::Idle && self.jails.keeps();
+            let keep = keep && skills.clear(&mut session).await;
+            self.jails.close(&ids, &session_id, session, needs, keep).await;
         }
     }
 
@@ -138,6 +146,7 @@ pub fn run(
     }
     let (key, setter) = ready.key.as_ref().map(EnvironmentKey::new).transpose()?.unzip();
     drop(ready.key);
+    let skills = Arc::new(SkillsOfAll::new(ready.config.skills));
     let jails = jailer.map(|jailer| jailer.jails(&record, &shutdown)).transpose()?.map(Arc::new);
     let policy_files = if level == Level::Root { ready.policy_files } else { Vec::new() };
     let reload = ready.source.zip(setter).map(|(source, setter)| signals::Reload {
@@ -157,7 +166,7 @@ pub fn run(
     let (admission, record) = (ground.admission(), Arc::clone(&ground.record));
     let exit = match jails.clone() {
         Some(jails) => {
-            let daemon = Daemon { admission, jails: Arc::clone(&jails), record };
+            let daemon = Daemon { admission, jails: Arc::clone(&jails), record, skills };
             runtime.block_on(ground.until_end(daemon, Some(jails), ready.opened))?
         }
         None => {

@@ -204,9 +204,30 @@ pub struct SkillScript {
     /// Paths of `files` that are executable.
     #[serde(default)]
     pub executable: Vec<String>,
+    /// What the archive of `files` is.
+    #[serde(default)]
+    pub format: ArchiveFormat,
+    /// Its number where versions are epoch microseconds (HDR-3).
+    #[serde(default)]
+    pub epoch: Option<String>,
     /// The archive as base64, instead of `files`.
     #[serde(default)]
     pub archive_base64: Option<String>,
+}
+
+/// Kinds of archives (SKILL-5). The service makes zip.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArchiveFormat {
+    #[default]
+    Zip,
+    Tar,
+    /// gzip
+    Tgz,
+    /// bzip2
+    Tbz,
+    /// xz
+    Txz,
 }
 
 /// A memory store.

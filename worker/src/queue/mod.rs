@@ -23,6 +23,7 @@ mod item;
 mod journal;
 mod journal_file;
 mod lease;
+mod operate;
 mod perform;
 mod poll;
 mod post;
@@ -32,6 +33,7 @@ mod runner;
 mod settings;
 mod shutdown;
 mod single;
+mod skills_api;
 mod sse;
 #[cfg(test)]
 mod tests;
@@ -56,19 +58,23 @@ use item::Shared;
 use journal::JournalStore;
 pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
+pub use operate::{Operator, OperatorKey, Stopped};
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
 use settings::SettingsError;
 pub use settings::{Cadence, Drive, QueueSettings};
 pub use shutdown::{Level, Shutdown, ShutdownWatch};
 pub use single::ItemRequest;
-use transport::HttpTransport;
+pub use skills_api::{Archive, FoundSkill};
 pub use transport::BoxFuture;
+use transport::HttpTransport;
 #[cfg(test)]
 pub use trigger::Rests;
 pub use trigger::Trigger;
 pub use wire::event::{Call, CallKind};
+pub use wire::operate::{Stats, WorkRow};
 pub use wire::outcome::{CallOutcome, ContentBlock};
+pub use wire::session::SkillRef;
 
 /// One environment's queue, ready to run.
 pub struct Queue<H: Host> {

@@ -1,0 +1,205 @@
+//! Skills in the daemon: what a jail needs for them, and their way into it, each with its record.
+
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use stockade_runtime::audit::{Event, Fingerprint, Ids as AuditIds, Text};
+use stockade_runtime::session::{
+    Executables, Place, Porter, PorterError, Replace, Session, Unpack, Wrapper,
+};
+use stockade_runtime::spec::SkillsRequest;
+use tokio::sync::mpsc;
+
+use super::record::Record;
+use crate::cli::policy::chain;
+use crate::config::skills::SkillsConfig;
+use crate::queue::{ItemApi, Opening, SkillRef};
+use crate::skills::{Laid, Listener, QUEUE, Shelf, ShelfError, SkillError, Skills, Unpacked};
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct SkillsOfAll {
+    config: SkillsConfig,
+    skills: Skills,
+}
+
+impl SkillsOfAll {
+    /// As configured.
+    pub fn new(config: SkillsConfig) -> SkillsOfAll {
+        let skills = Skills::new(config.settings());
+        SkillsOfAll { config, skills }
+    }
+}
+
+/// The skills of one work item's session, for as long as the item lasts.
+pub struct SessionSkills {
+    all: Arc<SkillsOfAll>,
+    api: ItemApi,
+    list: Vec<SkillRef>,
+    ids: AuditIds,
+    record: Arc<Record>,
+}
+
+impl SessionSkills {
+    /// Those that the session's agent has, asked for with the work item's credential (AUTH-5).
+    pub fn of(
+        all: &Arc<SkillsOfAll>,
+        opening: &Opening<'_>,
+        ids: AuditIds,
+        record: &Arc<Record>,
+    ) -> SessionSkills {
+        SessionSkills {
+            all: Arc::clone(all),
+            api: opening.api.clone(),
+            list: opening.session.skills.clone(),
+            ids,
+            record: Arc::clone(record),
+        }
+    }
+
+    /// What the session's jail must have; nothing without skills (SKILL-4).
+    pub fn needs(&self) -> Option<SkillsRequest> {
+        let config = &self.all.config;
+        (!self.list.is_empty()).then(|| SkillsRequest {
+            writable: config.writable,
+            bytes_max: config.bytes_max(),
+            inodes_max: config.inodes_max(),
+        })
+    }
+
+    /// Waits for `jail` and lays the skills into it; they are downloaded meanwhile. No skill that
+    /// fails makes the jail fail (LEASE-19). Dropped, it leaves nothing that the jail does not take
+    /// along (SKILL-12).
+    ///
+    /// # Errors
+    /// Those of `jail`, at once.
+    pub async fn into_jail<E>(
+        &self,
+        jail: impl Future<Output = Result<Session, E>>,
+    ) -> Result<Session, E> {
+        if self.list.is_empty() {
+            return jail.await;
+        }
+        let skills = &self.all.skills;
+        let (to, from) = mpsc::channel(QUEUE);
+        let laid = async {
+            let session = jail.await?;
+            let shelf = JailShelf { porter: session.porter().clone(), config: &self.all.config };
+            skills.lay(from, &shelf, self).await;
+            Ok(session)
+        };
+        let fetched = async {
+            skills.fetch(&self.api, &self.list, to).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            laid = laid => laid,
+            () = fetched => unreachable!("it waits for ever"),
+        }
+    }
+
+    /// Ends the processes of a jail that is to be kept, and takes the skills out of it (SKILL-11).
+    /// Returns whether it can be kept.
+    pub async fn clear(&self, session: &mut Session) -> bool {
+        if self.list.is_empty() {
+            return true;
+        }
+        let cleared = match session.quiesce().await {
+            Ok(()) => session.porter().clear(Place::Skills).await.map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        };
+        if let Err(error) = &cleared {
+            let session_id = self.ids.session.as_ref().map(|id| id.as_str());
+            tracing::warn!(
+                event = "skill.not_cleared",
+                session_id,
+                error,
+                "the session's skills cannot be removed: its jail is not kept"
+            );
+        }
+        cleared.is_ok()
+    }
+}
+
+impl Listener for SessionSkills {
+    fn laid(&self, skill: &SkillRef, laid: &Laid) -> bool {
+        let Laid { version_id, directory, sha256, archive_bytes, unpacked } = laid;
+        let event = Event::SkillLaid {
+            skill: skill.skill_id.as_str().into(),
+            version: version_id.as_str().into(),
+            directory: Text::of(directory),
+            archive: Fingerprint { bytes: *archive_bytes, sha256: *sha256 },
+            files: unpacked.files,
+            bytes: unpacked.bytes,
+            skipped: unpacked.skipped,
+        };
+        tracing::info!(
+            event = "skill.laid",
+            session_id = self.ids.session.as_ref().map(|id| id.as_str()),
+            work_id = self.ids.work.as_ref().map(|id| id.as_str()),
+            skill_id = skill.skill_id,
+            version_id,
+            directory = %Text::of(directory).as_str(),
+            files = unpacked.files,
+            bytes = unpacked.bytes,
+            replaced = unpacked.replaced,
+            "skill laid into the jail"
+        );
+        self.record.write(&self.ids, &event)
+    }
+
+    fn failed(&self, skill: &SkillRef, error: &SkillError) -> bool {
+        let event = Event::SkillFailed {
+            skill: skill.skill_id.as_str().into(),
+            version: skill.version.as_str().into(),
+            reason: error.reason().into(),
+        };
+        tracing::warn!(
+            event = "skill.failed",
+            session_id = self.ids.session.as_ref().map(|id| id.as_str()),
+            work_id = self.ids.work.as_ref().map(|id| id.as_str()),
+            skill_id = skill.skill_id,
+            version_id = skill.version,
+            reason = error.reason(),
+            error = %Text::of(&chain(error)).as_str(),
+            "the session goes on without a skill"
+        );
+        self.record.write(&self.ids, &event)
+    }
+}
+
+/// The place of skills in one jail.
+struct JailShelf<'a> {
+    porter: Porter,
+    config: &'a SkillsConfig,
+}
+
+impl Shelf for JailShelf<'_> {
+    async fn unpack(&self, archive: OwnedFd, directory: &str) -> Result<Unpacked, ShelfError> {
+        let what = Unpack {
+            place: Place::Skills,
+            directory: directory.to_owned(),
+            wrapper: Wrapper::Strip,
+            executables: match self.config.force_executable {
+                true => Executables::All,
+                false => Executables::AsRecorded,
+            },
+            entries_max: self.config.entries_max(),
+            bytes_max: self.config.bytes_max(),
+            replace: Replace::Swap,
+        };
+        match self.porter.unpack(archive, what).await {
+            Ok(done) => Ok(Unpacked {
+                files: done.files,
+                bytes: done.bytes,
+                skipped: done.skipped,
+                replaced: done.replaced,
+            }),
+            Err(PorterError::Refused { reason }) => {
+                Err(ShelfError::Refused { reason: reason.to_string() })
+            }
+            Err(_) => Err(ShelfError::Gone),
+        }
+    }
+}
