@@ -111,7 +111,7 @@ fn skills_that_may_be_changed_are_changed() {
             "cd /workspace/skills && echo x >greeter/SKILL.md && touch greeter/new && mv greeter other \
              && cat other/SKILL.md && ls other",
         );
-        assert_eq!(changed.text, "x\nbin\nnew\nSKILL.md", "{level:?}");
+        assert_eq!(changed.text, "x\nSKILL.md\nbin\nnew", "{level:?}");
         let acts: Vec<_> =
             acts(&session).into_iter().filter(|act| act.0.contains("skills")).collect();
         assert!(acts.is_empty(), "{level:?}: {acts:?}");
@@ -168,7 +168,7 @@ fn a_memory_store_is_shared_as_its_access_says() {
         ));
         let want = format!("one\none\n700 {STORE}/d\n600 {STORE}/d/a.md\n");
         assert!(both.text.starts_with(&want), "{level:?}: {both:?}");
-        assert!(both.text.ends_with("Read-only file system"), "{level:?}: {both:?}");
+        assert!(both.text.contains("Read-only file system"), "{level:?}: {both:?}");
         let read = json!({ "ask": "read", "store": 0, "path": "d/a.md" });
         assert_eq!(session.carried_out(&read), json!("one\ntwo\n"), "{level:?}");
         // The porter replaces what bash made, and bash what the porter made.
@@ -208,13 +208,13 @@ fn the_porter_outlives_the_tool_tree_and_the_session_ends_with_it() {
         session.bash(&format!(
             "echo kept >{STORE}/a; (while :; do echo >>{STORE}/noise; done) & disown"
         ));
+        let porter = session.porter().expect("a porter").to_string();
         assert_eq!(session.quiesce()["quiet"], true, "{level:?}");
         let scan =
             |session: &mut Session| session.carried_out(&json!({ "ask": "scan", "store": 0 }));
         let first = scan(&mut session);
         assert_eq!(first["files"][0][0], "a", "{level:?}: {first}");
         assert_eq!(first, scan(&mut session), "{level:?}: something still writes");
-        let porter = session.porter().expect("a porter").to_string();
         assert!(Command::new("kill").args(["-9", &porter]).status().expect("kill runs").success());
         session.begin("bash", &json!({ "command": "sleep 5; echo still here" }));
         assert!(session.answer().is_none(), "{level:?}: the session goes on without its porter");
@@ -321,14 +321,12 @@ fn a_store_where_something_is_already_stops_the_session_and_names_the_path() {
         std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).expect("linked");
         std::os::unix::fs::symlink("/etc", dir.path().join("etc")).expect("linked");
         let workdir = dir.path().display().to_string();
-        for (name, why) in [
-            ("taken", "File exists"),
-            ("dangling", "Not a directory"),
-            ("etc/store", "Not a directory"),
-        ] {
+        for (name, why) in
+            [("taken", "errno: 17"), ("dangling", "errno: 20"), ("etc/store", "errno: 20")]
+        {
             let store = format!("{workdir}/{name}");
             let said = refused(level, &["--workdir", &workdir, "--store", &store, "read-write"]);
-            assert!(said.contains(&store) && said.contains("places"), "{level:?}: {said}");
+            assert!(said.contains(&store) && said.contains("Places"), "{level:?}: {said}");
             assert!(said.contains(why), "{level:?} {name}: {said}");
         }
         std::os::unix::fs::symlink("/etc", dir.path().join("skills")).expect("linked");

@@ -179,12 +179,15 @@ fn a_store_full_of_traps_is_scanned_and_emptied() {
             "cd {STORE} && mkfifo fifo && ln -s fifo tofifo && ln -s /dev/zero zero && ln -s loop loop \
              && touch $'odd\\nname' $'\\xff' \"$(printf 'n%.0s' {{1..255}})\" \
              && python3 -c \"import os\nfor i in range(400):\n os.mkdir('deep'); os.chdir('deep')\" \
+             && mkdir -p locked/in && touch locked/in/x && chmod 0 locked/in/x locked/in locked \
              && echo ok"
         ));
         assert_eq!(made.text, "ok", "{level:?}: {made:?}");
         let started = Instant::now();
         let scan = session.carried_out(&json!({ "ask": "scan", "store": 0 }));
-        assert_eq!(scan["files"].as_array().map(Vec::len), Some(1), "{level:?}: {scan}");
+        // The longest name, and what its owner locked away and can unlock.
+        assert_eq!(scan["files"].as_array().map(Vec::len), Some(2), "{level:?}: {scan}");
+        session.bash(&format!("cd {STORE} && chmod 0 locked/in locked; chmod 0 ."));
         for path in ["fifo", "tofifo", "zero", "loop", "deep", "loop/x"] {
             let read = session.carried_out(&json!({ "ask": "read", "store": 0, "path": path }));
             assert_eq!(read, Value::Null, "{level:?}: {path}");

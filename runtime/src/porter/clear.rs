@@ -117,7 +117,7 @@ impl Sweep<'_> {
         if self.removed > ENTRIES_MAX {
             return Err(Refusal::system("empty the place", Errno::NOTEMPTY));
         }
-        if self.removed % 256 == 0 {
+        if self.removed.is_multiple_of(256) {
             self.watch.go_on()?;
         }
         loop {
@@ -196,11 +196,11 @@ fn reopen(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     enter(directory, c".")
 }
 
-/// Lets the owner read, change and enter a directory. What is no directory, or not ours, is left.
+/// Lets the owner read, change and enter a directory. What is none is left.
 fn unlock(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
-    if !directory || found.st_uid != rustix::process::geteuid().as_raw() {
+    if !directory {
         return Err(Errno::ACCESS);
     }
     let mode = Mode::from_raw_mode((found.st_mode | 0o700) & 0o1777);
@@ -208,14 +208,15 @@ fn unlock(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     rustix::fs::chmodat(parent, name, mode, AtFlags::empty())
 }
 
-/// The same for a directory that is open. One that is open by its path only stays as it is.
+/// The same for a directory that is open. One that is open by its path only, or belongs to somebody
+/// else, stays as it is.
 pub(super) fn unlock_open(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     let found = rustix::fs::fstat(directory)?;
-    if found.st_mode & 0o700 == 0o700 || found.st_uid != rustix::process::geteuid().as_raw() {
+    if found.st_mode & 0o700 == 0o700 {
         return Ok(());
     }
     match rustix::fs::fchmod(directory, Mode::from_raw_mode((found.st_mode | 0o700) & 0o1777)) {
-        Err(Errno::BADF) => Ok(()),
+        Err(Errno::BADF | Errno::PERM) => Ok(()),
         done => done,
     }
 }
