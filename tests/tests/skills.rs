@@ -235,7 +235,6 @@ fn a_hostile_archive_reaches_nothing() {
         ("tar_root", "tar", json!([good, ["/workspace/evil", "file", 0o644, "e"]])),
         ("zip_back", "zip", json!([good, ["x\\..\\..\\evil", "file", 0o644, "e"]])),
         ("tar_back", "tar", json!([good, ["..\\evil", "file", 0o644, "e"]])),
-        ("none", "tar", json!([])),
     ];
     let taken: &[(&str, &str, Value)] = &[
         (
@@ -257,12 +256,14 @@ fn a_hostile_archive_reaches_nothing() {
         ),
         ("tar_modes", "tar", json!([good, ["x/s", "file", 0o6777, "s"]])),
     ];
-    let script: Vec<String> = refused
+    let mut script: Vec<String> = refused
         .iter()
         .chain(taken)
         .map(|(id, format, members)| skill(id, &archive(format, members)))
         .collect();
-    let ids: Vec<&str> = refused.iter().chain(taken).map(|(id, _, _)| *id).collect();
+    script.push(skill("garbage", "Tm8gYXJjaGl2ZSBhdCBhbGwu"));
+    let ids = refused.iter().chain(taken).map(|(id, _, _)| *id);
+    let ids: Vec<&str> = ids.chain(["garbage"]).collect();
     let calls = [
         gives(
             bash("ls -A skills; find / -xdev -name evil 2>/dev/null; find skills -name evil"),
@@ -409,7 +410,7 @@ fn a_directory_of_skills_that_the_operator_has_stays_as_it_was() {
 fn a_download_that_outlives_the_lease_is_kept_alive_by_heartbeats() {
     // RACE-3, LEASE-1.
     let script = [
-        "[server]\nttl_seconds = 2\n[[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 300\n",
+        "[server]\nttl_seconds = 4\n[[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 500\n",
         &plain("a", "slow"),
     ]
     .concat();
@@ -417,7 +418,7 @@ fn a_download_that_outlives_the_lease_is_kept_alive_by_heartbeats() {
     let played = play_with(Level::here()[0], &script, &sessions, |poll| poll);
     assert_eq!(played.report["work"].as_array().map(Vec::len), Some(1));
     let holder = &played.report["work"][0]["holders"][0];
-    assert!(holder["heartbeats"].as_u64() >= Some(5), "{holder}");
+    assert!(holder["heartbeats"].as_u64() >= Some(4), "{holder}");
     assert_eq!(holder["lost_us"], Value::Null, "{holder}");
 }
 
@@ -425,9 +426,9 @@ fn a_download_that_outlives_the_lease_is_kept_alive_by_heartbeats() {
 fn a_download_ends_with_the_lease_and_leaves_nothing() {
     // SKILL-12, RACE-4: the item comes again, and its skill is whole.
     let script = [
-        "[server]\nttl_seconds = 2\n\
-         [[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 1000\n\
-         [[fault]]\non = \"heartbeat\"\nnth = 3\ndo = \"lost\"\n",
+        "[server]\nttl_seconds = 6\n\
+         [[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 2000\n\
+         [[fault]]\non = \"heartbeat\"\nnth = 2\ndo = \"lost\"\n",
         &plain("a", "whole"),
     ]
     .concat();
@@ -439,15 +440,17 @@ fn a_download_ends_with_the_lease_and_leaves_nothing() {
         assert_eq!(played.requests("skill_content"), 2);
         let (launched, disposed) =
             (played.ran.audited("jail.launched"), played.ran.audited("session.disposed"));
-        assert_eq!(launched.len(), disposed.len());
-        assert!(played.ran.elapsed < Duration::from_secs(20), "twenty seconds were not waited for");
+        assert_eq!((launched.len(), disposed.len()), (2, 2), "each jail has its receipt");
+        assert!(played.ran.elapsed < Duration::from_secs(30), "forty seconds were not waited for");
     }
 }
 
 #[test]
 fn a_kept_jail_gives_its_skills_up_and_gets_them_again() {
     // SKILL-11.
-    let policy = "schema = 1\nextends = \"default\"\n[filesystem]\nretain = \"1m\"\n";
+    let policy = include_str!("../../policies/default.toml")
+        .replace("name = \"default\"", "name = \"retaining\"")
+        .replace("retain = \"none\"", "retain = \"20s\"");
     let calls = [
         gives(bash("echo 1 > f; ls skills"), "a"),
         json!({"idle": "end_turn"}),
@@ -458,7 +461,7 @@ fn a_kept_jail_gives_its_skills_up_and_gets_them_again() {
     for level in Level::here() {
         let sessions = [with_skills(&["a"], calls.clone())];
         let played = play_with(level, &plain("a", "A"), &sessions, |poll| {
-            poll.policy(policy).options(["--max-idle", "1s"])
+            poll.policy(&policy).options(["--max-idle", "1s"])
         });
         assert_eq!(played.ran.events("jail.resumed").len(), 1, "{}", played.ran.stderr);
         let laid = played.ran.events("skill.laid");

@@ -7,6 +7,7 @@
 
 mod admission;
 mod egress;
+mod held;
 mod jails;
 mod needs;
 mod prepare;
@@ -71,8 +72,8 @@ impl Host for Daemon {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
         let skills = SessionSkills::of(&self.skills, &opening, ids.clone(), &self.record);
         let needs = Needs { skills: skills.needs(), ..Needs::default() };
-        let jail = self.jails.open(&ids, &session_id, &needs);
-        let session = skills.into_jail(jail).await.map_err(|error| {
+        let jail = self.jails.hold(&ids, &session_id, &needs);
+        let held = skills.into_jail(jail).await.map_err(|error| {
             let phase = error.phase();
             let for_log = chain(&error);
             let for_model = format!(
@@ -83,7 +84,7 @@ impl Host for Daemon {
             OpenError { for_model, for_log }
         })?;
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
-        let session = Some(session);
+        let session = held.take();
         Ok(Tools { ids, session_id, jails, record, session, needs, skills, replaced: false })
     }
 

@@ -11,6 +11,7 @@ use stockade_runtime::session::{
 use stockade_runtime::spec::SkillsRequest;
 use tokio::sync::mpsc;
 
+use super::held::Held;
 use super::record::Record;
 use crate::cli::policy::chain;
 use crate::config::skills::SkillsConfig;
@@ -76,18 +77,20 @@ impl SessionSkills {
     /// Those of `jail`, at once.
     pub async fn into_jail<E>(
         &self,
-        jail: impl Future<Output = Result<Session, E>>,
-    ) -> Result<Session, E> {
+        jail: impl Future<Output = Result<Held, E>>,
+    ) -> Result<Held, E> {
         if self.list.is_empty() {
             return jail.await;
         }
         let skills = &self.all.skills;
         let (to, from) = mpsc::channel(QUEUE);
         let laid = async {
-            let session = jail.await?;
-            let shelf = JailShelf { porter: session.porter().clone(), config: &self.all.config };
-            skills.lay(from, &shelf, self).await;
-            Ok(session)
+            let held = jail.await?;
+            if let Some(porter) = held.session().map(Session::porter).cloned() {
+                let shelf = JailShelf { porter, config: &self.all.config };
+                skills.lay(from, &shelf, self).await;
+            }
+            Ok(held)
         };
         let fetched = async {
             skills.fetch(&self.api, &self.list, to).await;

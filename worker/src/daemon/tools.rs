@@ -79,9 +79,9 @@ impl Tools {
             }
         }
         if self.session.is_none() {
-            let jail = self.jails.open(&self.ids, &self.session_id, &self.needs);
+            let jail = self.jails.hold(&self.ids, &self.session_id, &self.needs);
             match self.skills.into_jail(jail).await {
-                Ok(session) => (self.session, self.replaced) = (Some(session), true),
+                Ok(held) => (self.session, self.replaced) = (held.take(), true),
                 Err(error) => {
                     let phase = error.phase();
                     let text = format!("{name}: no jail for this session: {phase} failed");
