@@ -407,6 +407,34 @@ fn a_directory_of_skills_that_the_operator_has_stays_as_it_was() {
 }
 
 #[test]
+fn a_link_in_the_place_of_skills_leads_nowhere() {
+    // SKILL-2, RACE-17: what an earlier session left in a directory of the operator's.
+    for level in Level::here() {
+        let workdir = TempDir::new().expect("a directory");
+        let (work, other) = (workdir.path().join("work"), workdir.path().join("other"));
+        for path in [&work, &other] {
+            fs::create_dir(path).expect("made");
+        }
+        std::os::unix::fs::symlink(&other, work.join("skills")).expect("linked");
+        let owned = Command::new("chown")
+            .args(["-Rh", &format!("{0}:{0}", level.uid())])
+            .arg(workdir.path())
+            .status();
+        assert!(owned.expect("cannot run chown").success());
+        let calls = [expect(bash("cat skills/a/SKILL.md"), json!({"contains": "No such file"}))];
+        let sessions = [with_skills(&["a"], calls)];
+        let played = play_with(level, &plain("a", "theirs"), &sessions, |poll| {
+            poll.path("--workdir", &work)
+        });
+        // LEASE-19: the session has its tools all the same.
+        assert_eq!(told(&played), (vec![("a".into(), "place".into())], vec![]), "{level:?}");
+        assert_eq!(fs::read_dir(&other).expect("there").count(), 0, "{level:?}");
+        let link = fs::read_link(work.join("skills")).expect("still a link");
+        assert_eq!(link, other, "{level:?}");
+    }
+}
+
+#[test]
 fn a_download_that_outlives_the_lease_is_kept_alive_by_heartbeats() {
     // RACE-3, LEASE-1.
     let script = [

@@ -72,8 +72,7 @@ impl Host for Daemon {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
         let skills = SessionSkills::of(&self.skills, &opening, ids.clone(), &self.record);
         let needs = Needs { skills: skills.needs(), ..Needs::default() };
-        let jail = self.jails.hold(&ids, &session_id, &needs);
-        let held = skills.into_jail(jail).await.map_err(|error| {
+        let held = skills.open(&self.jails, &session_id, &needs).await.map_err(|error| {
             let phase = error.phase();
             let for_log = chain(&error);
             let for_model = format!(

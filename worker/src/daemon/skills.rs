@@ -12,11 +12,16 @@ use stockade_runtime::spec::SkillsRequest;
 use tokio::sync::mpsc;
 
 use super::held::Held;
+use super::jails::{JailError, Jails};
+use super::needs::Needs;
 use super::record::Record;
 use crate::cli::policy::chain;
 use crate::config::skills::SkillsConfig;
 use crate::queue::{ItemApi, Opening, SkillRef};
 use crate::skills::{Laid, Listener, QUEUE, Shelf, ShelfError, SkillError, Skills, Unpacked};
+
+/// The step of making a jail that makes the place of skills.
+const PLACES: &str = "places";
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -69,16 +74,40 @@ impl SessionSkills {
         })
     }
 
+    /// A jail with what the session needs, and with its skills. Where the place of skills cannot be made
+    /// (an operator's working directory has a link or a file of that name), it is one without
+    /// (LEASE-19).
+    ///
+    /// # Errors
+    /// Those of making a jail.
+    pub async fn open(
+        &self,
+        jails: &Arc<Jails>,
+        session_id: &str,
+        needs: &Needs,
+    ) -> Result<Held, JailError> {
+        match self.into_jail(jails.hold(&self.ids, session_id, needs)).await {
+            Err(error) if needs.skills.is_some() && error.phase() == PLACES => {
+                let without = Needs { skills: None, ..needs.clone() };
+                let held = jails.hold(&self.ids, session_id, &without).await?;
+                for skill in &self.list {
+                    if !self.failed(skill, &SkillError::Place) {
+                        break;
+                    }
+                }
+                Ok(held)
+            }
+            other => other,
+        }
+    }
+
     /// Waits for `jail` and lays the skills into it; they are downloaded meanwhile. No skill that
     /// fails makes the jail fail (LEASE-19). Dropped, it leaves nothing that the jail does not take
     /// along (SKILL-12).
     ///
     /// # Errors
     /// Those of `jail`, at once.
-    pub async fn into_jail<E>(
-        &self,
-        jail: impl Future<Output = Result<Held, E>>,
-    ) -> Result<Held, E> {
+    async fn into_jail<E>(&self, jail: impl Future<Output = Result<Held, E>>) -> Result<Held, E> {
         if self.list.is_empty() {
             return jail.await;
         }
@@ -139,6 +168,7 @@ impl Listener for SessionSkills {
         };
         tracing::info!(
             event = "skill.laid",
+            environment_id = self.ids.environment.as_ref().map(|id| id.as_str()),
             session_id = self.ids.session.as_ref().map(|id| id.as_str()),
             work_id = self.ids.work.as_ref().map(|id| id.as_str()),
             skill_id = skill.skill_id,
@@ -160,6 +190,7 @@ impl Listener for SessionSkills {
         };
         tracing::warn!(
             event = "skill.failed",
+            environment_id = self.ids.environment.as_ref().map(|id| id.as_str()),
             session_id = self.ids.session.as_ref().map(|id| id.as_str()),
             work_id = self.ids.work.as_ref().map(|id| id.as_str()),
             skill_id = skill.skill_id,

@@ -79,8 +79,7 @@ impl Tools {
             }
         }
         if self.session.is_none() {
-            let jail = self.jails.hold(&self.ids, &self.session_id, &self.needs);
-            match self.skills.into_jail(jail).await {
+            match self.skills.open(&self.jails, &self.session_id, &self.needs).await {
                 Ok(held) => (self.session, self.replaced) = (held.take(), true),
                 Err(error) => {
                     let phase = error.phase();
