@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use e2e::play::{Played, SOON, bash, expect, fails, gives, passed, play_with, session};
+use e2e::play::{Played, SOON, bash, expect, gives, passed, play_with, session};
 use e2e::{Devserver, Level, Need, Poll, require};
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -1,5 +1,6 @@
 //! Skills in the daemon: what a jail needs for them, and their way into it, each with its record.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -86,7 +87,7 @@ impl SessionSkills {
         session_id: &str,
         needs: &Needs,
     ) -> Result<Held, JailError> {
-        match self.into_jail(jails.hold(&self.ids, session_id, needs)).await {
+        match self.furnish(jails.hold(&self.ids, session_id, needs)).await {
             Err(error) if needs.skills.is_some() && error.phase() == PLACES => {
                 let without = Needs { skills: None, ..needs.clone() };
                 let held = jails.hold(&self.ids, session_id, &without).await?;
@@ -107,7 +108,7 @@ impl SessionSkills {
     ///
     /// # Errors
     /// Those of `jail`, at once.
-    async fn into_jail<E>(&self, jail: impl Future<Output = Result<Held, E>>) -> Result<Held, E> {
+    async fn furnish<E>(&self, jail: impl Future<Output = Result<Held, E>>) -> Result<Held, E> {
         if self.list.is_empty() {
             return jail.await;
         }
@@ -123,11 +124,11 @@ impl SessionSkills {
         };
         let fetched = async {
             skills.fetch(&self.api, &self.list, to).await;
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
         tokio::select! {
             laid = laid => laid,
-            () = fetched => unreachable!("it waits for ever"),
+            never = fetched => match never {},
         }
     }
 
