@@ -474,6 +474,29 @@ fn a_download_ends_with_the_lease_and_leaves_nothing() {
 }
 
 #[test]
+fn a_worker_that_is_stopped_while_a_skill_arrives_ends_at_once_and_leaves_nothing() {
+    // SKILL-12, SHUT-3, INV-10.
+    let script =
+        ["[[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 2000\n", &plain("a", "slow")]
+            .concat();
+    for level in Level::here() {
+        let server = Devserver::with(&script, &[]);
+        server.push(&with_skills(&["a"], [bash("true")]));
+        let worker = Poll::at(level).serve(&server);
+        worker.wait_for_event("jail.running", SOON);
+        let ran = worker.stop().ended(0);
+        assert!(ran.elapsed < Duration::from_secs(30), "forty seconds were not waited for");
+        assert_eq!(ran.audited("skill.laid").len(), 0);
+        assert_eq!(ran.audited("session.disposed").len(), 1, "the jail has its receipt");
+        let state = server.state();
+        assert_eq!(
+            (&state["violations"], &state["work"][0]["state"]),
+            (&json!([]), &json!("stopped"))
+        );
+    }
+}
+
+#[test]
 fn a_kept_jail_gives_its_skills_up_and_gets_them_again() {
     // SKILL-11.
     let policy = include_str!("../../policies/default.toml")
