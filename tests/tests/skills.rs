@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use e2e::play::{Played, SOON, bash, expect, fails, gives, passed, play_with, session};
+use e2e::play::{Played, SOON, bash, expect, gives, passed, play_with, session};
 use e2e::{Devserver, Level, Need, Poll, require};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -235,7 +235,6 @@ fn a_hostile_archive_reaches_nothing() {
         ("tar_root", "tar", json!([good, ["/workspace/evil", "file", 0o644, "e"]])),
         ("zip_back", "zip", json!([good, ["x\\..\\..\\evil", "file", 0o644, "e"]])),
         ("tar_back", "tar", json!([good, ["..\\evil", "file", 0o644, "e"]])),
-        ("none", "tar", json!([])),
     ];
     let taken: &[(&str, &str, Value)] = &[
         (
@@ -257,12 +256,14 @@ fn a_hostile_archive_reaches_nothing() {
         ),
         ("tar_modes", "tar", json!([good, ["x/s", "file", 0o6777, "s"]])),
     ];
-    let script: Vec<String> = refused
+    let mut script: Vec<String> = refused
         .iter()
         .chain(taken)
         .map(|(id, format, members)| skill(id, &archive(format, members)))
         .collect();
-    let ids: Vec<&str> = refused.iter().chain(taken).map(|(id, _, _)| *id).collect();
+    script.push(skill("garbage", "Tm8gYXJjaGl2ZSBhdCBhbGwu"));
+    let ids = refused.iter().chain(taken).map(|(id, _, _)| *id);
+    let ids: Vec<&str> = ids.chain(["garbage"]).collect();
     let calls = [
         gives(
             bash("ls -A skills; find / -xdev -name evil 2>/dev/null; find skills -name evil"),
@@ -406,10 +407,38 @@ fn a_directory_of_skills_that_the_operator_has_stays_as_it_was() {
 }
 
 #[test]
+fn a_link_in_the_place_of_skills_leads_nowhere() {
+    // SKILL-2, RACE-17: what an earlier session left in a directory of the operator's.
+    for level in Level::here() {
+        let workdir = TempDir::new().expect("a directory");
+        let (work, other) = (workdir.path().join("work"), workdir.path().join("other"));
+        for path in [&work, &other] {
+            fs::create_dir(path).expect("made");
+        }
+        std::os::unix::fs::symlink(&other, work.join("skills")).expect("linked");
+        let owned = Command::new("chown")
+            .args(["-Rh", &format!("{0}:{0}", level.uid())])
+            .arg(workdir.path())
+            .status();
+        assert!(owned.expect("cannot run chown").success());
+        let calls = [expect(bash("cat skills/a/SKILL.md"), json!({"contains": "No such file"}))];
+        let sessions = [with_skills(&["a"], calls)];
+        let played = play_with(level, &plain("a", "theirs"), &sessions, |poll| {
+            poll.path("--workdir", &work)
+        });
+        // LEASE-19: the session has its tools all the same.
+        assert_eq!(told(&played), (vec![("a".into(), "place".into())], vec![]), "{level:?}");
+        assert_eq!(fs::read_dir(&other).expect("there").count(), 0, "{level:?}");
+        let link = fs::read_link(work.join("skills")).expect("still a link");
+        assert_eq!(link, other, "{level:?}");
+    }
+}
+
+#[test]
 fn a_download_that_outlives_the_lease_is_kept_alive_by_heartbeats() {
     // RACE-3, LEASE-1.
     let script = [
-        "[server]\nttl_seconds = 2\n[[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 300\n",
+        "[server]\nttl_seconds = 4\n[[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 500\n",
         &plain("a", "slow"),
     ]
     .concat();
@@ -417,7 +446,7 @@ fn a_download_that_outlives_the_lease_is_kept_alive_by_heartbeats() {
     let played = play_with(Level::here()[0], &script, &sessions, |poll| poll);
     assert_eq!(played.report["work"].as_array().map(Vec::len), Some(1));
     let holder = &played.report["work"][0]["holders"][0];
-    assert!(holder["heartbeats"].as_u64() >= Some(5), "{holder}");
+    assert!(holder["heartbeats"].as_u64() >= Some(4), "{holder}");
     assert_eq!(holder["lost_us"], Value::Null, "{holder}");
 }
 
@@ -425,9 +454,9 @@ fn a_download_that_outlives_the_lease_is_kept_alive_by_heartbeats() {
 fn a_download_ends_with_the_lease_and_leaves_nothing() {
     // SKILL-12, RACE-4: the item comes again, and its skill is whole.
     let script = [
-        "[server]\nttl_seconds = 2\n\
-         [[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 1000\n\
-         [[fault]]\non = \"heartbeat\"\nnth = 3\ndo = \"lost\"\n",
+        "[server]\nttl_seconds = 6\n\
+         [[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 2000\n\
+         [[fault]]\non = \"heartbeat\"\nnth = 2\ndo = \"lost\"\n",
         &plain("a", "whole"),
     ]
     .concat();
@@ -439,15 +468,40 @@ fn a_download_ends_with_the_lease_and_leaves_nothing() {
         assert_eq!(played.requests("skill_content"), 2);
         let (launched, disposed) =
             (played.ran.audited("jail.launched"), played.ran.audited("session.disposed"));
-        assert_eq!(launched.len(), disposed.len());
-        assert!(played.ran.elapsed < Duration::from_secs(20), "twenty seconds were not waited for");
+        assert_eq!((launched.len(), disposed.len()), (2, 2), "each jail has its receipt");
+        assert!(played.ran.elapsed < Duration::from_secs(30), "forty seconds were not waited for");
+    }
+}
+
+#[test]
+fn a_worker_that_is_stopped_while_a_skill_arrives_ends_at_once_and_leaves_nothing() {
+    // SKILL-12, SHUT-3, INV-10.
+    let script =
+        ["[[fault]]\non = \"skill_content\"\ndo = \"trickle\"\nms = 2000\n", &plain("a", "slow")]
+            .concat();
+    for level in Level::here() {
+        let server = Devserver::with(&script, &[]);
+        server.push(&with_skills(&["a"], [bash("true")]));
+        let worker = Poll::at(level).serve(&server);
+        worker.wait_for_event("jail.running", SOON);
+        let ran = worker.stop().ended(0);
+        assert!(ran.elapsed < Duration::from_secs(30), "forty seconds were not waited for");
+        assert_eq!(ran.audited("skill.laid").len(), 0);
+        assert_eq!(ran.audited("session.disposed").len(), 1, "the jail has its receipt");
+        let state = server.state();
+        assert_eq!(
+            (&state["violations"], &state["work"][0]["state"]),
+            (&json!([]), &json!("stopped"))
+        );
     }
 }
 
 #[test]
 fn a_kept_jail_gives_its_skills_up_and_gets_them_again() {
     // SKILL-11.
-    let policy = "schema = 1\nextends = \"default\"\n[filesystem]\nretain = \"1m\"\n";
+    let policy = include_str!("../../policies/default.toml")
+        .replace("name = \"default\"", "name = \"retaining\"")
+        .replace("retain = \"none\"", "retain = \"20s\"");
     let calls = [
         gives(bash("echo 1 > f; ls skills"), "a"),
         json!({"idle": "end_turn"}),
@@ -458,7 +512,7 @@ fn a_kept_jail_gives_its_skills_up_and_gets_them_again() {
     for level in Level::here() {
         let sessions = [with_skills(&["a"], calls.clone())];
         let played = play_with(level, &plain("a", "A"), &sessions, |poll| {
-            poll.policy(policy).options(["--max-idle", "1s"])
+            poll.policy(&policy).options(["--max-idle", "1s"])
         });
         assert_eq!(played.ran.events("jail.resumed").len(), 1, "{}", played.ran.stderr);
         let laid = played.ran.events("skill.laid");

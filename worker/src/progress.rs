@@ -120,12 +120,17 @@ const PHRASES: &[(&str, &str)] = &[
     ("jail.running",            "jail ready after {ready_us}, level {level}"),
     ("jail.kept",               "the jail is kept for the next work item"),
     ("jail.resumed",            "the jail was kept"),
+    ("jail.outdated",           "the kept jail lacks what is needed"),
     ("jail.lost",               "the jail ended by itself"),
     ("jail.launcher_gone",      "the launcher of the jail is gone"),
     ("launcher.slow",           "the launcher is still taking jails apart"),
     ("launcher.lost",           "the launcher is gone: nothing more is started"),
     ("jail.not_exported",       "{skipped} entries were not copied back"),
     ("jail.ended",              "jail removed in {teardown_us}"),
+    // Its skills.
+    ("skill.laid",              "skill {directory}: {files} files, {bytes}"),
+    ("skill.failed",            "no skill {skill_id} ({reason})"),
+    ("skill.not_cleared",       "skills cannot be removed, the jail is not kept"),
 ];
 
 /// Writes events as lines for people.

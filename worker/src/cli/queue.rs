@@ -15,6 +15,7 @@ use crate::exit::Exit;
 use crate::explain;
 use crate::ops::key::{Found, OpsKeyError, Wanted, usual_audit_logs};
 use crate::ops::show;
+use crate::progress::visible;
 use crate::queue::{ApiError, Operator, QueueSettings, Stopped, WorkRow};
 use crate::settings::{self, Refusal};
 
@@ -482,7 +483,7 @@ impl Answer {
         let Answer::Metadata { item, keys } = self else { return Exit::Success };
         let missing = keys.iter().find(|key| !item.metadata.contains_key(*key));
         if let Some(key) = missing {
-            explain::say(&format!("error: {} has no metadata `{key}`", item.id));
+            explain::say(&format!("error: {} has no metadata `{key}`", visible(&item.id)));
             return Exit::Unexpected;
         }
         Exit::Success

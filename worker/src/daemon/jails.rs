@@ -14,9 +14,11 @@ use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::network::DenyDetail;
 use stockade_runtime::session::{Egress, Network, Session, StartError};
 use stockade_runtime::spec::{self, BoundRequest, EgressPlan, Request};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::egress::EgressRecord;
+use super::held::Held;
 use super::needs::Needs;
 use super::record::Record;
 use crate::queue::Shutdown;
@@ -90,6 +92,8 @@ pub struct Jails {
     launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
     kept: Mutex<HashMap<String, Idle>>,
+    /// Disposals that nobody waits for.
+    abandoned: watch::Sender<usize>,
     /// A launcher was killed: what it left is removed before the next jail is made (INV-10).
     repair: AtomicBool,
     /// Raised when no jail can be made any more.
@@ -101,6 +105,15 @@ pub struct Jails {
 struct LiveNetwork {
     record: Arc<EgressRecord>,
     network: Weak<Network>,
+}
+
+/// One disposal that nobody waits for, counted until it ends, however it ends.
+struct Disposal(Arc<Jails>);
+
+impl Drop for Disposal {
+    fn drop(&mut self) {
+        self.0.abandoned.send_modify(|count| *count -= 1);
+    }
 }
 
 #[derive(Debug)]
@@ -124,7 +137,7 @@ impl Jails {
         let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
         let (repair, launcher_gone) = (AtomicBool::new(false), AtomicBool::new(false));
         let (policy, broker) = (RwLock::new(Arc::new(policy)), Arc::new(broker));
-        let networks = Mutex::default();
+        let (networks, abandoned) = (Mutex::default(), watch::Sender::new(0));
         Jails {
             template,
             policy,
@@ -133,6 +146,7 @@ impl Jails {
             launcher,
             record,
             kept,
+            abandoned,
             repair,
             shutdown,
             launcher_gone,
@@ -218,11 +232,36 @@ impl Jails {
         launcher.as_mut().ok_or(std::io::ErrorKind::NotConnected)?.reopen(index)
     }
 
-    /// A jail for the session: the one that was kept for it, or a new one, proven and recorded.
+    /// A jail for the session: the one that was kept for it, or a new one, proven and recorded. If it
+    /// is dropped before it is taken, it is disposed of.
     ///
     /// # Errors
     /// [`JailError`]; nothing is left then that is not named in the log.
-    pub async fn open(
+    pub async fn hold(
+        self: &Arc<Self>,
+        ids: &AuditIds,
+        session_id: &str,
+        needs: &Needs,
+    ) -> Result<Held, JailError> {
+        // One of them may have been this session's.
+        self.settle().await;
+        Ok(Held::new(self, ids, self.open(ids, session_id, needs).await?))
+    }
+
+    /// Disposes of a jail for which nobody waits any more.
+    pub fn abandon(self: &Arc<Self>, ids: AuditIds, session: Session) {
+        self.abandoned.send_modify(|count| *count += 1);
+        let disposal = Disposal(Arc::clone(self));
+        tokio::spawn(async move { disposal.0.dispose(&ids, session).await });
+    }
+
+    /// Waits for disposals that were left to themselves.
+    async fn settle(&self) {
+        // An error means that there is no sender, and we have it.
+        drop(self.abandoned.subscribe().wait_for(|count| *count == 0).await);
+    }
+
+    async fn open(
         &self,
         ids: &AuditIds,
         session_id: &str,
@@ -480,6 +519,9 @@ impl Jails {
 
     /// Ends kept jails whose time is over; all of them if `all`.
     pub async fn expire(&self, all: bool) {
+        if all {
+            self.settle().await;
+        }
         let now = Instant::now();
         let over: Vec<Idle> = {
             let mut kept = self.kept();

@@ -13,6 +13,7 @@ mod driven;
 mod egress;
 mod ground;
 mod jailer;
+mod held;
 mod jails;
 mod needs;
 mod opened;
@@ -70,8 +71,7 @@ impl Host for Daemon {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
         let skills = SessionSkills::of(&self.skills, &opening, ids.clone(), &self.record);
         let needs = Needs { skills: skills.needs(), ..Needs::default() };
-        let jail = self.jails.open(&ids, &session_id, &needs);
-        let session = skills.into_jail(jail).await.map_err(|error| {
+        let held = skills.open(&self.jails, &session_id, &needs).await.map_err(|error| {
             let phase = error.phase();
             let for_log = chain(&error);
             let for_model = format!(
@@ -82,7 +82,7 @@ impl Host for Daemon {
             OpenError { for_model, for_log }
         })?;
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
-        let session = Some(session);
+        let session = held.take();
         Ok(Tools { ids, session_id, jails, record, session, needs, skills, replaced: false })
     }
 

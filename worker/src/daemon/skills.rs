@@ -1,5 +1,6 @@
 //! Skills in the daemon: what a jail needs for them, and their way into it, each with its record.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,11 +12,17 @@ use stockade_runtime::session::{
 use stockade_runtime::spec::SkillsRequest;
 use tokio::sync::mpsc;
 
+use super::held::Held;
+use super::jails::{JailError, Jails};
+use super::needs::Needs;
 use super::record::Record;
 use crate::cli::policy::chain;
 use crate::config::skills::SkillsConfig;
 use crate::queue::{ItemApi, Opening, SkillRef};
 use crate::skills::{Laid, Listener, QUEUE, Shelf, ShelfError, SkillError, Skills, Unpacked};
+
+/// The step of making a jail that makes the place of skills.
+const PLACES: &str = "places";
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -68,34 +75,60 @@ impl SessionSkills {
         })
     }
 
+    /// A jail with what the session needs, and with its skills. Where the place of skills cannot be made
+    /// (an operator's working directory has a link or a file of that name), it is one without
+    /// (LEASE-19).
+    ///
+    /// # Errors
+    /// Those of making a jail.
+    pub async fn open(
+        &self,
+        jails: &Arc<Jails>,
+        session_id: &str,
+        needs: &Needs,
+    ) -> Result<Held, JailError> {
+        match self.furnish(jails.hold(&self.ids, session_id, needs)).await {
+            Err(error) if needs.skills.is_some() && error.phase() == PLACES => {
+                let without = Needs { skills: None, ..needs.clone() };
+                let held = jails.hold(&self.ids, session_id, &without).await?;
+                for skill in &self.list {
+                    if !self.failed(skill, &SkillError::Place) {
+                        break;
+                    }
+                }
+                Ok(held)
+            }
+            other => other,
+        }
+    }
+
     /// Waits for `jail` and lays the skills into it; they are downloaded meanwhile. No skill that
     /// fails makes the jail fail (LEASE-19). Dropped, it leaves nothing that the jail does not take
     /// along (SKILL-12).
     ///
     /// # Errors
     /// Those of `jail`, at once.
-    pub async fn into_jail<E>(
-        &self,
-        jail: impl Future<Output = Result<Session, E>>,
-    ) -> Result<Session, E> {
+    async fn furnish<E>(&self, jail: impl Future<Output = Result<Held, E>>) -> Result<Held, E> {
         if self.list.is_empty() {
             return jail.await;
         }
         let skills = &self.all.skills;
         let (to, from) = mpsc::channel(QUEUE);
         let laid = async {
-            let session = jail.await?;
-            let shelf = JailShelf { porter: session.porter().clone(), config: &self.all.config };
-            skills.lay(from, &shelf, self).await;
-            Ok(session)
+            let held = jail.await?;
+            if let Some(porter) = held.session().map(Session::porter).cloned() {
+                let shelf = JailShelf { porter, config: &self.all.config };
+                skills.lay(from, &shelf, self).await;
+            }
+            Ok(held)
         };
         let fetched = async {
             skills.fetch(&self.api, &self.list, to).await;
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
         tokio::select! {
             laid = laid => laid,
-            () = fetched => unreachable!("it waits for ever"),
+            never = fetched => match never {},
         }
     }
 
@@ -136,6 +169,7 @@ impl Listener for SessionSkills {
         };
         tracing::info!(
             event = "skill.laid",
+            environment_id = self.ids.environment.as_ref().map(|id| id.as_str()),
             session_id = self.ids.session.as_ref().map(|id| id.as_str()),
             work_id = self.ids.work.as_ref().map(|id| id.as_str()),
             skill_id = skill.skill_id,
@@ -157,6 +191,7 @@ impl Listener for SessionSkills {
         };
         tracing::warn!(
             event = "skill.failed",
+            environment_id = self.ids.environment.as_ref().map(|id| id.as_str()),
             session_id = self.ids.session.as_ref().map(|id| id.as_str()),
             work_id = self.ids.work.as_ref().map(|id| id.as_str()),
             skill_id = skill.skill_id,

@@ -79,9 +79,8 @@ impl Tools {
             }
         }
         if self.session.is_none() {
-            let jail = self.jails.open(&self.ids, &self.session_id, &self.needs);
-            match self.skills.into_jail(jail).await {
-                Ok(session) => (self.session, self.replaced) = (Some(session), true),
+            match self.skills.open(&self.jails, &self.session_id, &self.needs).await {
+                Ok(held) => (self.session, self.replaced) = (held.take(), true),
                 Err(error) => {
                     let phase = error.phase();
                     let text = format!("{name}: no jail for this session: {phase} failed");

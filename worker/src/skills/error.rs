@@ -24,6 +24,8 @@ pub enum SkillError {
     Digest { version_id: String, wanted: Digest, found: Digest },
     #[error("cannot unpack the skill")]
     Unpack { source: ShelfError },
+    #[error("cannot lay the skill: the working directory has something else called `skills`")]
+    Place,
     #[error("cannot wait for the skill: all skills of a session have {after:?}")]
     Time { after: Duration },
 }
@@ -44,6 +46,7 @@ impl SkillError {
             SkillError::Digest { .. } => "digest",
             SkillError::Unpack { source: ShelfError::Refused { .. } } => "archive",
             SkillError::Unpack { source: ShelfError::Gone } => "jail",
+            SkillError::Place => "place",
             SkillError::Time { .. } => "timeout",
         }
     }
