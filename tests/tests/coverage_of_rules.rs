@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use e2e::source::project;
 use tempfile::TempDir;
 
 /// A project of its own: these files, by path.
@@ -21,7 +20,7 @@ fn project_of(files: &[(&str, &str)]) -> TempDir {
 
 /// What the script says of a project, and whether it is content.
 fn asked(place: &Path, options: &[&str]) -> (bool, String) {
-    let done = Command::new(project().join("scripts/coverage-of-rules"))
+    let done = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/coverage-of-rules"))
         .arg("--root")
         .arg(place)
         .args(options)

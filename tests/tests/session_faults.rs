@@ -76,7 +76,7 @@ fn nothing_runs_twice_whatever_happens_to_requests_of_a_session() {
 
 #[test]
 fn nothing_runs_twice_whatever_happens_to_the_stream() {
-    // RUN-1, RUN-6, RUN-9, RUN-10, EV-3: dropped, slow, split, doubled, odd, broken.
+    // RUN-1, RUN-6, RUN-9, RUN-10, SSE-1, SSE-2, SSE-4, SSE-6: dropped, slow, split, doubled, odd, broken.
     let faults = [
         json!({"on": "stream", "do": "503", "times": 2}),
         json!({"on": "stream", "do": "reset", "after": 2}),
@@ -100,7 +100,7 @@ fn nothing_runs_twice_whatever_happens_to_the_stream() {
 
 #[test]
 fn events_between_stream_and_list_and_events_that_nobody_knows_are_no_trouble() {
-    // RUN-1, RUN-7, RUN-16, API-5, PERM-1 to 6, THR-1, POLL-13.
+    // RUN-1, RUN-7, RUN-16, API-5, PERM-1…6, THR-1, POLL-13.
     let sessions = [
         session(
             "gap",

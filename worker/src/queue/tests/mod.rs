@@ -6,6 +6,7 @@ mod gate;
 mod http;
 mod journal;
 mod lease;
+mod log;
 mod poll;
 mod races;
 mod requests;
