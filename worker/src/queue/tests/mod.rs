@@ -7,6 +7,7 @@ mod http;
 mod journal;
 mod lease;
 mod operate;
+mod log;
 mod poll;
 mod races;
 mod requests;

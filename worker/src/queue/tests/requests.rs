@@ -157,6 +157,24 @@ async fn ack_and_stop_succeed_with_any_2xx() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_poll_or_ack_without_an_answer_is_given_up_in_time() {
+    // HTTP-3, POLL-4, POLL-8: long before the ten minutes that a request may take elsewhere.
+    let world = World::new();
+    let item = || item("work_1", "sesn_1", Value::Null);
+    world.plane.state().polls.extend([Answer::Hang, item()]);
+    world.plane.state().acks.extend(vec![Answer::Hang; 2]);
+    let end = world.poll();
+    world.plane.until("three polls", |plane| plane.seen("/poll").len() == 3).await;
+    let polls: Vec<Duration> = world.plane.seen("/poll").iter().map(|seen| seen.at).collect();
+    assert_eq!((polls[1] - polls[0]).as_secs_f64(), 22.5, "20 s, then the pause");
+    let acked = polls[2] - polls[1];
+    assert!(acked > SECOND * 24 && acked < SECOND * 28, "twice 12 s, then the pause: {acked:?}");
+    assert!(world.plane.seen("/stop").is_empty(), "the ack may have arrived");
+    world.shutdown.drain();
+    end.await.expect("an end").expect("no refusal");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_odd_id_stays_one_segment_and_an_empty_one_costs_its_item_only() {
     // §1.1: ids are opaque. What looks like a path, a query or another host leads nowhere else.
     let world = World::new();
