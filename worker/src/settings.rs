@@ -188,9 +188,15 @@ impl Settings {
             config: args.session.config.clone(),
             policy: args.session.policy.clone(),
             policy_directories: args.session.policy_directories.clone(),
-            workdir: args.session.workdir.as_deref().map(|d| directory("--workdir", d)).transpose()?,
+            workdir: args
+                .session
+                .workdir
+                .as_deref()
+                .map(|d| directory("--workdir", d))
+                .transpose()?,
             outputs_dir: args
-                .session.outputs_dir
+                .session
+                .outputs_dir
                 .as_deref()
                 .map(|d| directory("--outputs-dir", d))
                 .transpose()?,
@@ -198,7 +204,8 @@ impl Settings {
             memory_reserve_bytes: args.claim.memory_reserve.bytes(),
             max_idle: (!max_idle.is_zero()).then_some(max_idle),
             tool_timeout: args
-                .session.tool_timeout
+                .session
+                .tool_timeout
                 .map(|d| at_least_1s("--tool-timeout", d))
                 .transpose()?,
             drain_timeout: duration("--drain-timeout", args.session.drain_timeout)?,

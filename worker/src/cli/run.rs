@@ -31,12 +31,7 @@ pub struct RunArgs {
     /// Read the work secret from FILE, which only its owner can read [default: ANTHROPIC_WORK_SECRET]
     ///
     /// ANTHROPIC_WORK_SECRET_FILE may name it as well.
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "ANTHROPIC_WORK_SECRET_FILE",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "FILE", env = "ANTHROPIC_WORK_SECRET_FILE", hide_env_values = true)]
     pub work_secret_file: Option<PathBuf>,
 
     #[command(flatten)]

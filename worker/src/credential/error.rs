@@ -68,9 +68,7 @@ pub enum KeyError {
     Empty { what: Secret, from: String },
     #[error("cannot use the {what} from {from}: longer than {max} bytes")]
     TooLong { what: Secret, from: String, max: u64 },
-    #[error(
-        "cannot use the {what} from {from}: byte {at} is not a printable ASCII character"
-    )]
+    #[error("cannot use the {what} from {from}: byte {at} is not a printable ASCII character")]
     Characters { what: Secret, from: String, at: usize },
     #[error("cannot use the {what} from {from}: {reason}")]
     Unusable { what: Secret, from: String, reason: String },
@@ -141,7 +139,9 @@ impl KeyError {
                      agent runs could read it"
                 );
             }
-            Self::Hide { .. } => "put them into files instead: --environment-key-file, --work-secret-file, --webhook-key-file",
+            Self::Hide { .. } => {
+                "put them into files instead: --environment-key-file, --work-secret-file, --webhook-key-file"
+            }
             Self::Fixed => "use --environment-key-file to change the key without a restart",
             Self::ReaderStart { .. } | Self::ReaderGone => {
                 "the key in use stays; restart the worker to use another one"

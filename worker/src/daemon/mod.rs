@@ -32,9 +32,7 @@ use crate::cli::policy::chain;
 use crate::cli::start::Ready;
 use crate::exit::Exit;
 use crate::explain;
-use crate::queue::{
-    EnvironmentKey, Host, Ids, ItemEnd, OpenError, Opening, Progress, Shutdown,
-};
+use crate::queue::{EnvironmentKey, Host, Ids, ItemEnd, OpenError, Opening, Progress, Shutdown};
 use crate::settings::Settings;
 
 use admission::{Admission, Slot};

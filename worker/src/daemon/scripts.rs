@@ -178,7 +178,13 @@ impl Scripts {
         let (session_id, work_id) = (&ids.session, &ids.work);
         let took_ms = took.as_millis() as u64;
         if exit_code == Some(0) {
-            tracing::info!(event = "script.ended", session_id, work_id, took_ms, "the script ended");
+            tracing::info!(
+                event = "script.ended",
+                session_id,
+                work_id,
+                took_ms,
+                "the script ended"
+            );
         } else {
             // ONWORK-7.
             tracing::warn!(

@@ -105,7 +105,11 @@ impl Hook {
     }
 
     /// Body and headers of a delivery.
-    pub fn signed(&self, asked: &Asked, now_s: i64) -> Option<(String, [(&'static str, String); 3])> {
+    pub fn signed(
+        &self,
+        asked: &Asked,
+        now_s: i64,
+    ) -> Option<(String, [(&'static str, String); 3])> {
         let body = json!({
             "type": "event",
             "id": asked.event,
@@ -134,8 +138,7 @@ impl Hook {
 /// Answers `POST /dev/webhook`: a signed delivery, for whoever wants to send it.
 pub fn signed_for_test(state: &State, asked: &Asked) -> Option<Value> {
     let (body, headers) = state.hook.as_ref()?.signed(asked, unix_now())?;
-    let headers: Vec<Value> =
-        headers.iter().map(|(name, value)| json!([name, value])).collect();
+    let headers: Vec<Value> = headers.iter().map(|(name, value)| json!([name, value])).collect();
     Some(json!({"body": body, "headers": headers}))
 }
 

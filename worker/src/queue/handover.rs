@@ -83,8 +83,13 @@ pub async fn serve<H: Host>(
         }
         // RACE-22: by now it may be somebody else's.
         HandOverEnd::Ended if took > shared.settings.handed_over_ttl => {
-            emit!(info, ids, "work.stop_left_to_script", "the stop is left to whoever held the lease",
-                after_ms = took.as_millis() as u64);
+            emit!(
+                info,
+                ids,
+                "work.stop_left_to_script",
+                "the stop is left to whoever held the lease",
+                after_ms = took.as_millis() as u64
+            );
         }
         HandOverEnd::Ended => item::stop(&api, &ids, Stop::Ask, shutdown).await,
     }

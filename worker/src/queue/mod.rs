@@ -62,8 +62,8 @@ use settings::SettingsError;
 pub use settings::{Cadence, Drive, QueueSettings};
 pub use shutdown::{Level, Shutdown, ShutdownWatch};
 pub use single::ItemRequest;
-use transport::HttpTransport;
 pub use transport::BoxFuture;
+use transport::HttpTransport;
 #[cfg(test)]
 pub use trigger::Rests;
 pub use trigger::Trigger;

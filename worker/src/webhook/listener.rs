@@ -69,10 +69,8 @@ pub enum TlsError {
 /// # Errors
 /// [`TlsError`]; also if the key is not that of the certificate.
 pub fn tls(chain: &Path, key: &Path) -> Result<TlsConfig, TlsError> {
-    let certificate = |reason: String| TlsError::Certificate {
-        path: chain.display().to_string(),
-        reason,
-    };
+    let certificate =
+        |reason: String| TlsError::Certificate { path: chain.display().to_string(), reason };
     let certificates = CertificateDer::pem_file_iter(chain)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| certificate(error.to_string()))?;
@@ -134,7 +132,8 @@ pub async fn serve(bound: Bound, receiver: Arc<Receiver>) -> io::Result<()> {
         let (receiver, tls) = (Arc::clone(&receiver), bound.tls.clone());
         let served = async move {
             // What goes wrong on one connection is the other end's affair.
-            let _late = tokio::time::timeout(CONNECTION_TIME, connection(stream, tls, receiver)).await;
+            let _late =
+                tokio::time::timeout(CONNECTION_TIME, connection(stream, tls, receiver)).await;
         };
         connections.add(tokio::spawn(served).abort_handle());
     }

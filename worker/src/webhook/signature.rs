@@ -221,7 +221,8 @@ mod tests {
     fn headers_that_are_missing_doubled_or_nonsense_are_refused() {
         // HOOK-1, HOOK-4.
         let time = TIME.to_string();
-        let all = [("webhook-id", ID), ("webhook-timestamp", &*time), ("webhook-signature", SIGNATURE)];
+        let all =
+            [("webhook-id", ID), ("webhook-timestamp", &*time), ("webhook-signature", SIGNATURE)];
         let verifier = verifier("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD").expect("a key");
         let verdict = |pairs: &[(&'static str, &str)]| {
             verifier.verify(&headers(pairs), BODY, at(TIME)).map(drop)
@@ -257,7 +258,8 @@ mod tests {
         ] {
             assert_eq!(verifier(key).expect_err(key), want);
         }
-        let shown = format!("{:?} {}", verifier("whsec_C2FV").expect("a key"), KeyProblem::NotBase64);
+        let shown =
+            format!("{:?} {}", verifier("whsec_C2FV").expect("a key"), KeyProblem::NotBase64);
         assert!(!shown.contains("C2FV") && !shown.contains("planted"), "{shown}");
     }
 }
