@@ -94,7 +94,7 @@ fn a_script_that_runs_the_worker_serves_sessions_side_by_side() {
             assert!(item["started_at"].is_null(), "ONWORK-3: as the server wrote it");
             assert!(!ran.stderr.contains(&secret), "AUTH-8");
             // The one of `worker run`; the poller's comes after it and is answered by 409.
-            assert_eq!(holder(&report, number - 1)["stops"][0][1], true, "{report}");
+            assert_eq!(holder(&report, number - 1)["stops"][0]["force"], true, "{report}");
         }
         assert!(!ran.stderr.contains(&server.variables()[2].1), "AUTH-8");
         assert_eq!(ran.audited("item.handed_over").len(), 3);
@@ -151,7 +151,7 @@ fn a_script_that_fails_early_costs_its_item_and_not_the_poller() {
         let report = server.report();
         for item in 0..2 {
             let stops = holder(&report, item)["stops"].as_array().expect("a list");
-            assert!(stops.len() == 1 && stops[0][1] == false, "{report}");
+            assert!(stops.len() == 1 && stops[0]["force"] == false, "{report}");
             assert_eq!(holder(&report, item)["heartbeats"].as_u64().unwrap_or(0), 0);
         }
         assert!(ran.stderr.contains("out\n") && ran.stderr.contains("err\n"), "{}", ran.stderr);
