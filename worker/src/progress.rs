@@ -74,6 +74,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("script.failed",           "the script failed with exit code {exit_code} after {took_ms}"),
     ("script.failed",           "the script was ended by signal {signal} after {took_ms}"),
     ("script.not_started",      "the script could not be started"),
+    ("script.bad_id",           "an id is not plain, no script gets the item"),
     ("script.secret_too_long",  "the work secret is on the script's standard input only"),
     ("webhook.listening",       "listening for webhooks on {address}"),
     ("webhook.accepted",        "a webhook tells of work for {session_id}"),
