@@ -279,3 +279,41 @@ fn a_script_ends_with_a_poller_that_was_killed() {
         assert!(left.is_empty(), "{left:?}");
     }
 }
+
+#[test]
+fn the_key_is_in_the_environment_of_the_script_only_and_there_only_if_it_may() {
+    // ONWORK-2, INV-1, AUTH-8, AUTH-10.
+    for level in Level::here() {
+        for with_key in [true, false] {
+            let place = directory_of(level);
+            let text = "#!/bin/sh\necho ready > $HOME/ready\nexec sleep 77\n";
+            let file = script(level, place.path(), text);
+            let server = Devserver::start();
+            server.push(&session("one", [bash("echo never")]));
+            let mut poll = poll(level, &file).options(["--log-level", "trace"]);
+            if !with_key {
+                poll = poll.options(["--on-work-without-key"]);
+            }
+            let worker = poll.serve(&server);
+            let ready = worker.home().join("ready");
+            assert!(wait_for(SOON, || ready.exists()));
+            let key = &server.variables()[2].1;
+            let mut holders = Vec::new();
+            let processes = worker.processes();
+            for pid in &processes {
+                let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                if String::from_utf8_lossy(&read("environ")).contains(key) {
+                    holders.push(String::from_utf8_lossy(&read("comm")).trim().to_owned());
+                }
+            }
+            assert!(processes.len() >= 3, "the worker, the starter, the script: {processes:?}");
+            assert_eq!(holders, if with_key { vec!["sleep"] } else { Vec::new() });
+            let ran = worker.stop().ended(0);
+            assert_eq!(ran.audited("item.script_ended")[0]["signal"], 15, "{}", ran.stderr);
+            let log = fs::read_to_string(ran.audit_file()).expect("a log");
+            for secret in [key.as_str(), "eyJhcGlfYmFzZV91cmwi", "sk-ant-req-dev-"] {
+                assert!(!ran.stderr.contains(secret) && !log.contains(secret), "AUTH-8: {secret}");
+            }
+        }
+    }
+}
