@@ -25,6 +25,7 @@ const RUN: &[&str] = &[
     "docs/poll.md",
     "docs/queue.md",
     "docs/skills.md",
+    "docs/run.md",
 ];
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
@@ -53,6 +54,11 @@ fn examples_of_the_audit_log_do_what_it_says() {
 #[test]
 fn examples_of_the_page_on_egress_do_what_it_says() {
     run_examples("docs/egress.md");
+}
+
+#[test]
+fn examples_of_the_page_on_other_modes_do_what_it_says() {
+    run_examples("docs/run.md");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Looks at arguments, environment and the existence of directories; reads no credential and no
 //! policy. The first thing that is wrong is said in one sentence, with what to do.
 
+mod headers;
 mod modes;
 
 use std::ffi::OsString;
@@ -26,30 +27,8 @@ const BASE_URL: &str = "https://api.anthropic.com";
 const DURATION_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// Longest id; those of the control plane have about 30 bytes.
 const ID_BYTES_MAX: usize = 128;
-/// Most headers and the longest of them.
-const HEADERS_MAX: usize = 32;
-const HEADER_BYTES_MAX: usize = 8 << 10;
 /// Longest CA file.
 const CA_BYTES_MAX: u64 = 4 << 20;
-/// Headers that only this program sets: credentials (AUTH-7) and what belongs to the connection.
-const OWN_HEADERS: &[&str] = &[
-    "authorization",
-    "x-api-key",
-    "proxy-authorization",
-    "cookie",
-    "host",
-    "content-length",
-    "content-type",
-    "transfer-encoding",
-    "connection",
-    "accept",
-    "user-agent",
-    "anthropic-version",
-    "anthropic-beta",
-    "anthropic-worker-id",
-    "anthropic-workspace-id",
-];
-
 /// Why the worker does not start: its command line asks for something impossible.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -169,7 +148,7 @@ impl Settings {
             (None, Level::Rootless) => state()?.join("audit.jsonl"),
         };
         let state_dir = args.session.state_dir.clone().map_or_else(state, Ok)?;
-        let (headers, headers_dropped) = headers(args, around)?;
+        let (headers, headers_dropped) = headers::of(args, around)?;
         let max_idle = duration("--max-idle", args.session.max_idle)?;
         Ok(Settings {
             mode,
@@ -314,53 +293,6 @@ fn version(text: &str) -> Result<HeaderValue, Refusal> {
         Ok(value) if date => Ok(value),
         _ => refuse("cannot use --anthropic-version: it is not a date", "write it like 2026-10-21"),
     }
-}
-
-type Headers = Vec<(HeaderName, HeaderValue)>;
-
-/// HDR-10, AUTH-7: those of the variable may be meant for other programs as well, so what cannot be
-/// sent is dropped and told; one on the command line is refused.
-fn headers(args: &PollArgs, around: &Surroundings) -> Result<(Headers, Vec<HeaderName>), Refusal> {
-    let variable = (around.variable)("ANTHROPIC_CUSTOM_HEADERS").unwrap_or_default();
-    let Some(lines) = variable.to_str() else {
-        let hint = "write one `NAME: VALUE` per line";
-        return refuse("cannot use ANTHROPIC_CUSTOM_HEADERS: it is not text", hint);
-    };
-    let (mut kept, mut dropped) = (Vec::new(), Vec::new());
-    for line in lines.lines().filter(|line| !line.trim().is_empty()) {
-        let (name, value) = header("ANTHROPIC_CUSTOM_HEADERS", line)?;
-        if OWN_HEADERS.contains(&name.as_str()) {
-            dropped.push(name);
-        } else {
-            kept.push((name, value));
-        }
-    }
-    for line in &args.session.custom_headers {
-        let (name, value) = header("--custom-header", line)?;
-        if OWN_HEADERS.contains(&name.as_str()) {
-            let text = format!("cannot use --custom-header: `{name}` is set by the worker");
-            return refuse(text, "leave it out; options of their own set what may be changed");
-        }
-        kept.push((name, value));
-    }
-    if kept.len() > HEADERS_MAX {
-        let text = format!("cannot send {} headers with every request", kept.len());
-        return refuse(text, format!("at most {HEADERS_MAX}"));
-    }
-    Ok((kept, dropped))
-}
-
-/// One `NAME: VALUE`. The value is in no error: it may be a secret.
-fn header(from: &str, line: &str) -> Result<(HeaderName, HeaderValue), Refusal> {
-    let parts = line.split_once(':').filter(|_| line.len() <= HEADER_BYTES_MAX);
-    let parsed = parts.and_then(|(name, value)| {
-        let name = name.trim().parse::<HeaderName>().ok()?;
-        let mut value = HeaderValue::from_str(value.trim()).ok()?;
-        value.set_sensitive(true);
-        Some((name, value))
-    });
-    parsed
-        .map_or_else(|| refuse(format!("cannot use {from}: not a header"), "write NAME: VALUE"), Ok)
 }
 
 pub fn ca_file(path: &Path) -> Result<PathBuf, Refusal> {
@@ -598,6 +530,6 @@ mod tests {
         assert!(!format!("{settings:?}").contains("secret-value"));
         let many: Vec<String> = (0..33).map(|n| format!("--custom-header=x-{n}: y")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert!(check(&many).is_err(), "more than {HEADERS_MAX}");
+        assert!(check(&many).is_err(), "more than there may be");
     }
 }

@@ -143,7 +143,7 @@ mod tests {
             ("abc\ndef",             Err(KeyError::Characters { what: KEY, from: from(), at: 4 })),
             ("ab\0",                 Err(KeyError::Characters { what: KEY, from: from(), at: 3 })),
             ("schlüssel",            Err(KeyError::Characters { what: KEY, from: from(), at: 5 })),
-            ("sk-ant-api03-x",       Err(KeyError::OrganizationKey { what: KEY, from: from() })),
+            ("sk-ant-api03-x",       Err(KeyError::OrganizationKey { from: from() })),
             (&long,                  Err(KeyError::TooLong { what: KEY, from: from(), max: BYTES_MAX })),
         ];
         for (text, want) in cases {

@@ -66,6 +66,13 @@ impl Scripts {
             // SHUT-3: nothing new is started.
             return HandOverEnd::Ended;
         }
+        if [&work.ids.session, &work.ids.work].into_iter().any(|id| !plain(id)) {
+            tracing::error!(
+                event = "script.bad_id",
+                "an id of the work item is not plain: no script gets it"
+            );
+            return HandOverEnd::Ended;
+        }
         let handed_over = Event::ItemHandedOver {
             program: Text::of(&self.settings.program.display()),
             with_key: self.key.is_some(),
@@ -200,6 +207,12 @@ impl Scripts {
     }
 }
 
+/// Scripts make names of files of ids. Those of the control plane have letters, digits and `_`.
+fn plain(id: &str) -> bool {
+    let character = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
+    !id.is_empty() && id.len() <= 128 && !id.starts_with(['.', '-']) && id.bytes().all(character)
+}
+
 impl Handler for Scripts {
     fn hand_over(&self, work: HandedOver, shutdown: ShutdownWatch) -> BoxFuture<'_, HandOverEnd> {
         Box::pin(self.serve(work, shutdown))
@@ -262,5 +275,22 @@ impl Host for HandingOver {
             self.admission.claimed();
         }
         self.record.observe(ids, progress);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_could_be_a_path_or_an_option_reaches_no_script() {
+        for id in ["sesn_011CZ", "work-1", "a:b.c"] {
+            assert!(plain(id), "{id}");
+        }
+        for id in
+            ["", "..", ".x", "-rf", "a/b", "a b", "a\nb", "a\0b", "$(x)", "é", &"x".repeat(129)]
+        {
+            assert!(!plain(id), "{id:?}");
+        }
     }
 }

@@ -219,7 +219,7 @@ impl<H: Host> Poller<H> {
         self.items.spawn(async move {
             let how = match shared.drive.handler.clone() {
                 Some(handler) => handover::serve(shared, handler, item, shutdown).await,
-                None => item::serve(shared, item, shutdown).await,
+                None => item::serve(shared, item.without_text(), shutdown).await,
             };
             emit!(info, ids, "work.ended", "work item ended", how = how.label());
             drop(permit);
