@@ -116,7 +116,7 @@ fn everything_can_be_removed_however_it_was_made() {
     fs::create_dir_all(ground.path("locked/in")).expect("made");
     fs::write(ground.path("locked/in/x"), "").expect("written");
     for name in ["locked/in", "locked"] {
-        fs::set_permissions(ground.path(name), fs::Permissions::from_mode(0)).expect("locked");
+        fs::set_permissions(ground.path(name), fs::Permissions::from_mode(0o000)).expect("locked");
     }
     nix::unistd::mkfifo(&ground.path("fifo"), nix::sys::stat::Mode::S_IRUSR).expect("a FIFO");
     fs::write(ground.path(&"n".repeat(255)), "").expect("a long name");
