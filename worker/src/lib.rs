@@ -25,6 +25,7 @@ mod progress;
 mod queue;
 mod relay;
 mod settings;
+mod stage;
 mod sweep;
 
 /// Runs the command line of this process. Call it first thing in `main`.

@@ -18,6 +18,7 @@ mod egress_report;
 pub mod policy;
 pub mod poll;
 mod presets;
+mod stage;
 mod suggest;
 pub mod why;
 mod why_session;
@@ -73,6 +74,7 @@ enum Command {
     Why(why::WhyArgs),
     Audit(audit::AuditArgs),
     Egress(egress::EgressArgs),
+    Stage(stage::StageArgs),
     Sweep(sweep::SweepArgs),
     Devserver(devserver::DevserverArgs),
     /// Print the version
@@ -143,6 +145,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Why(args) => explain_why(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Egress(args) => egress::run(&args),
+        Command::Stage(args) => stage::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Devserver(args) => devserver::run(args),
         Command::Version { json } => version(json),

@@ -4,6 +4,8 @@
 //! table per subject, each with a file of its own here; unknown keys are refused. What sessions may do
 //! is not decided here but in the policy.
 
+pub mod stage;
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +17,10 @@ const BYTES_MAX: u64 = 1 << 20;
 /// A configuration as written; what is left out has its default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {}
+pub struct Config {
+    /// Credentials of what is staged.
+    pub stage: stage::StageConfig,
+}
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
