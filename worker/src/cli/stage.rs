@@ -141,7 +141,8 @@ pub fn run(args: &StageArgs) -> anyhow::Result<Exit> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         printed => printed?,
     }
-    let missing = |line: &Line| line.rule.required && matches!(line.outcome, Outcome::Failed { .. });
+    let missing =
+        |line: &Line| line.rule.required && matches!(line.outcome, Outcome::Failed { .. });
     Ok(if lines.iter().any(missing) { Exit::Denied } else { Exit::Success })
 }
 
@@ -243,7 +244,8 @@ fn print(format: ReportFormat, lines: &[Line]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if format == ReportFormat::Json {
         let rules: Vec<Value> = lines.iter().map(document).collect();
-        let document = json!({"schema": "stockade.stage.check", "schema_version": 1, "rules": rules});
+        let document =
+            json!({"schema": "stockade.stage.check", "schema_version": 1, "rules": rules});
         return writeln!(out, "{document:#}");
     }
     if lines.is_empty() {
@@ -262,8 +264,13 @@ fn print(format: ReportFormat, lines: &[Line]) -> io::Result<()> {
             }
             Outcome::Fetched { sha256, bytes, commit } => {
                 let bytes = size(*bytes);
-                let commit = commit.as_deref().map(|id| format!(" commit {id}")).unwrap_or_default();
-                writeln!(out, "{}: {kind} from {from}: {bytes}{commit} sha256:{sha256}", rule.name)?;
+                let commit =
+                    commit.as_deref().map(|id| format!(" commit {id}")).unwrap_or_default();
+                writeln!(
+                    out,
+                    "{}: {kind} from {from}: {bytes}{commit} sha256:{sha256}",
+                    rule.name
+                )?;
             }
             Outcome::Failed { reason, .. } => {
                 let weight = if rule.required { "refused" } else { "left out" };

@@ -171,7 +171,8 @@ impl S3Config {
             return Ok(S3Key { id, secret: SecretString::from(secret), token });
         }
         let (Some(id), Some(file)) = (&self.access_key_id, &self.secret_access_key_file) else {
-            let reason = "`access_key_id` and `secret_access_key_file`, or `environment`, are needed";
+            let reason =
+                "`access_key_id` and `secret_access_key_file`, or `environment`, are needed";
             return Err(wrong(&self.endpoint, reason));
         };
         let token = self.session_token_file.as_deref().map(|file| read(&self.endpoint, file));
@@ -201,7 +202,8 @@ impl Keys {
     }
 
     fn of(&self, place: &StagePlace) -> Option<&(StagePlace, HeaderName, SecretString)> {
-        let same = |known: &StagePlace| (known.host(), known.port()) == (place.host(), place.port());
+        let same =
+            |known: &StagePlace| (known.host(), known.port()) == (place.host(), place.port());
         self.headers.iter().find(|(known, ..)| same(known))
     }
 }
@@ -288,8 +290,10 @@ mod tests {
         let git = keys.git_header(&place("https://git.example.com:8443/r")).expect("a header");
         assert_eq!(git.expose_secret(), "authorization: Basic Ym90OnBhc3M=");
         for other in [
-            "https://data.example.com:8443/x", "https://x.data.example.com/",
-            "https://git.example.com/r", "https://data.example.com.evil.test/",
+            "https://data.example.com:8443/x",
+            "https://x.data.example.com/",
+            "https://git.example.com/r",
+            "https://data.example.com.evil.test/",
         ] {
             assert!(keys.header(&place(other)).is_none(), "{other}");
         }

@@ -12,6 +12,7 @@ mod needs;
 mod prepare;
 mod record;
 mod signals;
+mod stage;
 mod tools;
 
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ use admission::{Admission, Slot};
 use jails::{Jails, Template};
 use needs::Needs;
 use record::{Record, audit_ids};
+use stage::{Input, Rooms, Staging};
 use tools::Tools;
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
@@ -54,6 +56,7 @@ struct Daemon {
     admission: Admission,
     jails: Arc<Jails>,
     record: Arc<Record>,
+    staging: Option<Arc<Staging>>,
 }
 
 impl Host for Daemon {
@@ -66,7 +69,7 @@ impl Host for Daemon {
 
     async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
-        let needs = Needs::default();
+        let needs = Needs { staging: self.staging.is_some(), ..Needs::default() };
         let session = self.jails.open(&ids, &session_id, &needs).await.map_err(|error| {
             let phase = error.phase();
             let for_log = chain(&error);
@@ -77,9 +80,16 @@ impl Host for Daemon {
             );
             OpenError { for_model, for_log }
         })?;
+        let input = self.staging.as_ref().map(|staging| Input::of(staging, &opening));
+        if let Some(input) = &input
+            && let Err(error) = input.lay(&ids, &session_id, &session).await
+        {
+            self.jails.dispose(&ids, session).await;
+            return Err(stage::open_error(&error));
+        }
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
         let session = Some(session);
-        Ok(Tools { ids, session_id, jails, record, session, needs, replaced: false })
+        Ok(Tools { ids, session_id, jails, record, session, needs, input, replaced: false })
     }
 
     async fn close(&self, tools: Tools, how: ItemEnd) {
@@ -122,6 +132,10 @@ pub fn run(
         Ok(template) => template,
         Err(exit) => return Ok(exit),
     };
+    let prepared = match stage::prepare(settings, level, &ready.policy, &ready.config) {
+        Ok(prepared) => prepared,
+        Err(exit) => return Ok(exit),
+    };
     let mut launcher = launcher;
     if level == Level::Root {
         let absolute = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone());
@@ -145,6 +159,13 @@ pub fn run(
         settings.once,
         &shutdown,
     );
+    let (staging, rooms) = match prepared {
+        Some((prepared, rooms)) => {
+            let staging = Staging::new(settings, &ready.policy, prepared, Arc::clone(&record))?;
+            (Some(Arc::new(staging)), Some(rooms))
+        }
+        None => (None, None),
+    };
     let broker = Broker::start().context("cannot start the broker")?;
     let jails = Arc::new(Jails::new(
         template,
@@ -154,7 +175,8 @@ pub fn run(
         Arc::clone(&record),
         Arc::clone(&shutdown),
     ));
-    let daemon = Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record) };
+    let daemon =
+        Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record), staging };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
@@ -216,6 +238,7 @@ pub fn run(
         let recorded = record.write(&nothing, &Event::WorkerStopped { reason });
         let exit = if recorded { exit } else { Exit::Evidence };
         places.leave();
+        rooms.inspect(Rooms::leave);
         let reason = serde_json::to_value(reason).unwrap_or_default();
         tracing::info!(event = "worker.stopped", reason = reason.as_str(), "worker stopped");
         anyhow::Ok(exit)

@@ -10,6 +10,7 @@ use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 use super::jails::Jails;
 use super::needs::Needs;
 use super::record::Record;
+use super::stage::Input;
 use crate::footer;
 use crate::queue::{Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools};
 
@@ -26,6 +27,8 @@ pub struct Tools {
     pub(super) session: Option<Session>,
     /// What its jail was made for, and a new one is.
     pub(super) needs: Needs,
+    /// What is staged into each jail that it gets.
+    pub(super) input: Option<Input>,
     pub(super) replaced: bool,
 }
 
@@ -78,7 +81,16 @@ impl Tools {
         }
         if self.session.is_none() {
             match self.jails.open(&self.ids, &self.session_id, &self.needs).await {
-                Ok(session) => (self.session, self.replaced) = (Some(session), true),
+                Ok(session) => {
+                    if let Some(input) = &self.input
+                        && let Err(error) = input.lay(&self.ids, &self.session_id, &session).await
+                    {
+                        self.jails.dispose(&self.ids, session).await;
+                        let error = super::stage::open_error(&error);
+                        return (ToolResult::error(error.for_model), Vec::new());
+                    }
+                    (self.session, self.replaced) = (Some(session), true);
+                }
                 Err(error) => {
                     let phase = error.phase();
                     let text = format!("{name}: no jail for this session: {phase} failed");

@@ -103,12 +103,17 @@ impl Fault {
     /// What a session may know: of its own metadata all, of this host and its network nothing.
     pub fn for_model(&self) -> String {
         match self {
-            Fault::Value { .. } | Fault::Digest | Fault::TooLarge { .. } | Fault::TimedOut { .. } => {
-                self.to_string()
-            }
+            Fault::Value { .. }
+            | Fault::Digest
+            | Fault::TooLarge { .. }
+            | Fault::TimedOut { .. } => self.to_string(),
             Fault::Status { status, .. } => format!("its source answered with status {status}"),
-            Fault::Redirect { .. } => "its source redirects to a place that is not allowed".to_owned(),
-            Fault::Address { .. } | Fault::Unreachable { .. } => "its source is not reachable".to_owned(),
+            Fault::Redirect { .. } => {
+                "its source redirects to a place that is not allowed".to_owned()
+            }
+            Fault::Address { .. } | Fault::Unreachable { .. } => {
+                "its source is not reachable".to_owned()
+            }
             Fault::Laying { .. } => "it could not be laid into the workspace".to_owned(),
             _ => "its source could not be read".to_owned(),
         }

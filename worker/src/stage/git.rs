@@ -111,8 +111,16 @@ impl Git {
                 let url = wanted.place.to_string();
                 let refspec = format!("{commit}:refs/heads/staged");
                 let fetch = [
-                    "fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head",
-                    "--no-recurse-submodules", "--no-auto-maintenance", "--", &url, &refspec,
+                    "fetch",
+                    "--quiet",
+                    "--depth=1",
+                    "--no-tags",
+                    "--no-write-fetch-head",
+                    "--no-recurse-submodules",
+                    "--no-auto-maintenance",
+                    "--",
+                    &url,
+                    &refspec,
                 ];
                 self.watched(&repository, &fetch, sink.max()).await?;
             }
@@ -122,7 +130,12 @@ impl Git {
     }
 
     /// Runs git until it ends or what it writes is too large.
-    async fn watched(&self, repository: &Repository, words: &[&str], max: u64) -> Result<(), Fault> {
+    async fn watched(
+        &self,
+        repository: &Repository,
+        words: &[&str],
+        max: u64,
+    ) -> Result<(), Fault> {
         let failed = Fault::Git { doing: "fetch the commit" };
         let mut command = self.command(repository, words);
         let Ok(mut group) = Group::start(command.stdout(Stdio::null())) else { return Err(failed) };
@@ -151,12 +164,14 @@ impl Git {
         let name = format!("{commit}^{{commit}}");
         let words = ["rev-parse", "--quiet", "--verify", "--end-of-options", &name];
         let mut said = Vec::new();
-        let status = self.output(repository, &words, async |chunk| {
+        let mut running = self.start(repository, &words)?;
+        while let Some(chunk) = running.chunk().await? {
             said.extend_from_slice(chunk);
-            if said.len() > 256 { Err(Fault::Git { doing: "tell the commit" }) } else { Ok(()) }
-        });
-        let found = status.await?;
-        match found && said.trim_ascii() == commit.as_bytes() {
+            if said.len() > 256 {
+                return Err(Fault::Git { doing: "tell the commit" });
+            }
+        }
+        match running.succeeded().await? && said.trim_ascii() == commit.as_bytes() {
             true => Ok(()),
             false => Err(Fault::Git { doing: "find the commit" }),
         }
@@ -168,35 +183,23 @@ impl Git {
         commit: &str,
         mut sink: Sink,
     ) -> Result<Fetched, Fault> {
-        let words = ["archive", "--format=tar", commit];
-        let whole = self.output(repository, &words, async |chunk| sink.push(chunk).await);
-        match whole.await? {
+        let mut running = self.start(repository, &["archive", "--format=tar", commit])?;
+        while let Some(chunk) = running.chunk().await? {
+            sink.push(chunk).await?;
+        }
+        match running.succeeded().await? {
             true => sink.finish().await,
             false => Err(Fault::Git { doing: "write the commit as an archive" }),
         }
     }
 
-    /// Runs git and hands on what it prints; returns whether it succeeded.
-    async fn output(
-        &self,
-        repository: &Repository,
-        words: &[&str],
-        mut heard: impl AsyncFnMut(&[u8]) -> Result<(), Fault>,
-    ) -> Result<bool, Fault> {
-        let failed = |_| Fault::Git { doing: "run" };
+    /// Runs git; what it prints is to be read.
+    fn start(&self, repository: &Repository, words: &[&str]) -> Result<Running, Fault> {
         let mut command = self.command(repository, words);
-        let mut group = Group::start(command.stdout(Stdio::piped())).map_err(failed)?;
+        let mut group = Group::start(command.stdout(Stdio::piped())).map_err(not_run)?;
         let stdout = group.stdout().ok_or(Fault::Git { doing: "run" })?;
-        let mut stdout =
-            pipe::Receiver::from_owned_fd(OwnedFd::from(stdout)).map_err(failed)?;
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            match stdout.read(&mut chunk).await.map_err(failed)? {
-                0 => break,
-                read => heard(&chunk[..read]).await?,
-            }
-        }
-        Ok(group.wait().await.map_err(failed)?.success())
+        let stdout = pipe::Receiver::from_owned_fd(OwnedFd::from(stdout)).map_err(not_run)?;
+        Ok(Running { group, stdout, chunk: vec![0; CHUNK_BYTES] })
     }
 
     fn command(&self, repository: &Repository, words: &[&str]) -> Command {
@@ -221,6 +224,30 @@ impl Git {
             .stderr(Stdio::null());
         command
     }
+}
+
+/// A git that prints something.
+#[derive(Debug)]
+struct Running {
+    group: Group,
+    stdout: pipe::Receiver,
+    chunk: Vec<u8>,
+}
+
+impl Running {
+    /// The next piece; none at the end.
+    async fn chunk(&mut self) -> Result<Option<&[u8]>, Fault> {
+        let read = self.stdout.read(&mut self.chunk).await.map_err(not_run)?;
+        Ok((read > 0).then(|| &self.chunk[..read]))
+    }
+
+    async fn succeeded(mut self) -> Result<bool, Fault> {
+        Ok(self.group.wait().await.map_err(not_run)?.success())
+    }
+}
+
+fn not_run(_: io::Error) -> Fault {
+    Fault::Git { doing: "run" }
 }
 
 /// Everything of the configuration that does not depend on the server.
@@ -370,8 +397,12 @@ mod tests {
     fn nothing_of_anybody_elses_can_be_run_by_our_configuration() {
         let text = configuration(40, Path::new("/a \"b\"/c.pem"));
         for line in [
-            "hooksPath = /dev/null", "fsmonitor = false", "allow = never", "helper =",
-            "followRedirects = false", "sslCAInfo = \"/a \\\"b\\\"/c.pem\"",
+            "hooksPath = /dev/null",
+            "fsmonitor = false",
+            "allow = never",
+            "helper =",
+            "followRedirects = false",
+            "sslCAInfo = \"/a \\\"b\\\"/c.pem\"",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }

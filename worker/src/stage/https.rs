@@ -46,8 +46,7 @@ async fn respond(outside: &Outside, wanted: &Wanted) -> Result<reqwest::Response
         }
         headers.insert(ACCEPT_ENCODING, http::HeaderValue::from_static("identity"));
         let request = client.get(place.to_string()).headers(headers);
-        let response =
-            request.send().await.map_err(|error| broken(&host, "no answer", error))?;
+        let response = request.send().await.map_err(|error| broken(&host, "no answer", error))?;
         match response.status().as_u16() {
             200 => return Ok(response),
             status @ (301 | 302 | 303 | 307 | 308) => {

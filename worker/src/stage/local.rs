@@ -71,9 +71,8 @@ impl Roots {
         let root = self.0.iter().find(|(root, _)| place.is_within(root));
         let (root, directory) = root.ok_or(local("it lies in no directory that was opened"))?;
         let below: PathBuf = place.components()[root.components().len()..].iter().collect();
-        let resolve = ResolveFlags::BENEATH
-            | ResolveFlags::NO_SYMLINKS
-            | ResolveFlags::NO_MAGICLINKS;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         // Nothing is waited for, neither a FIFO nor a device.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::openat2(directory, &below, flags, Mode::empty(), resolve);
@@ -81,7 +80,9 @@ impl Roots {
             local(match error {
                 rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR => "there is none",
                 rustix::io::Errno::ACCESS => "the worker may not read it",
-                rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => "a symbolic link is in its way",
+                rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => {
+                    "a symbolic link is in its way"
+                }
                 _ => "the kernel refuses it",
             })
         })?;

@@ -205,11 +205,6 @@ impl Stager {
         }
     }
 
-    /// The rules, in the order in which they are followed.
-    pub fn rules(&self) -> &[StageRule] {
-        &self.rules
-    }
-
     fn failed(
         &self,
         session_id: &str,

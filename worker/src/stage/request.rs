@@ -33,10 +33,7 @@ pub fn metadata(
 ///
 /// # Errors
 /// The metadata does not say it, or says something that the rule does not allow.
-pub fn wanted(
-    rule: &StageRule,
-    metadata: &BTreeMap<String, String>,
-) -> Result<Wanted, ValueError> {
+pub fn wanted(rule: &StageRule, metadata: &BTreeMap<String, String>) -> Result<Wanted, ValueError> {
     let place = rule.place(metadata)?;
     let (sha256, commit) = (rule.sha256(metadata)?, rule.commit(metadata)?);
     Ok(Wanted { rule: rule.clone(), place, sha256, commit })

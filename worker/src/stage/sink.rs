@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -164,11 +164,5 @@ impl Fetched {
     /// The digest as 64 hexadecimal digits.
     pub fn sha256_hex(&self) -> String {
         self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// How much the file holds.
-    pub fn is_whole(&self) -> bool {
-        rustix::fs::fstat(self.file.as_fd())
-            .is_ok_and(|found| u64::try_from(found.st_size) == Ok(self.bytes))
     }
 }

@@ -141,7 +141,8 @@ fn metadata_leads_nowhere_but_into_the_allow_list() {
 #[test]
 fn the_metadata_of_the_session_wins_over_that_of_the_work_item() {
     // AUTH-13, UNK-14.
-    let both = request::metadata(&pairs(&[("a", "session")]), &pairs(&[("a", "work"), ("b", "work")]));
+    let both =
+        request::metadata(&pairs(&[("a", "session")]), &pairs(&[("a", "work"), ("b", "work")]));
     assert_eq!(both, pairs(&[("a", "session"), ("b", "work")]));
 }
 
@@ -189,7 +190,9 @@ async fn what_is_not_required_is_left_out_and_what_is_not_recorded_is_not_laid()
     fs::write(root.path().join("b"), "b").expect("written");
     let table = |name: &str, more: &str| {
         let from = root.path().join(name);
-        format!("[[stage]]\nname = {name:?}\nkind = \"local\"\nfrom = {from:?}\nto = {name:?}\n{more}\n")
+        format!(
+            "[[stage]]\nname = {name:?}\nkind = \"local\"\nfrom = {from:?}\nto = {name:?}\n{more}\n"
+        )
     };
     let text = table("a", "required = false") + &table("b", "");
     let stager = stager(&policy(&text), &scratch);
@@ -216,7 +219,9 @@ async fn a_digest_that_differs_is_refused() {
     fs::write(root.path().join("a"), "abc").expect("written");
     let from = root.path().join("a");
     let good = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    for (sum, fits) in [(good.to_owned(), true), (good.to_uppercase(), true), ("0".repeat(64), false)] {
+    for (sum, fits) in
+        [(good.to_owned(), true), (good.to_uppercase(), true), ("0".repeat(64), false)]
+    {
         let text = format!(
             "[[stage]]\nname = \"a\"\nkind = \"local\"\nfrom = {from:?}\nto = \"a\"\nsha256 = \"{sum}\"\n"
         );
@@ -249,7 +254,8 @@ async fn nothing_that_a_repository_of_this_host_is_configured_with_has_an_effect
     fs::create_dir(&repository).expect("made");
     git(&repository, &["init", "-q", "-b", "main"]);
     fs::write(repository.join("word"), "from git").expect("written");
-    fs::write(repository.join(".gitattributes"), "word filter=plant diff=plant\n").expect("written");
+    fs::write(repository.join(".gitattributes"), "word filter=plant diff=plant\n")
+        .expect("written");
     git(&repository, &["add", "."]);
     git(&repository, &["commit", "-q", "-m", "first"]);
     let commit = git(&repository, &["rev-parse", "HEAD"]);

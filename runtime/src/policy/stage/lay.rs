@@ -89,9 +89,8 @@ impl Narrow<'_> {
                 return Err(widened(&key, values, &place.origin, &parent.origin));
             }
         }
-        let recorded = |rule: &StageRule| {
-            matches!(rule.kind.digest(), Some(StageDigest::Record(_)))
-        };
+        let recorded =
+            |rule: &StageRule| matches!(rule.kind.digest(), Some(StageDigest::Record(_)));
         let differs = rule.kind.digest() != parent.kind.digest();
         if differs && !recorded(parent) {
             let ((own, above), at) = (of("sha256"), &table.sha256);

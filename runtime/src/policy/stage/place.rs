@@ -77,9 +77,12 @@ impl StagePlace {
             Scheme::S3 => {
                 let (bucket, path) = split(rest);
                 if !is_bucket(bucket) {
-                    return Err("a bucket has 3 to 63 lower-case letters, digits, dots and hyphens");
+                    return Err(
+                        "a bucket has 3 to 63 lower-case letters, digits, dots and hyphens",
+                    );
                 }
-                let (bucket, directory) = (bucket.to_owned(), path.ends_with('/') || path.is_empty());
+                let (bucket, directory) =
+                    (bucket.to_owned(), path.ends_with('/') || path.is_empty());
                 let components = components(path, false)?;
                 Ok(StagePlace { scheme, host: None, port: 0, bucket, components, directory })
             }
@@ -216,7 +219,9 @@ fn component(part: &str, encoded: bool) -> Result<String, &'static str> {
     match part.as_str() {
         "" => Err("it has an empty path component"),
         "." | ".." => Err("it has `.` or `..` as a path component"),
-        part if part.len() > COMPONENT_BYTES_MAX => Err("a path component is longer than 255 bytes"),
+        part if part.len() > COMPONENT_BYTES_MAX => {
+            Err("a path component is longer than 255 bytes")
+        }
         part if part.contains(['/', '\\']) => Err("it has an encoded slash or a backslash"),
         part if part.chars().any(char::is_control) => Err("it has control characters"),
         _ => Ok(part),

@@ -7,8 +7,8 @@ use super::model::{StageDigest, StageKind, StageRule, StageSource, StageValue};
 
 /// Keys in the order of the policy format.
 const KEYS: [&str; 16] = [
-    "name", "kind", "from", "allow", "to", "sha256", "digest", "why", "commit", "endpoint", "region",
-    "size_max", "time_max", "required", "unpack", "private",
+    "name", "kind", "from", "allow", "to", "sha256", "digest", "why", "commit", "endpoint",
+    "region", "size_max", "time_max", "required", "unpack", "private",
 ];
 
 /// Keys and values of one rule, all that it has.

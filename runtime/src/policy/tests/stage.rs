@@ -94,7 +94,9 @@ fn mistakes_in_a_rule_are_refused_at_their_place() {
 #[test]
 fn mistakes_of_the_other_kinds_are_refused_at_their_place() {
     let start = |kind: &str, from: &str| {
-        format!("schema = 1\n[[stage]]\nname = \"a\"\nto = \"a\"\nkind = \"{kind}\"\nfrom = \"{from}\"\n")
+        format!(
+            "schema = 1\n[[stage]]\nname = \"a\"\nto = \"a\"\nkind = \"{kind}\"\nfrom = \"{from}\"\n"
+        )
     };
     let git = start("git", "https://git.example/r");
     refused(&git, 5, "stage[0].commit", "required");
@@ -119,7 +121,9 @@ fn mistakes_of_the_other_kinds_are_refused_at_their_place() {
 #[test]
 fn names_and_targets_are_told_apart_and_lists_are_bounded() {
     let rule = |name: &str, to: &str| {
-        format!("[[stage]]\nname = \"{name}\"\nkind = \"local\"\nfrom = \"/srv/x\"\nto = \"{to}\"\n")
+        format!(
+            "[[stage]]\nname = \"{name}\"\nkind = \"local\"\nfrom = \"/srv/x\"\nto = \"{to}\"\n"
+        )
     };
     let two = |name: &str, to: &str| format!("schema = 1\n{}{}", rule("a", "in/a"), rule(name, to));
     refused(&two("a", "b"), 8, "stage[1].name", "already written at p.toml:3:8");
@@ -148,7 +152,10 @@ fn what_is_not_written_has_its_strict_default() {
     assert_eq!(rule.from, StageSource::Metadata("file".to_owned()));
     assert_eq!((rule.origin.line, rule.origin.column), (3, 8));
     let base = resolve(&[], "base").expect("shipped");
-    assert!(base.stage.rules.is_empty() && resolve(&[], "default").expect("shipped").stage.rules.is_empty());
+    assert!(
+        base.stage.rules.is_empty()
+            && resolve(&[], "default").expect("shipped").stage.rules.is_empty()
+    );
 }
 
 #[test]
@@ -164,7 +171,10 @@ fn digests_and_commits_are_hexadecimal_and_nothing_else() {
         to = \"a\"\ncommit = \"metadata:sum\"\n";
     let rule = resolve_text(git).expect("valid").stage.rules.remove(0);
     assert!(rule.unpack && rule.kind.digest().is_none());
-    assert_eq!(rule.commit(&metadata(&SUM[..40])).expect("valid").expect("git"), SUM[..40].to_lowercase());
+    assert_eq!(
+        rule.commit(&metadata(&SUM[..40])).expect("valid").expect("git"),
+        SUM[..40].to_lowercase()
+    );
     assert!(rule.commit(&metadata(SUM)).is_ok());
     for wrong in ["main", "--upload-pack=id", "HEAD", &SUM[..39], &format!("{}^", &SUM[..39])] {
         assert!(rule.commit(&metadata(wrong)).is_err(), "`{wrong}`");
@@ -258,7 +268,10 @@ fn a_child_may_leave_rules_out_and_narrow_them_and_add_none() {
     for (text, key) in wider {
         let error = over(parent, &text).expect_err(&text);
         assert_eq!(error.key(), Some(key), "{text}\n{error}");
-        assert!(matches!(&error, PolicyError::Widened { at, parent, .. } if at.file == "c.toml" && parent.file == "p.toml"), "{error}");
+        assert!(
+            matches!(&error, PolicyError::Widened { at, parent, .. } if at.file == "c.toml" && parent.file == "p.toml"),
+            "{error}"
+        );
     }
 }
 
