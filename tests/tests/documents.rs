@@ -23,6 +23,7 @@ const RUN: &[&str] = &[
     "docs/exit-codes.md",
     "docs/policy.md",
     "docs/poll.md",
+    "docs/staging.md",
 ];
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
@@ -56,6 +57,11 @@ fn examples_of_the_page_on_egress_do_what_it_says() {
 #[test]
 fn examples_of_the_page_on_poll_do_what_it_says() {
     run_examples("docs/poll.md");
+}
+
+#[test]
+fn examples_of_the_page_on_staged_input_do_what_it_says() {
+    run_examples("docs/staging.md");
 }
 
 #[test]

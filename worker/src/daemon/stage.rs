@@ -12,7 +12,9 @@ use stockade_runtime::host::Level;
 use stockade_runtime::jail;
 use stockade_runtime::policy::stage::StageKind;
 use stockade_runtime::policy::{Policy, Storage};
-use stockade_runtime::session::{Executables, Place, Porter, Replace, Session, Unpack, Wrapper};
+use stockade_runtime::session::{
+    Executables, Place, Porter, PorterError, Refusal, Replace, Session, Unpack, Wrapper,
+};
 
 use super::prepare::name_of;
 use super::record::Record;
@@ -241,7 +243,7 @@ impl Destination for Workspace<'_> {
         bytes_max: u64,
     ) -> Result<(), LayError> {
         let put = self.0.put(file, Place::Workspace, path, mode, bytes_max, Replace::Swap).await;
-        put.map(drop).map_err(|error| LayError { reason: crate::cli::policy::chain(&error) })
+        put.map(drop).map_err(|error| refused(&error))
     }
 
     async fn unpack(
@@ -261,6 +263,27 @@ impl Destination for Workspace<'_> {
             replace: Replace::Swap,
         };
         let unpacked = self.0.unpack(archive, what).await;
-        unpacked.map(drop).map_err(|error| LayError { reason: crate::cli::policy::chain(&error) })
+        unpacked.map(drop).map_err(|error| refused(&error))
     }
+}
+
+/// What the porter says, without names of files: those are content (INV-12).
+fn refused(error: &PorterError) -> LayError {
+    let reason = match error {
+        PorterError::Refused { reason: Refusal::Member { reason, .. } } => {
+            format!("a member of the archive {reason}")
+        }
+        PorterError::Refused { reason: Refusal::Archive { .. } } => {
+            "it is no archive that can be read".to_owned()
+        }
+        PorterError::Refused { reason: Refusal::Path { reason, .. } } => {
+            format!("its path cannot be used: {reason}")
+        }
+        PorterError::Refused { reason: Refusal::System { errno, .. } } => {
+            std::io::Error::from_raw_os_error(*errno).to_string()
+        }
+        PorterError::Refused { reason: Refusal::Exists { .. } } => "something is there".to_owned(),
+        other => other.to_string(),
+    };
+    LayError { reason }
 }

@@ -8,7 +8,7 @@
 //! side's, and in no argument or variable.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -33,6 +33,9 @@ const PLACES: [&str; 3] = ["/usr/bin/git", "/usr/local/bin/git", "/bin/git"];
 /// The first that can be told which address a name has (`http.curloptResolve`). Without it the name
 /// would be looked up a second time, and could then lead elsewhere.
 const VERSION_MIN: (u32, u32) = (2, 37);
+/// How long git may take to say its version, and how much of it is read.
+const VERSION_TIME_MAX: Duration = Duration::from_secs(5);
+const VERSION_BYTES_MAX: u64 = 256;
 /// How often the size of what is being fetched is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Most files of a repository that are looked at.
@@ -76,12 +79,9 @@ impl Git {
     pub fn find(program: Option<&Path>) -> Result<Git, GitError> {
         let usual = || PLACES.iter().map(PathBuf::from).find(|path| path.is_file());
         let program = program.map(Path::to_owned).or_else(usual).ok_or(GitError::Missing)?;
-        let mut command = Command::new(&program);
-        command.env_clear().arg("version").stdin(Stdio::null()).stderr(Stdio::null());
-        let said = command
-            .output()
+        let said = ask_version(&program)
             .map_err(|source| GitError::Run { program: program.clone(), source })?;
-        match version(&String::from_utf8_lossy(&said.stdout)) {
+        match version(&said) {
             Some(version) if version >= VERSION_MIN => Ok(Git { program }),
             _ => Err(GitError::Old { program }),
         }
@@ -367,6 +367,27 @@ fn size_of(directory: &Path, seen: &mut usize) -> u64 {
         size = size.saturating_add(more);
     }
     size
+}
+
+/// What `git version` prints, within a bounded time.
+fn ask_version(program: &Path) -> io::Result<String> {
+    let mut command = Command::new(program);
+    command.env_clear().arg("version").stdin(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let began = std::time::Instant::now();
+    while child.try_wait()?.is_none() {
+        if began.elapsed() > VERSION_TIME_MAX {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(VERSION_BYTES_MAX).read_to_string(&mut said)?;
+    }
+    Ok(said)
 }
 
 /// `git version 2.47.3 …`

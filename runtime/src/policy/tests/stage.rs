@@ -103,7 +103,8 @@ fn mistakes_of_the_other_kinds_are_refused_at_their_place() {
     refused(&format!("{git}commit = \"main\""), 7, "stage[0].commit", "branches and tags move");
     refused(&format!("{git}unpack = true"), 7, "stage[0].unpack", "no meaning");
     refused(&format!("{git}sha256 = \"{SUM}\""), 7, "stage[0].sha256", "no meaning");
-    refused(&start("git", "ssh://git.example/r"), 6, "stage[0].from", "required");
+    let ssh = start("git", "ssh://git.example/r") + &format!("commit = \"{}\"", &SUM[..40]);
+    refused(&ssh, 6, "stage[0].from", "no known scheme");
     let s3 = start("s3", "s3://bucket/key");
     refused(&s3, 5, "stage[0].endpoint", "required");
     refused(&format!("{s3}endpoint = \"http://s3.example\""), 7, "stage[0].endpoint", "scheme");
