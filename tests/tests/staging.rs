@@ -2,7 +2,7 @@
 //! internet has the hosts of `lab/inputs.rs`. INV-1, INV-7, INV-8, INV-11, INV-12; AUTH-13, UNK-14.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::{Duration, Instant};
 
 use e2e::lab::inputs::{CASE, Inputs, PASSWORD, SECRET, TOKEN};
@@ -437,5 +437,52 @@ fn links_below_a_local_directory_lead_nowhere() {
         let rule = check(&inputs, &rules, &[("l", &value)]);
         let got = rule["class"].as_str().unwrap_or_default();
         assert_eq!((rule["outcome"].as_str(), got), (Some(outcome), class), "{value}: {rule}");
+    }
+}
+
+#[test]
+fn a_jail_has_its_input_laid_once_and_its_replacement_once_more() {
+    // A kept jail has what the session made of its input; INV-10: a jail that died has nothing.
+    require!(Need::Root);
+    for level in Level::here() {
+        let local = tempfile::Builder::new().prefix("e2e-inputs-").tempdir_in("/var/tmp");
+        let local = local.expect("a directory");
+        fs::set_permissions(local.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        fs::write(local.path().join("file"), "fresh\n").expect("written");
+        let rules = format!(
+            "[[stage]]\nname = \"l\"\nkind = \"local\"\nfrom = \"{}/file\"\nto = \"l\"\n",
+            local.path().display()
+        );
+        let policy = with_rules(&rules).replace("retain = \"none\"", "retain = \"20s\"");
+        let server = Devserver::with("", &["--keep-results"]);
+        let mut play = session(
+            "comes back",
+            [
+                gives(bash("cat l && echo edited >l"), "fresh"),
+                json!({"idle": "end_turn"}),
+                json!({"wait_stopped": true}),
+                json!({"message": "go on"}),
+                gives(bash("cat l"), "edited"),
+                // The shell's parent takes the jail with it.
+                bash("kill -9 -1; sleep 1"),
+                json!({"delay_ms": 500}),
+                bash("cat l"),
+            ],
+        );
+        play["message"] = json!("please");
+        server.push(&play);
+        let poll = Poll::at(level).policy(&policy).options(["--max-idle", "1s"]);
+        let worker = poll.serve(&server);
+        server.wait_done(2 * SOON);
+        let ran = worker.stop().ended(0);
+        passed(server.end(), &ran.stderr);
+        assert_eq!(ran.events("jail.resumed").len(), 1, "{level:?}");
+        let launched: Vec<&str> = ran
+            .audited("jail.launched")
+            .iter()
+            .filter_map(|event| event["jail"].as_str())
+            .collect();
+        let different: std::collections::BTreeSet<&str> = launched.iter().copied().collect();
+        assert_eq!(ran.audited("stage.laid").len(), different.len(), "{level:?}: {launched:?}");
     }
 }

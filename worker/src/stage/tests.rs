@@ -296,8 +296,7 @@ async fn nothing_that_a_repository_of_this_host_is_configured_with_has_an_effect
     let laid = stager(&policy(&text(&commit)), &scratch);
     laid.lay("s", &pairs(&[]), &to, &|_| true).await.expect("laid");
     assert!(!hit.exists(), "something that the repository names was run");
-    let unpacked = to.unpacked.lock().expect("unlocked");
-    let (path, archive) = &unpacked[0];
+    let (path, archive) = to.unpacked.lock().expect("unlocked").remove(0);
     assert_eq!(path, "code");
     let holds = |text: &str| archive.windows(text.len()).any(|window| window == text.as_bytes());
     assert!(holds("from git") && holds(&commit), "no archive of the commit");
