@@ -260,6 +260,9 @@ fn a_source_that_stalls_holds_neither_the_lease_nor_the_end_of_the_worker_up() {
         assert!(e2e::poll::wait_for(SOON, asked), "{level:?}: {}", worker.said());
         site.server.fault(&json!({"on": "heartbeat", "do": "lost", "session": "stalls"}));
         worker.wait_for_event("lease.lost", SOON);
+        // The source stalls for ten minutes more as far as the rule goes: nobody waits for it.
+        let over = || worker.audited().iter().any(|event| event["event"] == "item.ended");
+        assert!(e2e::poll::wait_for(SOON, over), "{level:?}: {}", worker.said());
         let began = Instant::now();
         let ran = worker.stop();
         assert!(began.elapsed() < Duration::from_secs(20), "{level:?}: {:?}", began.elapsed());
