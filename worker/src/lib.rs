@@ -28,6 +28,7 @@ mod relay;
 mod scripts;
 mod settings;
 mod skills;
+mod stage;
 mod sweep;
 mod webhook;
 

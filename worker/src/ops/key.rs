@@ -313,9 +313,11 @@ mod tests {
     fn each_command_gets_the_kind_of_key_that_it_may_use_and_never_both() {
         // AUTH-9, AUTH-12.
         let api = Found { api_key: Some("sk-ant-api03-x".into()), ..Found::default() };
-        let key = Found { environment_key: Some(Secret::EnvironmentKey.variable()), ..Found::default() };
+        let key =
+            Found { environment_key: Some(Secret::EnvironmentKey.variable()), ..Found::default() };
         let file = Found { environment_key_file: Some("/k".into()), ..Found::default() };
-        let both = Found { environment_key: Some(Secret::EnvironmentKey.variable()), ..api.clone() };
+        let both =
+            Found { environment_key: Some(Secret::EnvironmentKey.variable()), ..api.clone() };
         let live = Found { worker: Some("/log".into()), ..api.clone() };
         let none = Found::default();
         use Wanted as W;
