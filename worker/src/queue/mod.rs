@@ -22,6 +22,7 @@ mod item;
 mod journal;
 mod journal_file;
 mod lease;
+mod memory_api;
 mod perform;
 mod poll;
 mod post;
@@ -52,16 +53,17 @@ use item::Shared;
 use journal::JournalStore;
 pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
+pub use memory_api::{ContentHash, Memory, MemoryError, MemoryPage, Pages, View};
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
 use settings::SettingsError;
 pub use settings::{Cadence, QueueSettings};
-#[cfg(test)]
 pub use shutdown::Level;
 pub use shutdown::{Shutdown, ShutdownWatch};
 use transport::HttpTransport;
 pub use wire::event::{Call, CallKind};
 pub use wire::outcome::{CallOutcome, ContentBlock};
+pub use wire::session::MemoryStoreRef;
 
 /// One environment's queue, ready to run.
 pub struct Queue<H: Host> {
