@@ -4,10 +4,14 @@
 //! table per subject, each with a file of its own here; unknown keys are refused. What sessions may do
 //! is not decided here but in the policy.
 
+mod memory;
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+pub use memory::{Deletions, MemoryConfig};
 
 /// Longest configuration file.
 const BYTES_MAX: u64 = 1 << 20;
@@ -15,7 +19,10 @@ const BYTES_MAX: u64 = 1 << 20;
 /// A configuration as written; what is left out has its default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {}
+pub struct Config {
+    /// Memory stores.
+    pub memory: MemoryConfig,
+}
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Deletions, Engine, Store, SyncError};
+pub use engine::{Engine, Store, SyncError};
 pub use events::{Counts, Happened, Pass, Witness};
 pub use folder::{Folder, FolderError, Marker, Removed, Scan, Scanned};
 pub use merge::Access;

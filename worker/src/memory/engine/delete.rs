@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Deletions, Engine, SyncError};
+use super::{Engine, SyncError};
+use crate::config::Deletions;
 use crate::memory::events::{Counts, Happened, Pass};
 use crate::memory::folder::{Folder, FolderError, Marker};
 use crate::memory::remote::Remote;

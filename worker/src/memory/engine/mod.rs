@@ -20,19 +20,8 @@ use super::events::{Counts, Happened, Pass, Witness};
 use super::folder::{Folder, FolderError, Marker, Removed, Scanned, is_temporary};
 use super::merge::{Access, Action, Decision, Remark, Seen, decide, settled};
 use super::remote::Remote;
+use crate::config::Deletions;
 use crate::queue::{ContentHash, Memory, MemoryError, MemoryPage, Pages, View};
-
-/// What becomes of memories whose file was deleted (MEM-26, MEM-28).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Deletions {
-    /// They are deleted.
-    #[default]
-    Enabled,
-    /// They are counted in the log.
-    LogOnly,
-    /// They stay.
-    Disabled,
-}
 
 /// Which store.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use fakes::{FakeFolder, FakeServer, Heard};
 
-use super::engine::{Deletions, Engine, Store};
+use super::engine::{Engine, Store};
 use super::merge::Access;
+use crate::config::Deletions;
 
 /// One store with both its sides, and what was told about it.
 struct Site {
