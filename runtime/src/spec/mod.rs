@@ -4,6 +4,7 @@
 mod build;
 mod egress;
 mod etc;
+mod places;
 mod plan;
 mod tree;
 
@@ -12,4 +13,5 @@ mod tests;
 
 pub use build::{BoundRequest, Request, SpecError, build};
 pub use egress::{EgressLimits, EgressPlan};
+pub use places::{SkillsRequest, StoreAccess, StoreRequest};
 pub use plan::*;

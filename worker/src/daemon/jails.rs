@@ -17,6 +17,7 @@ use stockade_runtime::spec::{self, BoundRequest, EgressPlan, Request};
 use tokio::time::Instant;
 
 use super::egress::EgressRecord;
+use super::needs::Needs;
 use super::record::Record;
 use crate::queue::Shutdown;
 
@@ -106,6 +107,7 @@ struct LiveNetwork {
 struct Idle {
     session: Session,
     ids: AuditIds,
+    needs: Needs,
     until: Instant,
 }
 
@@ -220,14 +222,27 @@ impl Jails {
     ///
     /// # Errors
     /// [`JailError`]; nothing is left then that is not named in the log.
-    pub async fn open(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
-        let kept = self.kept().remove(session_id);
+    pub async fn open(
+        &self,
+        ids: &AuditIds,
+        session_id: &str,
+        needs: &Needs,
+    ) -> Result<Session, JailError> {
+        let mut kept = self.kept().remove(session_id);
+        if let Some(idle) = kept.take_if(|idle| idle.needs != *needs) {
+            tracing::info!(
+                event = "jail.outdated",
+                session_id,
+                "the kept jail lacks what is needed"
+            );
+            self.dispose(&idle.ids, idle.session).await;
+        }
         if let Some(Idle { session, .. }) = kept {
             self.now_about(&session, ids);
             tracing::info!(event = "jail.resumed", session_id, "the session's jail was kept");
             return self.record_launch(ids, session);
         }
-        let made = self.make(ids, session_id).await;
+        let made = self.make(ids, session_id, needs).await;
         if made.is_err() {
             self.launcher_lives();
         }
@@ -261,7 +276,12 @@ impl Jails {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn make(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
+    async fn make(
+        &self,
+        ids: &AuditIds,
+        session_id: &str,
+        needs: &Needs,
+    ) -> Result<Session, JailError> {
         let (template, policy) = (&self.template, self.policy());
         let request = Request {
             argv: SHELL.map(|part| part.as_bytes().to_vec()).to_vec(),
@@ -272,6 +292,9 @@ impl Jails {
             outputs_child: template.outputs.as_ref().map(|_| directory_name(session_id)),
             writable: template.writable.clone(),
             tools: true,
+            skills: needs.skills.clone(),
+            stores: needs.stores.clone(),
+            porter: needs.staging,
             halt_at: template.halt_at.clone(),
             ..Request::default()
         };
@@ -335,7 +358,14 @@ impl Jails {
 
     /// Keeps the jail for the session's next work item, without its processes, if the policy says so;
     /// ends it otherwise.
-    pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
+    pub async fn close(
+        &self,
+        ids: &AuditIds,
+        session_id: &str,
+        mut session: Session,
+        needs: Needs,
+        keep: bool,
+    ) {
         // A directory of the operator's must have its changes before somebody else works in it.
         let keep = keep && self.template.workdir.is_none();
         let retain = self.policy().filesystem.retain.value.filter(|_| keep);
@@ -347,7 +377,7 @@ impl Jails {
             return;
         }
         let until = Instant::now() + retain;
-        let idle = Idle { session, ids: ids.clone(), until };
+        let idle = Idle { session, ids: ids.clone(), needs, until };
         let replaced = {
             let mut kept = self.kept();
             let replaced = kept.insert(session_id.to_owned(), idle);

@@ -8,6 +8,7 @@
 mod admission;
 mod egress;
 mod jails;
+mod needs;
 mod prepare;
 mod record;
 mod signals;
@@ -37,6 +38,7 @@ use crate::sweep::run_directory;
 
 use admission::{Admission, Slot};
 use jails::{Jails, Template};
+use needs::Needs;
 use record::{Record, audit_ids};
 use tools::Tools;
 
@@ -64,7 +66,8 @@ impl Host for Daemon {
 
     async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
-        let session = self.jails.open(&ids, &session_id).await.map_err(|error| {
+        let needs = Needs::default();
+        let session = self.jails.open(&ids, &session_id, &needs).await.map_err(|error| {
             let phase = error.phase();
             let for_log = chain(&error);
             let for_model = format!(
@@ -75,14 +78,15 @@ impl Host for Daemon {
             OpenError { for_model, for_log }
         })?;
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
-        Ok(Tools { ids, session_id, jails, record, session: Some(session), replaced: false })
+        let session = Some(session);
+        Ok(Tools { ids, session_id, jails, record, session, needs, replaced: false })
     }
 
     async fn close(&self, tools: Tools, how: ItemEnd) {
-        let Tools { ids, session_id, session, .. } = tools;
+        let Tools { ids, session_id, session, needs, .. } = tools;
         if let Some(session) = session {
             let keep = how == ItemEnd::Idle;
-            self.jails.close(&ids, &session_id, session, keep).await;
+            self.jails.close(&ids, &session_id, session, needs, keep).await;
         }
     }
 
