@@ -8,6 +8,7 @@
 mod admission;
 mod egress;
 mod jails;
+mod memory;
 mod needs;
 mod prepare;
 mod record;
@@ -38,6 +39,7 @@ use crate::sweep::run_directory;
 
 use admission::{Admission, Slot};
 use jails::{Jails, Template};
+use memory::{Memories, refused_place};
 use needs::Needs;
 use record::{Record, audit_ids};
 use tools::Tools;
@@ -53,6 +55,7 @@ const EXPIRY: Duration = Duration::from_secs(1);
 struct Daemon {
     admission: Admission,
     jails: Arc<Jails>,
+    memories: Memories,
     record: Arc<Record>,
 }
 
@@ -66,8 +69,12 @@ impl Host for Daemon {
 
     async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
-        let needs = Needs::default();
+        let stores = self.memories.plan(&opening)?;
+        let needs = Needs { stores: self.memories.requests(&stores), ..Needs::default() };
         let session = self.jails.open(&ids, &session_id, &needs).await.map_err(|error| {
+            if let Some(refused) = refused_place(&error) {
+                return refused;
+            }
             let phase = error.phase();
             let for_log = chain(&error);
             let for_model = format!(
@@ -77,13 +84,32 @@ impl Host for Daemon {
             );
             OpenError { for_model, for_log }
         })?;
+        let memory = match self.memories.mount(&opening, &ids, stores, session.porter()).await {
+            Ok(memory) => memory,
+            Err(refused) => {
+                self.jails.dispose(&ids, session).await;
+                return Err(refused);
+            }
+        };
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
         let session = Some(session);
-        Ok(Tools { ids, session_id, jails, record, session, needs, replaced: false })
+        Ok(Tools { ids, session_id, jails, record, session, needs, memory, replaced: false })
     }
 
     async fn close(&self, tools: Tools, how: ItemEnd) {
-        let Tools { ids, session_id, session, needs, .. } = tools;
+        let Tools { ids, session_id, mut session, needs, memory, .. } = tools;
+        if let Some(memory) = &memory {
+            // The last syncs must not race a writer (MEM-31). A jail that does not answer is about to be
+            // ended; its folders are looked at all the same.
+            if let Some(session) = &mut session
+                && let Err(error) = session.quiesce().await
+            {
+                let session_id = session_id.as_str();
+                tracing::warn!(event = "jail.not_quiet", session_id, error = %error,
+                    "the session's processes may still run");
+            }
+            self.memories.finish(memory, how).await;
+        }
         if let Some(session) = session {
             let keep = how == ItemEnd::Idle;
             self.jails.close(&ids, &session_id, session, needs, keep).await;
@@ -91,8 +117,10 @@ impl Host for Daemon {
     }
 
     fn observe(&self, ids: &Ids, progress: &Progress<'_>) {
-        if matches!(progress, Progress::Acked) {
-            self.admission.claimed();
+        match progress {
+            Progress::Acked => self.admission.claimed(),
+            Progress::Dispatched { .. } => self.memories.dispatched(ids),
+            _ => {}
         }
         self.record.observe(ids, progress);
     }
@@ -154,7 +182,9 @@ pub fn run(
         Arc::clone(&record),
         Arc::clone(&shutdown),
     ));
-    let daemon = Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record) };
+    let memories = Memories::new(ready.config.memory, Arc::clone(&record), watch.clone());
+    let (jails_too, record_too) = (Arc::clone(&jails), Arc::clone(&record));
+    let daemon = Daemon { admission, jails: jails_too, memories, record: record_too };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()

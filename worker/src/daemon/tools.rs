@@ -8,6 +8,7 @@ use stockade_runtime::session::{CallError, Called, Session};
 use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 
 use super::jails::Jails;
+use super::memory::Mounted;
 use super::needs::Needs;
 use super::record::Record;
 use crate::footer;
@@ -26,6 +27,8 @@ pub struct Tools {
     pub(super) session: Option<Session>,
     /// What its jail was made for, and a new one is.
     pub(super) needs: Needs,
+    /// Its memory stores, if it has any.
+    pub(super) memory: Option<Mounted>,
     pub(super) replaced: bool,
 }
 
@@ -78,7 +81,13 @@ impl Tools {
         }
         if self.session.is_none() {
             match self.jails.open(&self.ids, &self.session_id, &self.needs).await {
-                Ok(session) => (self.session, self.replaced) = (Some(session), true),
+                Ok(session) => {
+                    if let Some(refused) = self.lay_memory(&session).await {
+                        self.jails.dispose(&self.ids, session).await;
+                        return (ToolResult::error(format!("{name}: {refused}")), Vec::new());
+                    }
+                    (self.session, self.replaced) = (Some(session), true);
+                }
                 Err(error) => {
                     let phase = error.phase();
                     let text = format!("{name}: no jail for this session: {phase} failed");
@@ -112,6 +121,19 @@ impl Tools {
             }
             Err(error) => (self.lost(name, error).await, Vec::new()),
         }
+    }
+
+    /// Fills the memory stores in a fresh jail; what to tell the model if that fails.
+    async fn lay_memory(&self, session: &Session) -> Option<String> {
+        let refused = self.memory.as_ref()?.moved(session.porter()).await.err()?;
+        let session_id = self.session_id.as_str();
+        tracing::error!(
+            event = "memory.not_mounted",
+            session_id,
+            error = refused.for_log,
+            "the session's new jail has no memory stores"
+        );
+        Some(refused.for_model)
     }
 
     /// The jail is gone, or does not answer: the call's outcome is not known (INV-9).

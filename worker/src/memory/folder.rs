@@ -10,8 +10,7 @@ const TEMPORARY: (&str, &str) = (".fs-", ".tmp");
 
 /// The folder of one store.
 ///
-/// An operation that was begun is carried out even if the future is dropped; what it would have
-/// returned is then found by the next scan.
+/// An operation whose future is dropped may be carried out all the same; the next scan shows it.
 pub trait Folder: Clone + Send + Sync + 'static {
     /// Empties the folder and writes its marker (MEM-5, MEM-6).
     fn prepare(&self) -> impl Future<Output = Result<(), FolderError>> + Send;

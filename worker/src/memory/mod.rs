@@ -26,7 +26,7 @@ pub use remote::{Remote, StoreApi};
 pub use task::{DownloadError, SessionMemory};
 
 /// The file that marks a folder as that of a store (MEM-6); never a memory itself.
-const MARKER_PATH: &str = ".anthropic-memory-store";
+pub const MARKER_PATH: &str = ".anthropic-memory-store";
 
 /// What the marker of this store holds (MEM-6).
 pub fn marker(store_id: &str) -> Vec<u8> {
