@@ -233,9 +233,12 @@ impl Birth<'_> {
             rlimits::apply(limit, value).at(step, format!("{limit:?}"))?;
         }
         let mut confinement = Confinement { id: spec.payload_id, domain: None, filter: None };
+        // Both while it can still pass the directories of a store, which are the payload's alone.
+        let mut own_domain = None;
         if spec.applies(Layer::Landlock) {
             let domain = || Domain::confined(&grants(self.plan));
             confinement.domain = Some(domain().at(step, "make the helper's ruleset")?);
+            own_domain = Some(domain().at(step, "make the ruleset")?);
         }
         let own = self.ids.executor != self.ids.payload;
         let id = if own { EXECUTOR_ID } else { spec.payload_id };
@@ -246,8 +249,7 @@ impl Birth<'_> {
             .at(step, "become undumpable")?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .at(step, "die with init")?;
-        if spec.applies(Layer::Landlock) {
-            let domain = Domain::confined(&grants(self.plan)).at(step, "make the ruleset")?;
+        if let Some(domain) = own_domain {
             domain.enter().at(step, "enter the domain")?;
         }
         if spec.applies(Layer::Seccomp) {
