@@ -28,6 +28,8 @@ use crate::queue::{Ids, ItemEnd, Level, OpenError, Opening, ShutdownWatch};
 /// Stores of all sessions of this worker.
 pub struct Memories {
     config: MemoryConfig,
+    /// Of every session, as its jail shows it.
+    workdir: PathBuf,
     record: Arc<Record>,
     shutdown: ShutdownWatch,
     /// By work item, for what the queue reports.
@@ -47,8 +49,13 @@ type SharedPorter = Arc<RwLock<Porter>>;
 
 impl Memories {
     /// With nothing mounted.
-    pub fn new(config: MemoryConfig, record: Arc<Record>, shutdown: ShutdownWatch) -> Memories {
-        Memories { config, record, shutdown, live: Mutex::default() }
+    pub fn new(
+        config: MemoryConfig,
+        workdir: PathBuf,
+        record: Arc<Record>,
+        shutdown: ShutdownWatch,
+    ) -> Memories {
+        Memories { config, workdir, record, shutdown, live: Mutex::default() }
     }
 
     /// Where the stores of a session go (MEM-1 to MEM-3); none where memory is switched off.
@@ -60,7 +67,7 @@ impl Memories {
             return Ok(Vec::new());
         }
         let stores = &opening.session.memory_stores;
-        places(stores, opening.api.has_sessions_token())
+        places(stores, opening.api.has_sessions_token(), &self.workdir)
             .map_err(|error| refusal(&error.to_string(), chain(&error)))
     }
 

@@ -174,6 +174,7 @@ pub fn run(
         &shutdown,
     );
     let broker = Broker::start().context("cannot start the broker")?;
+    let workdir = template.session_workdir();
     let jails = Arc::new(Jails::new(
         template,
         ready.policy,
@@ -182,7 +183,7 @@ pub fn run(
         Arc::clone(&record),
         Arc::clone(&shutdown),
     ));
-    let memories = Memories::new(ready.config.memory, Arc::clone(&record), watch.clone());
+    let memories = Memories::new(ready.config.memory, workdir, Arc::clone(&record), watch.clone());
     let (jails_too, record_too) = (Arc::clone(&jails), Arc::clone(&record));
     let daemon = Daemon { admission, jails: jails_too, memories, record: record_too };
     let runtime = tokio::runtime::Builder::new_multi_thread()

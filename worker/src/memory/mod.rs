@@ -17,12 +17,12 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, Store, SyncError};
-pub use events::{Counts, Happened, Pass, Witness};
+pub use engine::{Engine, Store};
+pub use events::{Counts, Happened, Witness};
 pub use folder::{Folder, FolderError, Marker, Removed, Scan, Scanned};
 pub use merge::Access;
-pub use place::{PlaceError, StorePlace, WORKDIR, places};
-pub use remote::{Remote, StoreApi};
+pub use place::{StorePlace, places};
+pub use remote::StoreApi;
 pub use task::{DownloadError, SessionMemory};
 
 /// The file that marks a folder as that of a store (MEM-6); never a memory itself.

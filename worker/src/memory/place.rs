@@ -9,8 +9,6 @@ use std::path::{Component, Path, PathBuf};
 use super::Access;
 use crate::queue::MemoryStoreRef;
 
-/// The working directory of every session.
-pub const WORKDIR: &str = "/workspace";
 /// Stores of one session; the control plane gives eight at most.
 const STORES_MAX: usize = 64;
 /// PATH_MAX of Linux, and NAME_MAX.
@@ -68,11 +66,16 @@ pub enum PlaceError {
     },
 }
 
-/// Decides where the stores of a session go; none if it has none.
+/// Decides where the stores of a session go, whose working directory in its jail is `workdir`; none if it
+/// has none.
 ///
 /// # Errors
 /// The first thing that is wrong; the work item fails (MEM-7).
-pub fn places(stores: &[MemoryStoreRef], has_token: bool) -> Result<Vec<StorePlace>, PlaceError> {
+pub fn places(
+    stores: &[MemoryStoreRef],
+    has_token: bool,
+    workdir: &Path,
+) -> Result<Vec<StorePlace>, PlaceError> {
     if !stores.is_empty() && !has_token {
         return Err(PlaceError::NoToken { stores: stores.len() });
     }
@@ -81,7 +84,7 @@ pub fn places(stores: &[MemoryStoreRef], has_token: bool) -> Result<Vec<StorePla
     }
     let mut placed: Vec<StorePlace> = Vec::new();
     for store in stores {
-        let place = place(store)?;
+        let place = place(store, workdir)?;
         let near = |other: &&StorePlace| {
             other.target.starts_with(&place.target) || place.target.starts_with(&other.target)
         };
@@ -94,7 +97,7 @@ pub fn places(stores: &[MemoryStoreRef], has_token: bool) -> Result<Vec<StorePla
     Ok(placed)
 }
 
-fn place(store: &MemoryStoreRef) -> Result<StorePlace, PlaceError> {
+fn place(store: &MemoryStoreRef, workdir: &Path) -> Result<StorePlace, PlaceError> {
     let id = store.memory_store_id.clone();
     let access = match store.access.as_deref() {
         None | Some("" | "read_write") => Access::ReadWrite,
@@ -113,7 +116,7 @@ fn place(store: &MemoryStoreRef) -> Result<StorePlace, PlaceError> {
                 path: id.clone(),
                 reason: "its id cannot be the name of a directory",
             })?;
-            Path::new(WORKDIR).join("memory").join(name)
+            workdir.join("memory").join(name)
         }
     };
     Ok(StorePlace { id, access, target })
@@ -157,6 +160,13 @@ fn component(name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn placed_at(
+        stores: &[MemoryStoreRef],
+        has_token: bool,
+    ) -> Result<Vec<StorePlace>, PlaceError> {
+        places(stores, has_token, Path::new("/workspace"))
+    }
+
     fn store(id: &str, name: Option<&str>, mount_path: Option<&str>) -> MemoryStoreRef {
         MemoryStoreRef {
             memory_store_id: id.to_owned(),
@@ -167,7 +177,7 @@ mod tests {
     }
 
     fn target(name: Option<&str>, mount_path: Option<&str>) -> Result<String, String> {
-        let placed = places(&[store("memstore_1", name, mount_path)], true);
+        let placed = placed_at(&[store("memstore_1", name, mount_path)], true);
         let placed = placed.map_err(|error| error.to_string())?;
         Ok(placed[0].target.display().to_string())
     }
@@ -222,8 +232,8 @@ mod tests {
     #[test]
     fn stores_without_a_token_fail_and_sessions_without_stores_do_not() {
         // MEM-2, AUTH-6.
-        assert_eq!(places(&[], false), Ok(Vec::new()));
-        let error = places(&[store("memstore_1", None, None)], false).expect_err("no token");
+        assert_eq!(placed_at(&[], false), Ok(Vec::new()));
+        let error = placed_at(&[store("memstore_1", None, None)], false).expect_err("no token");
         assert!(error.to_string().contains("no sessions token"), "{error}");
     }
 
@@ -234,15 +244,15 @@ mod tests {
         {
             let stores =
                 [store("memstore_1", None, Some(one)), store("memstore_2", None, Some(other))];
-            let error = places(&stores, true).expect_err(other).to_string();
+            let error = placed_at(&stores, true).expect_err(other).to_string();
             assert!(error.contains("memstore_2") && error.contains("memstore_1"), "{error}");
         }
         let apart =
             [store("memstore_1", None, Some("/mnt/a")), store("memstore_2", None, Some("/mnt/ab"))];
-        assert_eq!(places(&apart, true).map(|placed| placed.len()), Ok(2));
+        assert_eq!(placed_at(&apart, true).map(|placed| placed.len()), Ok(2));
         // INV-11.
         let many: Vec<_> = (0..65).map(|n| store(&format!("memstore_{n}"), None, None)).collect();
-        assert_eq!(places(&many, true), Err(PlaceError::TooMany { stores: 65 }));
+        assert_eq!(placed_at(&many, true), Err(PlaceError::TooMany { stores: 65 }));
     }
 
     #[test]
@@ -256,7 +266,7 @@ mod tests {
         ] {
             let mut store = store("memstore_1", None, None);
             store.access = access.map(str::to_owned);
-            assert_eq!(places(&[store], true).expect("placed")[0].access, want, "{access:?}");
+            assert_eq!(placed_at(&[store], true).expect("placed")[0].access, want, "{access:?}");
         }
     }
 }

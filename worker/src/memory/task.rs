@@ -114,17 +114,25 @@ impl<F: Folder, R: Remote> SessionMemory<F, R> {
         let mut hurried = false;
         let deadline = Instant::now() + PASS_MAX;
         if let Some(mut running) = running {
-            if cleanly {
+            let ended = async {
+                if !cleanly {
+                    return false;
+                }
                 tokio::select! {
                     // It ends as it ends; the next pass looks at everything anew.
-                    _ended = &mut running => {}
-                    () = tokio::time::sleep_until(deadline) => {}
-                    () = &mut hurry => hurried = true,
+                    _ended = &mut running => true,
+                    () = tokio::time::sleep_until(deadline) => false,
+                    () = &mut hurry => {
+                        hurried = true;
+                        false
+                    }
                 }
+            };
+            if !ended.await {
+                running.abort();
+                // An error here is that it was aborted. Its stores are free now.
+                let _aborted = running.await;
             }
-            running.abort();
-            // An error here is that it was aborted. Its stores are free now.
-            let _aborted = running.await;
         }
         if cleanly && !hurried {
             tokio::select! {

@@ -134,7 +134,7 @@ async fn two_sessions_of_one_store_come_to_agree() {
     other.folder.put("a", "two");
     site.folder.put("only-one", "x");
     other.folder.delete("b");
-    let pass = crate::memory::Pass::Regular;
+    let pass = crate::memory::events::Pass::Regular;
     one.sync(pass).await;
     two.sync(pass).await;
     assert_eq!(site.server.text("/a").as_deref(), Some("one"), "the first one to arrive");

@@ -136,6 +136,22 @@ async fn a_sync_on_its_way_counts_into_the_time_of_the_last_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sync_that_is_over_or_ends_by_itself_is_no_trouble() {
+    // MEM-31.
+    for (takes, cleanly) in [(0, true), (0, false), (3, true), (3, false)] {
+        let (memory, site) =
+            session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")])).await;
+        site.server.state().takes = Duration::from_secs(takes);
+        tokio::time::advance(Duration::from_secs(16)).await;
+        site.folder.put("a", "2");
+        memory.dispatched();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        memory.finish(cleanly, pending()).await;
+        assert_eq!(site.server.text("/a").as_deref(), Some("2"), "{takes} {cleanly}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_must_end_at_once_has_a_moment_for_the_flush() {
     // SHUT-4, MEM-33.
     let (memory, site) =
