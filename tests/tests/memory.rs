@@ -600,3 +600,17 @@ fn a_second_signal_leaves_a_moment_for_what_was_written() {
     assert_eq!(texts(&server, "memstore_1"), json!({"/a": "2"}), "{}", ran.stderr);
     assert!(ran.elapsed < Duration::from_secs(15), "{:?}", ran.elapsed);
 }
+
+#[test]
+fn the_official_workers_script_goes_the_same_way() {
+    // MEM-14, MEM-21 to MEM-25, MEM-29, MEM-31: see official_workers.rs.
+    for level in Level::here() {
+        let server =
+            Devserver::with(include_str!("../scripts/official-memory.toml"), &["--keep-results"]);
+        let (played, _) = serve(server, poll(level, ""));
+        let statuses = |endpoint: &str| played.report["requests"][endpoint]["statuses"].clone();
+        assert_eq!(statuses("memory_create")["413"], 1);
+        assert_eq!(statuses("memory_delete"), json!({"200": 1}));
+        assert_eq!(played.report["faults_waiting"], 0);
+    }
+}

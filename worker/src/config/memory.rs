@@ -118,6 +118,15 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_configuration_is_the_default_one() {
+        let page = include_str!("../../../docs/memory.md");
+        let (_, rest) = page.split_once("```toml config\n").expect("a configuration");
+        let (text, _) = rest.split_once("```").expect("an end");
+        assert_eq!(config(text).expect("valid"), MemoryConfig::default());
+        assert!(text.contains("store_files"), "{text}");
+    }
+
+    #[test]
     fn what_is_written_is_used_and_what_cannot_work_has_its_place() {
         // MEM-1: five seconds are the least; no number is no interval.
         let memory = config(
