@@ -60,7 +60,7 @@ const NO_CONTROL: &[&str] = &[
 fn with_probe(level: Level) -> (Session, tempfile::TempDir) {
     let dir = directory_of(level);
     deliver_probe(dir.path(), level);
-    let session = Session::with(level, &Choice { workdir: Some(dir.path()), policy: None });
+    let session = Session::with(level, &Choice { workdir: Some(dir.path()), ..Choice::default() });
     (session, dir)
 }
 

@@ -232,12 +232,12 @@ impl Birth<'_> {
         {
             rlimits::apply(limit, value).at(step, format!("{limit:?}"))?;
         }
-        let mut confinement = Confinement { id: spec.payload_id, domain: None, filter: None };
-        // Both while it can still pass the directories of a store, which are the payload's alone.
         let mut own_domain = None;
+        let mut confinement = Confinement { id: spec.payload_id, domain: None, filter: None };
         if spec.applies(Layer::Landlock) {
             let domain = || Domain::confined(&grants(self.plan));
             confinement.domain = Some(domain().at(step, "make the helper's ruleset")?);
+            // Its own too: the way to a memory store may be closed to the id it is about to take.
             own_domain = Some(domain().at(step, "make the ruleset")?);
         }
         let own = self.ids.executor != self.ids.payload;

@@ -421,12 +421,12 @@ fn copy_sparse(mut source: File, target: &File, size: u64) -> io::Result<u64> {
 mod tests {
     use super::*;
 
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
     fn order(kind: ExportKind) -> ExportOrder {
         ExportOrder { kind, made: Vec::new() }
     }
-    use std::fs;
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-    use std::path::PathBuf;
 
     fn trees(name: &str) -> (PathBuf, PathBuf, Vec<OwnedFd>) {
         let base = std::env::temp_dir().join(format!("export-{name}-{}", std::process::id()));
@@ -437,6 +437,42 @@ mod tests {
         let open = |path: &PathBuf| OwnedFd::from(File::open(path).expect("opened"));
         let mounts = vec![open(&upper), open(&destination)];
         (upper, destination, mounts)
+    }
+
+    #[test]
+    fn directories_made_for_mounts_stay_behind_unless_something_else_is_in_them() {
+        let made = ["skills", "memory", "memory/a", "memory/a/b", "work", "work/store"];
+        let made = made.map(PathBuf::from).to_vec();
+        let (upper, destination, mounts) = trees("made");
+        for path in &made {
+            fs::create_dir(upper.join(path)).expect("made");
+        }
+        fs::write(upper.join("work/file"), "x").expect("written");
+        fs::create_dir(upper.join("other")).expect("made");
+        let order = ExportOrder { kind: ExportKind::CopyBack, made };
+        export(&order, &mounts);
+        for (path, leaves) in [
+            ("skills", false),
+            ("memory", false),
+            ("work/file", true),
+            ("work/store", false),
+            ("other", true),
+        ] {
+            assert_eq!(destination.join(path).exists(), leaves, "{path}");
+        }
+        // Where nothing is copied they are removed, as far as they are empty.
+        let order = ExportOrder { kind: ExportKind::Scrub, ..order };
+        export(&order, &mounts[..1]);
+        for (path, stays) in [
+            ("skills", false),
+            ("memory", false),
+            ("work/file", true),
+            ("work/store", false),
+            ("other", true),
+        ] {
+            assert_eq!(upper.join(path).exists(), stays, "{path}");
+        }
+        fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");
     }
 
     #[test]

@@ -357,7 +357,7 @@ impl Walk<'_> {
         if self.names > NAMES_BYTES_MAX {
             return too_much(NAMES_BYTES_MAX, "bytes of names");
         }
-        if self.entries % 64 == 0 { self.watch.go_on() } else { Ok(()) }
+        if self.entries.is_multiple_of(64) { self.watch.go_on() } else { Ok(()) }
     }
 
     /// Of an entry of which the file system does not tell.

@@ -253,8 +253,9 @@ fn place_one(
         Ok(()) => return Ok(true),
         // It was removed meanwhile.
         Err(Errno::NOENT) => {}
-        // A directory of the layer below an overlay cannot be moved, only removed.
-        Err(Errno::XDEV | Errno::INVAL) => {
+        // A directory of the layer below an overlay cannot be moved, only removed; neither can a link,
+        // which this process may not make.
+        Err(Errno::XDEV | Errno::INVAL | Errno::ACCESS) => {
             remove_entry(staging.parent.as_fd(), target, watch)?;
         }
         Err(errno) => return Err(refused(errno)),

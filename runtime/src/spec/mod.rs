@@ -9,6 +9,8 @@ mod plan;
 mod tree;
 
 #[cfg(test)]
+mod places_tests;
+#[cfg(test)]
 mod tests;
 
 pub use build::{BoundRequest, Request, SpecError, build};

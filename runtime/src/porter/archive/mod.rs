@@ -130,6 +130,36 @@ impl Count {
     }
 }
 
+/// The content of a member, counted: a member that is shorter or longer than it says is damaged.
+struct Counted<R> {
+    from: R,
+    read: u64,
+    ended: bool,
+}
+
+impl<R> Counted<R> {
+    fn new(from: R) -> Counted<R> {
+        Counted { from, read: 0, ended: false }
+    }
+
+    /// After a visit, which may have left the content alone.
+    fn check(&self, length: u64) -> Result<(), Refusal> {
+        match self.ended && self.read != length {
+            true => Err(Refusal::archive("it has a member of another length than it says")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        self.read += read as u64;
+        self.ended |= read == 0 && !buffer.is_empty();
+        Ok(read)
+    }
+}
+
 /// Reads `input` as an archive, to its end: what must hold is that it ends.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use flate2::read::MultiGzDecoder;
 use lzma_rust2::XzReader;
 use tar::{Archive, EntryType};
 
-use super::{Bounds, Count, Format, Kind, Member, Visit};
+use super::{Bounds, Count, Counted, Format, Kind, Member, Visit};
 use crate::porter::{Refusal, Watch};
 
 /// Memory of the xz decoder; what `xz -9` makes needs 65 MiB.
@@ -76,12 +76,9 @@ pub(super) fn members(
             _ => Kind::Other,
         };
         let length = entry.size();
-        let mut content = Counted { from: &mut entry, read: 0 };
+        let mut content = Counted::new(&mut entry);
         visit(number, Member { name, kind }, &mut content)?;
-        let end = content.read > 0 && content.read != length;
-        if end {
-            return Err(Refusal::archive("it ends in the middle of a member"));
-        }
+        content.check(length)?;
         number += 1;
     }
     Ok(())
@@ -107,20 +104,6 @@ fn is_sparse<R: Read>(entry: &mut tar::Entry<'_, R>, form: EntryType) -> Result<
         }
     }
     Ok(false)
-}
-
-/// Counts what is read.
-struct Counted<R> {
-    from: R,
-    read: u64,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.from.read(buffer)?;
-        self.read += read as u64;
-        Ok(read)
-    }
 }
 
 /// Gives an error once more is read than `left`.

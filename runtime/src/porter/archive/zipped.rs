@@ -10,7 +10,7 @@ use zip::read::ZipReadOptions;
 use zip::result::ZipError;
 use zip::{System, ZipArchive};
 
-use super::{Bounds, Count, Kind, Member, Visit};
+use super::{Bounds, Count, Counted, Kind, Member, Visit};
 use crate::porter::{Refusal, Watch};
 
 /// File type of a Unix mode.
@@ -54,7 +54,10 @@ pub(super) fn members(
         }
         let options = ZipReadOptions::new().enforce_header_consistency(true);
         let mut file = archive.by_index_with_options(number, options).map_err(damaged)?;
-        visit(number, member, &mut file)?;
+        let length = file.size();
+        let mut content = Counted::new(&mut file);
+        visit(number, member, &mut content)?;
+        content.check(length)?;
     }
     Ok(())
 }
