@@ -264,7 +264,7 @@ impl Folder for JailFolder {
     async fn remove(&self, path: &str, only_if: [u8; 32]) -> Result<Removed, FolderError> {
         let removed = self.porter().remove(self.store, path, only_if).await;
         Ok(match removed.map_err(folder_error)? {
-            porter::Removed::Removed => Removed::Removed,
+            porter::Removed::Removed => Removed::Done,
             porter::Removed::Changed => Removed::Changed,
             porter::Removed::Absent => Removed::Absent,
         })

@@ -160,9 +160,8 @@ impl TryFrom<StepScript> for Step {
             return Err("a step does more than one thing: write one step for each".to_owned());
         }
         let act = acts.pop().ok_or("a step does nothing: name a tool or another action")?;
-        if !matches!(act, Act::Memory { .. })
-            && !(written.put.is_empty() && written.remove.is_empty())
-        {
+        let meddles = !written.put.is_empty() || !written.remove.is_empty();
+        if meddles && !matches!(act, Act::Memory { .. }) {
             return Err("`put` and `remove` need a `memory_store`".to_owned());
         }
         if !matches!(act, Act::Call(_)) && written.has_call_keys(&act) {

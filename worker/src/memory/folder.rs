@@ -87,7 +87,7 @@ pub enum Marker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removed {
     /// It is gone.
-    Removed,
+    Done,
     /// It has another content now.
     Changed,
     /// There was none.

@@ -414,7 +414,7 @@ mod tests {
     fn a_listing_that_does_not_end_is_left() {
         // INV-11.
         let mut pages = Pages::default();
-        let mut page = || MemoryPage { next: Some("again".to_owned()), ..MemoryPage::default() };
+        let page = || MemoryPage { next: Some("again".to_owned()), ..MemoryPage::default() };
         let turns = (0..=PAGES_MAX).map(|_| pages.turn(&mut page())).take_while(Result::is_ok);
         assert_eq!(turns.count(), PAGES_MAX - 1);
         let mut empty = MemoryPage::default();

@@ -262,7 +262,7 @@ impl<F: Folder, R: Remote> Engine<F, R> {
     ) -> Result<(), FolderError> {
         for (path, base) in removals {
             match self.folder.remove(&path, base.bytes()).await {
-                Ok(Removed::Removed) => {
+                Ok(Removed::Done) => {
                     self.baseline.remove(&path);
                     counts.removed += 1;
                 }

@@ -165,7 +165,7 @@ impl Folder for FakeFolder {
             Some(hash) if hash != only_if => Ok(Removed::Changed),
             Some(_) => {
                 state.files.remove(path);
-                Ok(Removed::Removed)
+                Ok(Removed::Done)
             }
         }
     }
