@@ -297,6 +297,10 @@ fn the_key_is_in_the_environment_of_the_script_only_and_there_only_if_it_may() {
             let worker = poll.serve(&server);
             let ready = worker.home().join("ready");
             assert!(wait_for(SOON, || ready.exists()));
+            // It has said so, and is about to become another program.
+            let named = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm"));
+            let sleeps = |pid: &u32| named(pid).is_ok_and(|name| name.trim() == "sleep");
+            assert!(wait_for(SOON, || worker.processes().iter().any(sleeps)));
             let key = &server.variables()[2].1;
             let mut holders = Vec::new();
             let processes = worker.processes();

@@ -10,13 +10,15 @@
 //! it again.
 
 mod chain;
+mod ending;
 mod event;
 mod line;
 mod log;
 mod value;
 mod verify;
 
-pub use event::{CallStatus, Event, Ids, ItemEnd, Kept, LeaseLoss, NotPosted, StopReason};
+pub use ending::{CallStatus, ItemEnd, LeaseLoss, NotPosted, StopReason};
+pub use event::{Event, Ids, Kept};
 pub use line::{LINE_BYTES_MAX, RECORD_BYTES_MAX};
 pub use log::{AuditError, AuditLog, Receipt};
 pub use value::{Digest, Fingerprint, List, Name, Text};
