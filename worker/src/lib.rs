@@ -21,6 +21,7 @@ mod exit;
 mod explain;
 mod footer;
 mod network;
+mod platform;
 mod progress;
 mod queue;
 mod relay;

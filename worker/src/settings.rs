@@ -15,6 +15,7 @@ use stockade_runtime::jail::Step;
 
 use crate::cli::policy::ReportFormat;
 use crate::cli::poll::{Cadence, PollArgs};
+use crate::platform::Aws;
 
 /// Where the control plane is unless something else is said (HDR-10).
 const BASE_URL: &str = "https://api.anthropic.com";
@@ -99,6 +100,8 @@ pub struct Settings {
     pub worker_id: String,
     /// Sent with every request (HDR-8).
     pub workspace_id: Option<String>,
+    /// The platform that hosts the control plane, if it is not its own.
+    pub platform: Option<Aws>,
     /// Sent with every request; values are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// `ANTHROPIC_CUSTOM_HEADERS` had these, and they are not sent (AUTH-7).
@@ -174,6 +177,7 @@ impl Settings {
             workspace_id: given(args.workspace_id.as_deref())
                 .map(|text| id("--workspace-id", text))
                 .transpose()?,
+            platform: None,
             headers,
             headers_dropped,
             anthropic_version: version(&args.anthropic_version)?,
@@ -239,7 +243,7 @@ fn given(text: Option<&str>) -> Option<&str> {
 }
 
 /// Ids are opaque, and go into headers and paths.
-fn id(option: &str, text: &str) -> Result<String, Refusal> {
+pub fn id(option: &str, text: &str) -> Result<String, Refusal> {
     if text.len() > ID_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         let hint =
             format!("an id has at most {ID_BYTES_MAX} printable ASCII characters, no spaces");
@@ -259,7 +263,7 @@ fn worker_id(args: &PollArgs, around: &Surroundings) -> Result<String, Refusal> 
     Ok(format!("{host}-{:012x}", around.nonce & 0xffff_ffff_ffff))
 }
 
-fn base_url(text: Option<&str>, insecure: bool) -> Result<Uri, Refusal> {
+pub fn base_url(text: Option<&str>, insecure: bool) -> Result<Uri, Refusal> {
     let text = given(text).unwrap_or(BASE_URL);
     let example = "write it like https://api.example.com or https://gateway.example.com/prefix";
     // Not repeated in errors: it might hold a password.

@@ -24,10 +24,11 @@ use stockade_runtime::policy::{
 use super::policy::{self, ReportFormat};
 use super::syscall_groups;
 use crate::config::{self, Config};
-use crate::credential::{self, KeyError, KeySource};
+use crate::credential::{self, KeyError, KeySource, hidden};
 use crate::daemon;
 use crate::exit::Exit;
 use crate::explain;
+use crate::platform::{self, PlatformArgs, PlatformError, Prepared};
 use crate::settings::{Refusal, Settings, Surroundings};
 
 /// Run the sessions of a self-hosted environment, each in a jail of its own
@@ -179,6 +180,9 @@ pub struct PollArgs {
     #[arg(long, value_name = "ID", env = "ANTHROPIC_WORKSPACE_ID", hide_env_values = true)]
     pub workspace_id: Option<String>,
 
+    #[command(flatten)]
+    pub platform: PlatformArgs,
+
     /// Send a header with every request; may be given more than once
     ///
     /// Lines of ANTHROPIC_CUSTOM_HEADERS are added first. Neither can replace the credential.
@@ -267,18 +271,40 @@ fn duration_or_zero(text: &str) -> Result<Duration, UnitError> {
 /// The exit code of what was printed.
 pub fn before_launcher(args: &PollArgs) -> anyhow::Result<Result<(Settings, Level), Exit>> {
     let checked = credential::refuse_organization_keys(|name| std::env::var_os(name))
-        .and_then(|()| credential::variable::hide());
+        .and_then(|()| credential::variable::hide())
+        .and_then(|()| hidden::hide());
     if let Err(error) = checked {
         return Ok(Err(complain_key(&error)));
     }
     let level = HostFacts::level_here().context("cannot look at this process")?;
     let surroundings = Surroundings::here(level);
-    Ok(Settings::check(args, &surroundings).map(|settings| (settings, level)).map_err(|refusal| {
+    let settings = Settings::check(args, &surroundings)
+        .and_then(|settings| platform::apply(settings, &args.platform, &around(args)));
+    Ok(settings.map(|settings| (settings, level)).map_err(|refusal| {
         let Refusal { text, hint } = refusal;
         explain::say(&format!("error: {text}"));
         explain::say(&format!("hint: {hint}"));
         Exit::Usage
     }))
+}
+
+/// What a platform's settings come from. An option is told from the variable that stands for it: on a
+/// platform its own variable goes first.
+fn around(args: &PollArgs) -> platform::Around<'_> {
+    let option = |given: &'_ Option<String>, name: &str| {
+        let ambient = std::env::var(name).ok();
+        given.is_some() && *given != ambient
+    };
+    platform::Around {
+        variable: &|name| std::env::var_os(name),
+        hidden: &hidden::was_set,
+        base_url: args.base_url.as_deref().filter(|_| option(&args.base_url, "ANTHROPIC_BASE_URL")),
+        workspace_id: args
+            .workspace_id
+            .as_deref()
+            .filter(|_| option(&args.workspace_id, "ANTHROPIC_WORKSPACE_ID")),
+        insecure_http: args.insecure_http,
+    }
 }
 
 /// What a worker has before it gives up the rights of whoever started it.
@@ -292,8 +318,10 @@ pub struct Ready {
     pub config: Config,
     /// Where the key comes from, with its reader started.
     pub source: KeySource,
-    /// The key.
-    pub key: SecretString,
+    /// The key; none on a platform.
+    pub key: Option<SecretString>,
+    /// In its place what a platform's credential is made of.
+    pub platform: Option<Prepared>,
     /// The audit log; `None` only for `--check`, if there is none yet or a worker has it.
     pub audit: Option<AuditLog>,
 }
@@ -337,13 +365,19 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         Exit::Unexpected
     })?;
     let file = settings.environment_key_file.as_deref();
+    // Taken in any case: they must not stay open.
+    let secrets = hidden::take().map_err(|error| complain_key(&error))?;
     let find = || {
+        if let Some(aws) = &settings.platform {
+            let prepared = platform::prepare(aws, secrets)?;
+            return Ok((prepared.source(), None, Some(prepared)));
+        }
         let mut source = KeySource::find(file, settings.credentials_directory.as_deref())?;
         let key = source.read()?;
         source.start_reader(level)?;
-        Ok((source, key))
+        Ok((source, Some(key), None))
     };
-    let (source, key) = find().map_err(|error| complain_key(&error))?;
+    let (source, key, platform) = find().map_err(|error| complain_platform(&error))?;
     let opened = if settings.check && !settings.audit_file.exists() {
         // Only looked at: an empty log would not verify.
         AuditLog::could_begin(&settings.audit_file).map(|()| None)
@@ -364,11 +398,17 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         config: config.unwrap_or_default(),
         source,
         key,
+        platform,
         audit,
     })
 }
 
 fn complain_key(error: &KeyError) -> Exit {
+    explain::complain(error, Some(&error.hint()));
+    error.exit()
+}
+
+fn complain_platform(error: &PlatformError) -> Exit {
     explain::complain(error, Some(&error.hint()));
     error.exit()
 }
@@ -438,11 +478,15 @@ fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io:
         None => format!("{} (to be begun)", settings.audit_file.display()),
     };
     let again = if reload { "read again on SIGHUP" } else { "fixed until a restart" };
+    let key = match &ready.key {
+        Some(key) => format!("{} from {}, {again}", fingerprint(key), ready.source.origin()),
+        None => format!("none: {}", ready.source.origin()),
+    };
     for (what, value) in [
         ("level", level.to_string()),
         ("environment", settings.environment_id.clone()),
         ("control plane", settings.base_url.to_string()),
-        ("key", format!("{} from {}, {again}", fingerprint(&ready.key), ready.source.origin())),
+        ("key", key),
         ("worker id", settings.worker_id.clone()),
         ("sessions", format!("{} at a time", settings.max_sessions)),
         ("policy", format!("{} {digest}", ready.policy.name)),
@@ -471,7 +515,7 @@ fn document(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> V
         "policy": { "name": ready.policy.name, "digest": ready.policy.digest_hex() },
         "key": {
             "from": ready.source.origin().to_string(),
-            "fingerprint": fingerprint(&ready.key),
+            "fingerprint": ready.key.as_ref().map(fingerprint),
             "read_again_on_sighup": reload,
         },
         "audit": {

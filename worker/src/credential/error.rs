@@ -36,6 +36,11 @@ pub enum KeyError {
         io::Error::from_raw_os_error(*errno)
     )]
     Hide { errno: i32 },
+    #[error(
+        "cannot take secrets of AWS or of traces out of the environment: {}",
+        io::Error::from_raw_os_error(*errno)
+    )]
+    HideOthers { errno: i32 },
     #[error("cannot read the environment key again: it came by ANTHROPIC_ENVIRONMENT_KEY")]
     Fixed,
     #[error("cannot start the key reader: {reason}")]
@@ -72,6 +77,9 @@ impl KeyError {
                 );
             }
             Self::Hide { .. } => "use --environment-key-file instead",
+            Self::HideOthers { .. } => {
+                "leave the variables out; docs/aws.md names the files that can take their place"
+            }
             Self::Fixed => "use --environment-key-file to change the key without a restart",
             Self::ReaderStart { .. } | Self::ReaderGone => {
                 "the key in use stays; restart the worker to use another one"
@@ -88,7 +96,7 @@ impl KeyError {
             | Self::Owner { .. }
             | Self::OrganizationKey { .. }
             | Self::OrganizationVariable { .. } => Exit::Refused,
-            Self::Hide { .. } | Self::ReaderStart { .. } | Self::ReaderGone => Exit::Unexpected,
+            Self::Hide { .. } | Self::HideOthers { .. } | Self::ReaderStart { .. } | Self::ReaderGone => Exit::Unexpected,
             _ => Exit::Policy,
         }
     }

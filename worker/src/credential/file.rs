@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::OFlags;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
 use super::error::KeyError;
@@ -44,6 +44,20 @@ impl Trust {
 /// If it cannot be read, is no key, or others have access.
 pub fn read(path: &Path, trust: Trust) -> Result<SecretString, KeyError> {
     let from = path.display().to_string();
+    parse(&contents(path, trust)?, &from)
+}
+
+/// A key of a platform in the file at `path`; its form is the platform's affair.
+///
+/// # Errors
+/// As for [`read`], but for an organization's key.
+pub fn read_other_key(path: &Path) -> Result<SecretString, KeyError> {
+    line(&contents(path, Trust::Owner)?, &path.display().to_string())
+}
+
+/// All of a file that nobody else has access to.
+fn contents(path: &Path, trust: Trust) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let from = path.display().to_string();
     let failed = |error: io::Error| KeyError::Read {
         from: from.clone(),
         errno: error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error()),
@@ -55,7 +69,7 @@ pub fn read(path: &Path, trust: Trust) -> Result<SecretString, KeyError> {
     check(&file, trust, &from)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES_MAX as usize + 1));
     (&file).take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    parse(&bytes, &from)
+    Ok(bytes)
 }
 
 fn check(file: &File, trust: Trust, from: &str) -> Result<(), KeyError> {
@@ -84,6 +98,14 @@ fn check(file: &File, trust: Trust, from: &str) -> Result<(), KeyError> {
 /// # Errors
 /// If it is empty (AUTH-11), too long, not printable ASCII, or an organization's key (AUTH-9).
 pub fn parse(bytes: &[u8], from: &str) -> Result<SecretString, KeyError> {
+    let key = line(bytes, from)?;
+    if key.expose_secret().starts_with(ORGANIZATION) {
+        return Err(KeyError::OrganizationKey { from: from.to_owned() });
+    }
+    Ok(key)
+}
+
+fn line(bytes: &[u8], from: &str) -> Result<SecretString, KeyError> {
     let from = from.to_owned();
     if bytes.len() as u64 > BYTES_MAX {
         return Err(KeyError::TooLong { from, max: BYTES_MAX });
@@ -96,18 +118,13 @@ pub fn parse(bytes: &[u8], from: &str) -> Result<SecretString, KeyError> {
     if let Some(at) = bytes.iter().position(|byte| !byte.is_ascii_graphic()) {
         return Err(KeyError::Characters { from, at: at + 1 });
     }
-    let text = std::str::from_utf8(bytes).unwrap_or_default();
-    if text.starts_with(ORGANIZATION) {
-        return Err(KeyError::OrganizationKey { from });
-    }
-    Ok(SecretString::from(text))
+    Ok(SecretString::from(std::str::from_utf8(bytes).unwrap_or_default()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::exit::Exit;
-    use secrecy::ExposeSecret as _;
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 

@@ -29,7 +29,7 @@ use crate::cli::poll::{Cadence, Ready};
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
-    self, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Progress, Queue,
+    self, Credential, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Progress, Queue,
     QueueEnd, QueueSettings, Shutdown,
 };
 use crate::settings::Settings;
@@ -132,7 +132,7 @@ pub fn run(
         explain::complain(&failure, failure.hint());
         return Ok(Exit::Isolation);
     }
-    let (key, setter) = EnvironmentKey::new(&ready.key)?;
+    let key = ready.key.as_ref().map(EnvironmentKey::new).transpose()?;
     drop(ready.key);
     let started = started(settings, level, &ready.policy);
     let admission = Admission::new(
@@ -162,9 +162,20 @@ pub fn run(
         if let Err(error) = journals.sweep(JOURNAL_AGE) {
             tracing::warn!(event = "journal.not_swept", error = %error, "old journals are still there");
         }
+        let (credential, setter) = match (key, ready.platform) {
+            (Some((key, setter)), _) => (Credential::from(key), Some(setter)),
+            (None, Some(platform)) => match platform.start(settings.ca_file.as_deref()).await {
+                Ok(credential) => (Credential::Platform(credential), None),
+                Err(error) => {
+                    explain::complain(&error, Some(&error.hint()));
+                    return Ok(error.exit());
+                }
+            },
+            (None, None) => anyhow::bail!("there is no credential"),
+        };
         let queue = match Queue::new(
             queue_settings(settings)?,
-            key,
+            credential,
             Arc::new(daemon),
             Arc::new(journals),
         ) {

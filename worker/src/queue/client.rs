@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use secrecy::ExposeSecret as _;
 use url::Url;
 
+use super::authenticate::AuthenticationError;
 use super::credential::Credential;
 use super::random::{Random, request_backoff};
 use super::request::{BadId, Request};
@@ -36,6 +36,8 @@ pub enum ApiError {
     Unreadable { what: &'static str },
     #[error(transparent)]
     Id(#[from] BadId),
+    #[error(transparent)]
+    Credential(#[from] AuthenticationError),
 }
 
 impl ApiError {
@@ -70,7 +72,8 @@ impl ApiError {
     pub fn is_ambiguous(&self) -> bool {
         match self {
             ApiError::Status { status, .. } => *status >= 500,
-            ApiError::Id(_) => false,
+            // Nothing was sent.
+            ApiError::Id(_) | ApiError::Credential(_) => false,
             _ => true,
         }
     }
@@ -87,6 +90,7 @@ impl ApiError {
             ApiError::TooLarge { .. } => "too large".to_owned(),
             ApiError::Unreadable { .. } => "unreadable".to_owned(),
             ApiError::Id(_) => "bad id".to_owned(),
+            ApiError::Credential(_) => "no credential".to_owned(),
         }
     }
 }
@@ -182,17 +186,30 @@ impl Client {
         }
     }
 
-    /// One attempt, redirects included, up to the headers of a 2xx.
+    /// One attempt, redirects included, up to the headers of a 2xx. The credential is put into each
+    /// request anew: a signature is good for one only (AWS-5).
     async fn attempt(&self, by: &Credential, request: &Request) -> Result<Incoming, Failure> {
-        let mut outgoing = self.outgoing(by, request)?;
+        let mut outgoing = self.outgoing(request)?;
+        let mut ours = true;
         for _ in 0..=REDIRECTS_MAX {
-            let sent = self.0.transport.send(outgoing.clone()).await;
+            let mut leaving = outgoing.clone();
+            if ours {
+                by.authenticate(&mut leaving).await.map_err(ApiError::from)?;
+            }
+            let sent = self.0.transport.send(leaving).await;
             let mut incoming = sent.map_err(|source| ApiError::Transport { source })?;
             if (200..300).contains(&incoming.status) {
                 return Ok(incoming);
             }
+            if ours && matches!(incoming.status, 401 | 403) {
+                by.refused(&incoming.headers);
+            }
             match redirected(&outgoing, &incoming) {
-                Some(next) => outgoing = next,
+                Some(next) => {
+                    // Nothing of ours comes back once it was left behind (HTTP-5).
+                    ours &= next.url.origin() == outgoing.url.origin();
+                    outgoing = next;
+                }
                 None => {
                     // An error is an error also if its body breaks off.
                     let body = read_body(incoming.body.as_mut(), ERROR_BODY_BYTES_MAX).await;
@@ -203,16 +220,12 @@ impl Client {
         Err(ApiError::Unreadable { what: "anything but redirects" }.into())
     }
 
-    fn outgoing(&self, by: &Credential, request: &Request) -> Result<Outgoing, ApiError> {
+    /// Everything but the credential.
+    fn outgoing(&self, request: &Request) -> Result<Outgoing, ApiError> {
         let inner = &self.0;
         let url = format!("{}{}{}", inner.base, request.path, request.query);
         let url: Url = url.parse().map_err(|_| BadId)?;
         let mut headers = inner.headers.clone();
-        let token = by.current();
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
-            .map_err(|_| ApiError::Unreadable { what: "a credential" })?;
-        bearer.set_sensitive(true);
-        headers.insert(header::AUTHORIZATION, bearer);
         headers.insert(header::ACCEPT, HeaderValue::from_static(request.accept));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         if let Some(beta) = request.beta {
@@ -298,6 +311,7 @@ fn retries(error: &ApiError, request: &Request, headers: &HeaderMap) -> bool {
         _ => match error {
             ApiError::Status { status, .. } => matches!(status, 408 | 409 | 429) || *status >= 500,
             ApiError::Transport { .. } | ApiError::Timeout { .. } => true,
+            ApiError::Credential(_) => true,
             _ => false,
         },
     }

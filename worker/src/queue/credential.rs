@@ -1,4 +1,5 @@
-//! The environment key, the work secret, and which of them speaks for a work item.
+//! The environment key, the work secret, a platform's credential, and which of them speaks for a work
+//! item.
 //!
 //! Values are `SecretString` from the moment they are read: they do not print themselves and are
 //! wiped when dropped. The environment key sits behind a watch, so a reload replaces it for every
@@ -7,9 +8,12 @@
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use reqwest::header::{self, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 
+use super::authenticate::{AuthenticationError, PlatformCredential};
+use super::transport::Outgoing;
 use super::wire::event::object;
 
 /// A credential that cannot be used.
@@ -78,14 +82,46 @@ pub enum Credential {
     Environment(EnvironmentKey),
     /// The sessions token of a work item.
     Session(SecretString),
+    /// Of the platform that hosts the control plane: no bearer token of ours at all (AWS-1).
+    Platform(PlatformCredential),
+}
+
+impl From<EnvironmentKey> for Credential {
+    fn from(key: EnvironmentKey) -> Credential {
+        Credential::Environment(key)
+    }
 }
 
 impl Credential {
-    /// The bearer token.
-    pub fn current(&self) -> SecretString {
+    /// The bearer token, as it is now; none of a platform.
+    pub fn bearer(&self) -> Option<SecretString> {
         match self {
-            Credential::Environment(key) => key.current(),
-            Credential::Session(token) => token.clone(),
+            Credential::Environment(key) => Some(key.current()),
+            Credential::Session(token) => Some(token.clone()),
+            Credential::Platform(_) => None,
+        }
+    }
+
+    /// Puts this credential, and no other (AUTH-7), into a request that is otherwise complete.
+    pub(super) async fn authenticate(
+        &self,
+        request: &mut Outgoing,
+    ) -> Result<(), AuthenticationError> {
+        if let Credential::Platform(platform) = self {
+            return platform.get().authenticate(request).await;
+        }
+        let token = self.bearer().unwrap_or_default();
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
+            .map_err(|_| AuthenticationError { reason: "no header can carry it".to_owned() })?;
+        bearer.set_sensitive(true);
+        request.headers.insert(header::AUTHORIZATION, bearer);
+        Ok(())
+    }
+
+    /// The control plane answered 401 or 403.
+    pub(super) fn refused(&self, headers: &HeaderMap) {
+        if let Credential::Platform(platform) = self {
+            platform.get().refused(headers);
         }
     }
 }
@@ -101,11 +137,13 @@ pub enum WorkSecret {
     Token(SecretString),
 }
 
-/// Credential of a work item after the ack (AUTH-4); `None`: nothing can speak for it.
-pub fn item_credential(secret: &WorkSecret, key: Option<&EnvironmentKey>) -> Option<Credential> {
-    match secret {
-        WorkSecret::Token(token) => Some(Credential::Session(token.clone())),
-        WorkSecret::Absent | WorkSecret::Unusable => key.cloned().map(Credential::Environment),
+/// Credential of a work item after the ack (AUTH-4); `None`: nothing can speak for it. `standing` is
+/// the worker's own: that of a platform speaks for items too, whatever their secret says (AWS-7).
+pub fn item_credential(secret: &WorkSecret, standing: Option<&Credential>) -> Option<Credential> {
+    match (secret, standing) {
+        (_, Some(platform @ Credential::Platform(_))) => Some(platform.clone()),
+        (WorkSecret::Token(token), _) => Some(Credential::Session(token.clone())),
+        (WorkSecret::Absent | WorkSecret::Unusable, standing) => standing.cloned(),
     }
 }
 
@@ -183,9 +221,11 @@ mod tests {
     fn the_token_of_an_item_goes_before_the_environment_key() {
         // AUTH-4, four combinations.
         let (key, _setter) = EnvironmentKey::new(&"sk-key".into()).expect("a key");
+        let key = Credential::from(key);
         let with = WorkSecret::Token("sk-token".into());
-        let shown = |secret: &WorkSecret, key: Option<&EnvironmentKey>| {
-            item_credential(secret, key).map(|found| found.current().expose_secret().to_owned())
+        let shown = |secret: &WorkSecret, key: Option<&Credential>| {
+            let found = item_credential(secret, key)?.bearer()?;
+            Some(found.expose_secret().to_owned())
         };
         assert_eq!(shown(&with, Some(&key)).as_deref(), Some("sk-token"));
         assert_eq!(shown(&with, None).as_deref(), Some("sk-token"));
@@ -198,10 +238,34 @@ mod tests {
         let (key, setter) = EnvironmentKey::new(&"old\n".into()).expect("a key");
         let credential = Credential::Environment(key);
         setter.replace(&"new".into()).expect("a key");
-        assert_eq!(credential.current().expose_secret(), "new");
+        let current = || credential.bearer().map(|token| token.expose_secret().to_owned());
+        assert_eq!(current().as_deref(), Some("new"));
         assert_eq!(setter.replace(&" ".into()), Err(CredentialError::Empty), "AUTH-11");
         assert_eq!(setter.replace(&"a\nb".into()), Err(CredentialError::Unprintable));
-        assert_eq!(credential.current().expose_secret(), "new");
+        assert_eq!(current().as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn the_credential_of_a_platform_speaks_for_items_too() {
+        // AWS-1, AWS-7, UNK-16: also if the item carried a token.
+        struct Nobody;
+        impl super::super::authenticate::Authenticator for Nobody {
+            fn authenticate<'a>(
+                &'a self,
+                _request: &'a mut Outgoing,
+            ) -> super::super::transport::BoxFuture<'a, Result<(), AuthenticationError>>
+            {
+                Box::pin(async { Ok(()) })
+            }
+        }
+        let platform = PlatformCredential::new(std::sync::Arc::new(Nobody));
+        let standing = Credential::Platform(platform);
+        for secret in
+            [WorkSecret::Absent, WorkSecret::Unusable, WorkSecret::Token("sk-token".into())]
+        {
+            let found = item_credential(&secret, Some(&standing));
+            assert!(matches!(found, Some(Credential::Platform(_))), "{secret:?}");
+        }
     }
 
     #[test]

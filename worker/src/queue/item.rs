@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::api::ItemApi;
 use super::client::Client;
 use super::clock::SharedUptime;
-use super::credential::{Credential, EnvironmentKey, WorkSecret, item_credential};
+use super::credential::{Credential, WorkSecret, item_credential};
 use super::events::{Ids, Progress, emit};
 use super::feed::Feed;
 use super::gate::{Gate, Owner};
@@ -37,7 +37,8 @@ use super::wire::work::{WorkItem, WorkKind};
 pub struct Shared<H: Host> {
     pub host: Arc<H>,
     pub settings: QueueSettings,
-    pub key: EnvironmentKey,
+    /// The worker's own credential.
+    pub key: Credential,
     /// For everything but heartbeats.
     pub client: Client,
     /// For heartbeats: connections of its own, driven by `heartbeats`.
@@ -70,7 +71,8 @@ pub async fn serve<H: Host>(
     let Some(credential) = item_credential(&item.secret, Some(&shared.key)) else {
         return ItemEnd::NoCredential;
     };
-    if matches!(item.secret, WorkSecret::Unusable) {
+    if matches!(item.secret, WorkSecret::Unusable) && !matches!(credential, Credential::Platform(_))
+    {
         // AUTH-4: the work id only.
         tracing::warn!(event = "work.secret_without_token", work_id = %item.id,
             "the work secret gave no token, the environment key is used");
@@ -123,7 +125,7 @@ pub async fn discard<H: Host>(
 ) {
     let api = ItemApi {
         client: shared.client.clone(),
-        credential: Credential::Environment(shared.key.clone()),
+        credential: shared.key.clone(),
         environment: ids.environment.as_str().into(),
         work: item.id.as_str().into(),
     };

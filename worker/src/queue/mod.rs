@@ -9,6 +9,7 @@
 //! reads its events; and on a thread of its own one task per lease, which nothing else can delay.
 
 mod api;
+mod authenticate;
 mod client;
 mod clock;
 mod credential;
@@ -39,10 +40,11 @@ mod wire;
 use std::sync::Arc;
 
 pub use api::ItemApi;
+pub use authenticate::{AuthenticationError, Authenticator, PlatformCredential};
 pub use client::ApiError;
 use client::Client;
 use clock::BootTime;
-pub use credential::{EnvironmentKey, EnvironmentKeySetter};
+pub use credential::{Credential, EnvironmentKey, EnvironmentKeySetter};
 pub use events::{Ids, Progress};
 pub use gate::Owner;
 use gate::REMEMBERED_MAX;
@@ -54,12 +56,11 @@ pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
-use settings::SettingsError;
-pub use settings::{Cadence, QueueSettings};
+pub use settings::{Cadence, QueueSettings, SettingsError};
 #[cfg(test)]
 pub use shutdown::Level;
 pub use shutdown::{Shutdown, ShutdownWatch};
-use transport::HttpTransport;
+pub use transport::{BoxFuture, HttpTransport, Outgoing, Transport};
 pub use wire::event::{Call, CallKind};
 pub use wire::outcome::{CallOutcome, ContentBlock};
 
@@ -87,7 +88,7 @@ impl<H: Host> Queue<H> {
     /// Settings that cannot work; no thread to be had.
     pub fn new(
         settings: QueueSettings,
-        key: EnvironmentKey,
+        key: impl Into<Credential>,
         host: Arc<H>,
         journals: Arc<dyn JournalStore>,
     ) -> Result<Queue<H>, QueueError> {
@@ -100,7 +101,7 @@ impl<H: Host> Queue<H> {
         let lease_client = Client::new(&settings, Arc::new(lease), random.clone());
         let shared = Shared {
             host,
-            key,
+            key: key.into(),
             client,
             lease_client,
             heartbeats: heartbeats.handle(),

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::api::QueueApi;
 use super::client::ApiError;
-use super::credential::Credential;
 use super::events::{Ids, Progress, emit};
 use super::host::{Host, ItemEnd};
 use super::item::{self, Shared, ids_of};
@@ -52,7 +51,7 @@ pub async fn run<H: Host>(
     emit!(info, ids, "poll.starting", "polling", worker_id = %settings.worker_id);
     let api = QueueApi {
         client: shared.client.clone(),
-        credential: Credential::Environment(shared.key.clone()),
+        credential: shared.key.clone(),
         environment: settings.environment_id.clone(),
     };
     let now = Instant::now();

@@ -466,7 +466,7 @@ impl World {
         let shared = Arc::new(Shared {
             host: Arc::new(Arc::clone(&host)),
             settings,
-            key,
+            key: key.into(),
             lease_client: client.clone(),
             client,
             heartbeats: tokio::runtime::Handle::current(),
