@@ -27,6 +27,7 @@ mod queue;
 mod relay;
 mod settings;
 mod sweep;
+mod traces;
 
 /// Runs the command line of this process. Call it first thing in `main`.
 pub fn main() -> ExitCode {

@@ -16,6 +16,7 @@ use stockade_runtime::jail::Step;
 use crate::cli::policy::ReportFormat;
 use crate::cli::poll::{Cadence, PollArgs};
 use crate::platform::Aws;
+use crate::traces::TraceSettings;
 
 /// Where the control plane is unless something else is said (HDR-10).
 const BASE_URL: &str = "https://api.anthropic.com";
@@ -102,6 +103,8 @@ pub struct Settings {
     pub workspace_id: Option<String>,
     /// The platform that hosts the control plane, if it is not its own.
     pub platform: Option<Aws>,
+    /// Where traces go, if any are made.
+    pub traces: Option<TraceSettings>,
     /// Sent with every request; values are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// `ANTHROPIC_CUSTOM_HEADERS` had these, and they are not sent (AUTH-7).
@@ -178,6 +181,7 @@ impl Settings {
                 .map(|text| id("--workspace-id", text))
                 .transpose()?,
             platform: None,
+            traces: TraceSettings::of(&args.traces, &around.variable)?,
             headers,
             headers_dropped,
             anthropic_version: version(&args.anthropic_version)?,

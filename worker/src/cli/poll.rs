@@ -24,12 +24,14 @@ use stockade_runtime::policy::{
 use super::policy::{self, ReportFormat};
 use super::syscall_groups;
 use crate::config::{self, Config};
-use crate::credential::{self, KeyError, KeySource, hidden};
+use crate::credential::hidden::{self, HiddenVariables};
+use crate::credential::{self, KeyError, KeySource};
 use crate::daemon;
 use crate::exit::Exit;
 use crate::explain;
 use crate::platform::{self, PlatformArgs, PlatformError, Prepared};
 use crate::settings::{Refusal, Settings, Surroundings};
+use crate::traces::TraceArgs;
 
 /// Run the sessions of a self-hosted environment, each in a jail of its own
 ///
@@ -181,6 +183,9 @@ pub struct PollArgs {
     pub workspace_id: Option<String>,
 
     #[command(flatten)]
+    pub traces: TraceArgs,
+
+    #[command(flatten)]
     pub platform: PlatformArgs,
 
     /// Send a header with every request; may be given more than once
@@ -320,6 +325,8 @@ pub struct Ready {
     pub source: KeySource,
     /// The key; none on a platform.
     pub key: Option<SecretString>,
+    /// What else was secret in the environment: headers for a collector of traces.
+    pub hidden: HiddenVariables,
     /// In its place what a platform's credential is made of.
     pub platform: Option<Prepared>,
     /// The audit log; `None` only for `--check`, if there is none yet or a worker has it.
@@ -369,7 +376,7 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
     let secrets = hidden::take().map_err(|error| complain_key(&error))?;
     let find = || {
         if let Some(aws) = &settings.platform {
-            let prepared = platform::prepare(aws, secrets)?;
+            let prepared = platform::prepare(aws, &secrets)?;
             return Ok((prepared.source(), None, Some(prepared)));
         }
         let mut source = KeySource::find(file, settings.credentials_directory.as_deref())?;
@@ -399,6 +406,7 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         source,
         key,
         platform,
+        hidden: secrets,
         audit,
     })
 }

@@ -39,7 +39,7 @@ const BYTES_MAX: u64 = 1 << 20;
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// The values that were hidden.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct HiddenVariables(BTreeMap<String, SecretString>);
 
 impl HiddenVariables {

@@ -30,10 +30,11 @@ use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
     self, Credential, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Progress, Queue,
-    QueueEnd, QueueSettings, Shutdown,
+    QueueEnd, QueueSettings, Shutdown, Tracer,
 };
 use crate::settings::Settings;
 use crate::sweep::run_directory;
+use crate::traces::Traces;
 
 use admission::{Admission, Slot};
 use jails::{Jails, Template};
@@ -173,8 +174,19 @@ pub fn run(
             },
             (None, None) => anyhow::bail!("there is no credential"),
         };
+        let traces = settings.traces.as_ref();
+        let traces = traces.map(|to| Traces::start(to, &ready.hidden, settings.ca_file.as_deref()));
+        let traces = match traces.transpose() {
+            Ok(traces) => traces,
+            Err(error) => {
+                explain::complain(&error, Some("see --ca-file and --otlp-endpoint"));
+                return Ok(Exit::Usage);
+            }
+        };
+        let mut queue_settings = queue_settings(settings)?;
+        queue_settings.tracer = traces.clone().map(|traces| Arc::new(traces) as Arc<dyn Tracer>);
         let queue = match Queue::new(
-            queue_settings(settings)?,
+            queue_settings,
             credential,
             Arc::new(daemon),
             Arc::new(journals),
@@ -214,6 +226,9 @@ pub fn run(
             })
         };
         let end = queue.run(watch).await;
+        if let Some(traces) = traces {
+            traces.finish().await;
+        }
         keeper.abort();
         jails.expire(true).await;
         let (exit, reason) = match jails.launcher_lives() {

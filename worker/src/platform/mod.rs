@@ -51,7 +51,7 @@ enum With {
 ///
 /// # Errors
 /// What is wrong with one of them, or with the variables.
-pub fn prepare(aws: &Aws, hidden: HiddenVariables) -> Result<Prepared, PlatformError> {
+pub fn prepare(aws: &Aws, hidden: &HiddenVariables) -> Result<Prepared, PlatformError> {
     let with = match &aws.mode {
         Mode::ApiKey(ApiKeyOrigin::File(path)) => With::ApiKey(file::read_other_key(path)?),
         Mode::ApiKey(ApiKeyOrigin::Variable) => {
@@ -60,7 +60,7 @@ pub fn prepare(aws: &Aws, hidden: HiddenVariables) -> Result<Prepared, PlatformE
         }
         Mode::Profile(_) | Mode::Chain => {
             let variable = |name: &str| std::env::var_os(name);
-            With::Signatures { files: Files::read(&variable)?, hidden }
+            With::Signatures { files: Files::read(&variable)?, hidden: hidden.clone() }
         }
     };
     Ok(Prepared { aws: aws.clone(), with })

@@ -14,11 +14,14 @@ use url::Url;
 
 use super::authenticate::AuthenticationError;
 use super::credential::Credential;
+use super::events::Ids;
 use super::random::{Random, request_backoff};
 use super::request::{BadId, Request};
 use super::settings::QueueSettings;
+use super::trace::{OpenSpan, Span, SpanEnd, Tracer};
 use super::transport::{Body, Incoming, Outgoing, Transport, TransportError};
 use super::wire::error::{ErrorBody, parse_error};
+use super::wire::event::Call;
 
 /// A request that gave no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +107,11 @@ pub struct Reply {
 
 /// Speaks to one control plane. Cheap to clone.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client {
+    inner: Arc<Inner>,
+    /// What its requests are part of.
+    within: Option<Span>,
+}
 
 struct Inner {
     transport: Arc<dyn Transport>,
@@ -112,6 +119,7 @@ struct Inner {
     headers: HeaderMap,
     worker_id: HeaderValue,
     random: Random,
+    tracer: Option<Arc<dyn Tracer>>,
 }
 
 const REDIRECTS_MAX: usize = 5;
@@ -133,13 +141,42 @@ impl Client {
         if let Some(id) = &settings.workspace_id {
             headers.insert("anthropic-workspace-id", value(id));
         }
-        Client(Arc::new(Inner {
+        let inner = Inner {
             transport,
             base: settings.base_url.as_str().trim_end_matches('/').to_owned(),
             headers,
             worker_id: value(&settings.worker_id),
             random,
-        }))
+            tracer: settings.tracer.clone(),
+        };
+        Client { inner: Arc::new(inner), within: None }
+    }
+
+    /// The same, for requests that are part of a span.
+    pub fn under(&self, span: Option<Span>) -> Client {
+        Client { inner: Arc::clone(&self.inner), within: span }
+    }
+
+    /// The span that requests of this client are part of.
+    pub fn span(&self) -> Option<Span> {
+        self.within.clone()
+    }
+
+    /// Begins a span of its own for a work item, if there are traces.
+    pub fn work_span(&self, ids: &Ids) -> Option<Span> {
+        self.inner.tracer.as_ref().map(|tracer| tracer.work(ids))
+    }
+
+    /// Begins a span for a tool run, if there are traces.
+    pub fn tool_span(&self, ids: &Ids, call: &Call) -> Option<Span> {
+        self.inner.tracer.as_ref().map(|tracer| tracer.tool(self.within.as_ref(), ids, call))
+    }
+
+    fn request_span(&self, request: &Request) -> Option<Span> {
+        let tracer = self.inner.tracer.as_ref()?;
+        let url = format!("{}{}{}", self.inner.base, request.path, request.query).parse().ok()?;
+        let (method, path) = (request.method.as_str(), request.path.as_str());
+        Some(tracer.request(self.within.as_ref(), method, path, &url))
     }
 
     /// Sends and reads the whole answer. Any 2xx is a success.
@@ -147,11 +184,23 @@ impl Client {
     /// # Errors
     /// The error of the last attempt.
     pub async fn send(&self, by: &Credential, request: &Request) -> Result<Reply, ApiError> {
+        let span = self.request_span(request);
+        let answer = self.send_within(by, request, span.as_deref()).await;
+        end(span.as_deref(), &answer);
+        answer
+    }
+
+    async fn send_within(
+        &self,
+        by: &Credential,
+        request: &Request,
+        span: Option<&dyn OpenSpan>,
+    ) -> Result<Reply, ApiError> {
         let max = request.body_bytes_max;
         let mut taken = 0;
         loop {
             let attempt = async {
-                let mut incoming = self.attempt(by, request).await?;
+                let mut incoming = self.attempt(by, request, span, taken).await?;
                 let body = read_body(incoming.body.as_mut(), max).await?;
                 Ok(Reply { status: incoming.status, body })
             };
@@ -164,8 +213,8 @@ impl Client {
                 return Err(error);
             }
             let pause = retry_after(&headers);
-            tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(taken, &self.0.random)))
-                .await;
+            let random = &self.inner.random;
+            tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(taken, random))).await;
             taken += 1;
         }
     }
@@ -179,25 +228,41 @@ impl Client {
         by: &Credential,
         request: &Request,
     ) -> Result<Box<dyn Body>, ApiError> {
-        match tokio::time::timeout(request.timeout, self.attempt(by, request)).await {
+        let span = self.request_span(request);
+        let attempt = self.attempt(by, request, span.as_deref(), 0);
+        let answer = match tokio::time::timeout(request.timeout, attempt).await {
             Ok(Ok(incoming)) => Ok(incoming.body),
             Ok(Err((error, _))) => Err(error),
             Err(_) => Err(ApiError::Timeout { after: request.timeout }),
-        }
+        };
+        end(span.as_deref(), &answer);
+        answer
     }
 
     /// One attempt, redirects included, up to the headers of a 2xx. The credential is put into each
     /// request anew: a signature is good for one only (AWS-5).
-    async fn attempt(&self, by: &Credential, request: &Request) -> Result<Incoming, Failure> {
+    async fn attempt(
+        &self,
+        by: &Credential,
+        request: &Request,
+        span: Option<&dyn OpenSpan>,
+        resent: u32,
+    ) -> Result<Incoming, Failure> {
         let mut outgoing = self.outgoing(request)?;
         let mut ours = true;
         for _ in 0..=REDIRECTS_MAX {
             let mut leaving = outgoing.clone();
             if ours {
+                if let Some(span) = span {
+                    span.inject(&mut leaving.headers);
+                }
                 by.authenticate(&mut leaving).await.map_err(ApiError::from)?;
             }
-            let sent = self.0.transport.send(leaving).await;
+            let sent = self.inner.transport.send(leaving).await;
             let mut incoming = sent.map_err(|source| ApiError::Transport { source })?;
+            if let Some(span) = span {
+                span.answered(incoming.status, &incoming.headers, resent);
+            }
             if (200..300).contains(&incoming.status) {
                 return Ok(incoming);
             }
@@ -222,7 +287,7 @@ impl Client {
 
     /// Everything but the credential.
     fn outgoing(&self, request: &Request) -> Result<Outgoing, ApiError> {
-        let inner = &self.0;
+        let inner = &self.inner;
         let url = format!("{}{}{}", inner.base, request.path, request.query);
         let url: Url = url.parse().map_err(|_| BadId)?;
         let mut headers = inner.headers.clone();
@@ -245,6 +310,15 @@ impl Client {
 }
 
 const USER_AGENT: &str = concat!("stockade-worker/", env!("CARGO_PKG_VERSION"));
+
+/// Ends the span of a request.
+fn end<T>(span: Option<&dyn OpenSpan>, answer: &Result<T, ApiError>) {
+    let Some(span) = span else { return };
+    match answer {
+        Ok(_) => span.end(SpanEnd::Unset),
+        Err(error) => span.end(SpanEnd::of_request(error)),
+    }
+}
 
 /// An error and the headers that came with it.
 type Failure = (ApiError, HeaderMap);

@@ -29,6 +29,7 @@ use super::random::Random;
 use super::runner::{self, Session as Attached};
 use super::settings::QueueSettings;
 use super::shutdown::{Level, ShutdownWatch};
+use super::trace::Span;
 use super::wire::event::CallKind;
 use super::wire::session::{Session, SessionStatus, parse_session};
 use super::wire::work::{WorkItem, WorkKind};
@@ -62,10 +63,21 @@ const JOURNAL_RETRY: Duration = Duration::from_millis(50);
 const TOOLSET: &[&str] = &["bash", "read", "write", "edit", "glob", "grep"];
 
 /// Serves an item that was acked; returns how it ended, after the stop.
+#[cfg(test)]
 pub async fn serve<H: Host>(
     shared: Arc<Shared<H>>,
     item: WorkItem,
     shutdown: ShutdownWatch,
+) -> ItemEnd {
+    serve_within(shared, item, shutdown, None).await
+}
+
+/// The same; what it does is part of `span`.
+pub async fn serve_within<H: Host>(
+    shared: Arc<Shared<H>>,
+    item: WorkItem,
+    shutdown: ShutdownWatch,
+    span: Option<Span>,
 ) -> ItemEnd {
     let ids = ids_of(&shared.settings, &item);
     let Some(credential) = item_credential(&item.secret, Some(&shared.key)) else {
@@ -78,7 +90,7 @@ pub async fn serve<H: Host>(
             "the work secret gave no token, the environment key is used");
     }
     let api = ItemApi {
-        client: shared.client.clone(),
+        client: shared.client.under(span),
         credential,
         environment: ids.environment.as_str().into(),
         work: ids.work.as_str().into(),
@@ -162,7 +174,7 @@ async fn lead<H: Host>(
     let view = Arc::new(watch::Sender::new(first_view(shared.uptime.now())));
     let finished = CancelToken::new();
     let keeper = Keeper {
-        api: ItemApi { client: shared.lease_client.clone(), ..api.clone() },
+        api: ItemApi { client: shared.lease_client.under(api.client.span()), ..api.clone() },
         ids: ids.clone(),
         uptime: Arc::clone(&shared.uptime),
         finished: finished.clone(),

@@ -34,6 +34,7 @@ mod shutdown;
 mod sse;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod transport;
 mod wire;
 
@@ -60,6 +61,7 @@ pub use settings::{Cadence, QueueSettings, SettingsError};
 #[cfg(test)]
 pub use shutdown::Level;
 pub use shutdown::{Shutdown, ShutdownWatch};
+pub use trace::{OpenSpan, Span, SpanEnd, Tracer};
 pub use transport::{BoxFuture, HttpTransport, Outgoing, Transport};
 pub use wire::event::{Call, CallKind};
 pub use wire::outcome::{CallOutcome, ContentBlock};

@@ -17,6 +17,7 @@ use super::item::{self, Shared, ids_of};
 use super::random::{discard_backoff, loop_backoff};
 use super::settings::{Cadence, EAGER_SPACING};
 use super::shutdown::{Level, ShutdownWatch};
+use super::trace::SpanEnd;
 use super::wire::work::{WorkItem, parse_poll};
 
 /// How the loop ended.
@@ -200,14 +201,23 @@ impl<H: Host> Poller<H> {
             // SHUT-3: not acked, so it is handed out again.
             return Duration::ZERO;
         }
-        if let Err(error) = self.api.ack(&item.id).await {
+        // OBS-1: from here until the item has been handed back.
+        let span = self.api.client.work_span(&ids);
+        let api = QueueApi { client: self.api.client.under(span.clone()), ..self.api.clone() };
+        if let Err(error) = api.ack(&item.id).await {
+            if let Some(span) = &span {
+                span.end(SpanEnd::of_request(&error));
+            }
             return self.ack_failed(item, &ids, &error).await;
         }
         (self.ack_failures, self.discards) = (0, 0);
         host.observe(&ids, &Progress::Acked);
         let (shared, shutdown) = (Arc::clone(&self.shared), self.shutdown.clone());
         self.items.spawn(async move {
-            let how = item::serve(shared, item, shutdown).await;
+            let how = item::serve_within(shared, item, shutdown, span.clone()).await;
+            if let Some(span) = &span {
+                span.end(SpanEnd::of_item(how));
+            }
             emit!(info, ids, "work.ended", "work item ended", how = how.label());
             drop(permit);
             how

@@ -1,10 +1,13 @@
 //! What the queue must be told. The daemon fills this from flags, environment and files.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use url::{Host, Url};
+
+use super::trace::Tracer;
 
 /// Settings of one environment's queue.
 #[derive(Debug, Clone)]
@@ -41,6 +44,8 @@ pub struct QueueSettings {
     pub stream_silence: Duration,
     /// Roots that count beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// Makes spans of items, tool runs and requests (OBS-1 to OBS-3).
+    pub tracer: Option<Arc<dyn Tracer>>,
 }
 
 /// When to poll again after an empty poll.
@@ -102,6 +107,7 @@ impl QueueSettings {
             refusal_limit: Duration::from_secs(30),
             stream_silence: Duration::from_secs(600),
             ca_file: None,
+            tracer: None,
         }
     }
 
