@@ -96,7 +96,10 @@ impl KeyError {
             | Self::Owner { .. }
             | Self::OrganizationKey { .. }
             | Self::OrganizationVariable { .. } => Exit::Refused,
-            Self::Hide { .. } | Self::HideOthers { .. } | Self::ReaderStart { .. } | Self::ReaderGone => Exit::Unexpected,
+            Self::Hide { .. }
+            | Self::HideOthers { .. }
+            | Self::ReaderStart { .. }
+            | Self::ReaderGone => Exit::Unexpected,
             _ => Exit::Policy,
         }
     }

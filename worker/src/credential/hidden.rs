@@ -94,7 +94,8 @@ pub fn take() -> Result<HiddenVariables, KeyError> {
     let bad = || KeyError::HideOthers { errno: rustix::io::Errno::BADF.raw_os_error() };
     let memory = sys::adopt_sealed(number.ok_or_else(bad)?).map_err(failed)?;
     let mut file = std::fs::File::from(memory);
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).map_err(|errno| failed(errno.into()))?;
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))
+        .map_err(|errno| failed(errno.into()))?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES_MAX as usize));
     (&mut file).take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
     let values: BTreeMap<String, SecretString> =

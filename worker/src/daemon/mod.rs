@@ -29,8 +29,8 @@ use crate::cli::poll::{Cadence, Ready};
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
-    self, Credential, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Progress, Queue,
-    QueueEnd, QueueSettings, Shutdown, Tracer,
+    self, Credential, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening,
+    Progress, Queue, QueueEnd, QueueSettings, Shutdown, Tracer,
 };
 use crate::settings::Settings;
 use crate::sweep::run_directory;
@@ -163,13 +163,17 @@ pub fn run(
         if let Err(error) = journals.sweep(JOURNAL_AGE) {
             tracing::warn!(event = "journal.not_swept", error = %error, "old journals are still there");
         }
+        let nothing = AuditIds { environment: started.0, ..AuditIds::default() };
         let (credential, setter) = match (key, ready.platform) {
             (Some((key, setter)), _) => (Credential::from(key), Some(setter)),
             (None, Some(platform)) => match platform.start(settings.ca_file.as_deref()).await {
                 Ok(credential) => (Credential::Platform(credential), None),
                 Err(error) => {
                     explain::complain(&error, Some(&error.hint()));
-                    return Ok(error.exit());
+                    let stopped = Event::WorkerStopped { reason: StopReason::Error };
+                    let noted = record.write(&nothing, &started.1);
+                    let noted = noted && record.write(&nothing, &stopped);
+                    return Ok(if noted { error.exit() } else { Exit::Evidence });
                 }
             },
             (None, None) => anyhow::bail!("there is no credential"),
@@ -197,7 +201,6 @@ pub fn run(
                 return Ok(Exit::Usage);
             }
         };
-        let nothing = AuditIds { environment: started.0, ..AuditIds::default() };
         if !record.write(&nothing, &started.1) {
             return Ok(Exit::Evidence);
         }

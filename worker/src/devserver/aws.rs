@@ -99,7 +99,9 @@ pub fn credential(state: &mut State, endpoint: Endpoint, ask: &Ask) -> Result<Wh
                     Err(reply)
                 }
             },
-            None => Err(refused(state, "bearer", "a bearer token is not accepted on this platform")),
+            None => {
+                Err(refused(state, "bearer", "a bearer token is not accepted on this platform"))
+            }
         },
         (Some(_), Some(_)) => {
             Err(refused(state, "dual_credential", "there are several credentials"))

@@ -27,6 +27,7 @@ pub fn headers(state: &mut State, endpoint: Endpoint, ask: &mut Ask) -> Result<(
         Who::Operator => "operator_key",
         Who::Platform => "platform",
     };
+    state.record.traced_requests += u64::from(ask.header("traceparent").is_some());
     *state.record.credentials.entry(name).or_default() += 1;
     permitted(state, endpoint, ask)?;
     if endpoint == Endpoint::Poll && ask.header("anthropic-worker-id").is_none_or(str::is_empty) {

@@ -44,7 +44,8 @@ impl<'a> Claim<'a> {
         let scope: Vec<&str> = part("Credential=")?.split('/').collect();
         let [access_key, date, region, service, "aws4_request"] = scope[..] else { return None };
         let signed: Vec<&str> = part("SignedHeaders=")?.split(';').collect();
-        let in_order = signed.is_sorted() && signed.iter().all(|name| **name == name.to_lowercase());
+        let in_order =
+            signed.is_sorted() && signed.iter().all(|name| **name == name.to_lowercase());
         let signature = part("Signature=")?;
         let hex = signature.len() == 64 && signature.bytes().all(|byte| byte.is_ascii_hexdigit());
         (in_order && hex).then_some(Claim { access_key, date, region, service, signed, signature })

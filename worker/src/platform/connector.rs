@@ -43,9 +43,8 @@ impl Connections {
     /// # Errors
     /// [`PlatformError::Tls`].
     pub fn new(ca_file: Option<&Path>) -> Result<Connections, PlatformError> {
-        let wrong = |error: crate::queue::SettingsError| PlatformError::Tls {
-            reason: error.to_string(),
-        };
+        let wrong =
+            |error: crate::queue::SettingsError| PlatformError::Tls { reason: error.to_string() };
         let [usual] = HttpTransport::pools(ca_file).map_err(wrong)?;
         let direct = HttpTransport::direct(ca_file).map_err(wrong)?;
         Ok(Connections { direct: Arc::new(direct), usual: Arc::new(usual) })

@@ -57,7 +57,8 @@ impl Identity {
     /// # Errors
     /// There are no credentials.
     pub async fn start(provider: SharedCredentialsProvider) -> Result<Identity, PlatformError> {
-        let first = resolve(&provider).await.map_err(|reason| PlatformError::NotFound { reason })?;
+        let first =
+            resolve(&provider).await.map_err(|reason| PlatformError::NotFound { reason })?;
         let wanted = Arc::new(Notify::new());
         let (sender, found) = watch::channel(Found::Credentials(first));
         tokio::spawn(keep(provider, sender, Arc::clone(&wanted)));

@@ -66,7 +66,10 @@ pub fn apply(
         None => text("AWS_REGION")?.or(text("AWS_DEFAULT_REGION")?),
     };
     let Some(region) = region else {
-        return refuse("no AWS region given", "use --aws-region or AWS_REGION; there is no default");
+        return refuse(
+            "no AWS region given",
+            "use --aws-region or AWS_REGION; there is no default",
+        );
     };
     let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if region.is_empty() || region.len() > REGION_BYTES_MAX || !region.bytes().all(label) {
@@ -112,7 +115,10 @@ fn mode(asked: &PlatformArgs, around: &Around<'_>) -> Result<Mode, Refusal> {
     };
     if mode == Mode::Chain && !offered.access_key && hidden(CONTAINER_TOKEN) {
         let hint = "put it into a file and name that in AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
-        return refuse(format!("cannot use {CONTAINER_TOKEN}: a variable is no place for it"), hint);
+        return refuse(
+            format!("cannot use {CONTAINER_TOKEN}: a variable is no place for it"),
+            hint,
+        );
     }
     Ok(mode)
 }
