@@ -5,13 +5,13 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use e2e::exec::give;
 use e2e::play::{SOON, bash, expect, gives, passed, session};
-use e2e::{Devserver, Level, Poll, Ran};
+use e2e::{Devserver, Level, Need, Poll, Ran, require};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -118,8 +118,34 @@ fn a_session_is_served_with_an_api_key() {
     }
 }
 
+/// Whether a text is in what a process can write to. A process that is gone holds nothing.
+fn memory_holds(pid: u32, text: &str) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let Ok(memory) = fs::File::open(format!("/proc/{pid}/mem")) else { return false };
+    let ranges = maps.lines().filter_map(|line| {
+        let (range, rights) = line.split_once(' ')?;
+        let (from, to) = range.split_once('-').filter(|_| rights.starts_with("rw"))?;
+        Some((u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?))
+    });
+    let mut page = vec![0; 4096 + text.len()];
+    ranges.into_iter().any(|(from, to)| {
+        (from..to).step_by(4096).any(|at| {
+            let got = memory.read_at(&mut page, at).unwrap_or_default();
+            page[..got].windows(text.len()).any(|bytes| bytes == text.as_bytes())
+        })
+    })
+}
+
+/// Whether a descriptor of a process leads to something of this name.
+fn has_open(pid: u32, name: &str) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut places = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    places.any(|place| place.to_string_lossy().contains(name))
+}
+
 #[test]
 fn credentials_of_aws_are_in_no_environment_and_in_no_jail() {
+    require!(Need::Root);
     // AWS-8, INV-1, AUTH-8: not even if a policy passes them on. A region does pass.
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../policies/default.toml");
     let shipped = fs::read_to_string(shipped).expect("a policy");
@@ -139,7 +165,11 @@ fn credentials_of_aws_are_in_no_environment_and_in_no_jail() {
         assert!(e2e::poll::wait_for(SOON, || began() == 2), "{}", worker.said());
         let processes = worker.processes();
         assert!(processes.len() >= 5, "{processes:?}");
+        let control = worker.pid();
+        assert!(memory_holds(control, SECRET), "the control: the search finds it where it must be");
         for pid in &processes {
+            assert!(*pid == control || !memory_holds(*pid, SECRET), "INV-1: memory of {pid}");
+            assert!(!has_open(*pid, "hidden-variables"), "INV-1: a descriptor of {pid}");
             for name in ["environ", "cmdline"] {
                 let bytes = fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
                 let text = String::from_utf8_lossy(&bytes);

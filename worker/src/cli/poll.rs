@@ -449,7 +449,7 @@ pub fn run(args: &PollArgs) -> anyhow::Result<Exit> {
 
 /// Says what would be used.
 fn check(settings: &Settings, level: Level) -> anyhow::Result<Exit> {
-    let ready = match after_launcher(settings, level) {
+    let mut ready = match after_launcher(settings, level) {
         Ok(ready) => ready,
         Err(exit) => return Ok(exit),
     };
@@ -466,6 +466,12 @@ fn check(settings: &Settings, level: Level) -> anyhow::Result<Exit> {
         && *error != KeyError::Fixed
     {
         return Ok(complain_key(error));
+    }
+    if let Some(platform) = ready.platform.take() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        if let Err(error) = runtime.block_on(platform.start(settings.ca_file.as_deref())) {
+            return Ok(complain_platform(&error));
+        }
     }
     report(settings, &ready, level, again.is_ok())?;
     Ok(Exit::Success)
@@ -488,7 +494,7 @@ fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io:
     let again = if reload { "read again on SIGHUP" } else { "fixed until a restart" };
     let key = match &ready.key {
         Some(key) => format!("{} from {}, {again}", fingerprint(key), ready.source.origin()),
-        None => format!("none: {}", ready.source.origin()),
+        None => ready.source.origin().to_string(),
     };
     for (what, value) in [
         ("level", level.to_string()),

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use stockade_runtime::sys;
 use zeroize::Zeroizing;
 
@@ -49,14 +49,15 @@ impl HiddenVariables {
     }
 }
 
-/// Executes this program anew without these variables, if one of them is set. Call before anything
-/// is opened or started: nothing survives. Returns if there is nothing to hide.
+/// Executes this program anew without these variables, if one of them is set and not empty. Call
+/// before anything is opened or started: nothing survives. Returns if there is nothing to hide.
 ///
 /// # Errors
 /// [`KeyError::HideOthers`] if a value is no text, all are too long, or the kernel refuses.
 pub fn hide() -> Result<(), KeyError> {
-    let set: Vec<(&str, OsString)> =
-        NAMES.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect();
+    let given = |name: &&'static str| Some((*name, std::env::var_os(name)?));
+    let mut set: Vec<(&str, OsString)> = NAMES.iter().filter_map(given).collect();
+    set.retain(|(_, value)| !value.is_empty());
     if set.is_empty() {
         if std::env::var_os(DESCRIPTOR).is_some() {
             super::variable::set_process_name("worker");
@@ -69,12 +70,14 @@ pub fn hide() -> Result<(), KeyError> {
     let name = arguments.next().unwrap_or_else(|| OsString::from("worker"));
     let mut again = Command::new("/proc/self/exe");
     again.arg0(name).args(arguments);
-    set.iter().for_each(|(name, _)| drop(again.env_remove(name)));
+    for (name, _) in &set {
+        again.env_remove(name);
+    }
     again.env(DESCRIPTOR, format!("{}:{names}", memory.as_raw_fd()));
     Err(failed(again.exec()))
 }
 
-/// Whether a variable was set before [`hide`].
+/// Whether a variable was set, and not empty, before [`hide`].
 pub fn was_set(name: &str) -> bool {
     let Ok(noted) = std::env::var(DESCRIPTOR) else { return false };
     noted.split_once(':').is_some_and(|(_, names)| names.split(',').any(|known| known == name))
@@ -98,10 +101,7 @@ pub fn take() -> Result<HiddenVariables, KeyError> {
         .map_err(|errno| failed(errno.into()))?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES_MAX as usize));
     (&mut file).take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
-    let values: BTreeMap<String, SecretString> =
-        serde_json::from_slice(&bytes).map_err(|_| bad())?;
-    let set = |value: &SecretString| !value.expose_secret().is_empty();
-    Ok(HiddenVariables(values.into_iter().filter(|(_, value)| set(value)).collect()))
+    Ok(HiddenVariables(serde_json::from_slice(&bytes).map_err(|_| bad())?))
 }
 
 fn failed(error: std::io::Error) -> KeyError {

@@ -92,7 +92,8 @@ impl Prepared {
     }
 }
 
-/// Whether this platform offers a list of work items (AWS-6); asked before it is requested.
+/// Whether the control plane offers a list of work items (AWS-6); to be asked before it is requested.
+#[allow(dead_code, reason = "for commands that ask for a list")]
 pub fn lists_work(platform: Option<&Aws>) -> bool {
     platform.is_none()
 }
