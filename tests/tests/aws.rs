@@ -289,13 +289,16 @@ fn a_static_profile_in_a_private_file_is_read_before_rights_are_given_up() {
     }
 }
 
+/// Variables, the exit code, and a part of what is said.
+type Case<'a> = (&'a [(&'a str, &'a str)], i32, &'a str);
+
 #[test]
 fn what_is_missing_or_wrong_is_said_before_anything_is_claimed() {
     // AWS-2, AWS-3, AWS-4, AUTH-9, CLI-3.
     let level = Level::here()[0];
     let nowhere = ("AWS_CONFIG_FILE", "/nonexistent");
     #[rustfmt::skip]
-    let cases: &[(&[(&str, &str)], i32, &str)] = &[
+    let cases: &[Case<'_>] = &[
         (&[("AWS_REGION", "")],                        2, "no AWS region given"),
         (&[("ANTHROPIC_AWS_WORKSPACE_ID", "")],        2, "no workspace id given"),
         (&[("AWS_SECRET_ACCESS_KEY", "")],             2, "half of an AWS key pair is missing: AWS_SECRET_ACCESS_KEY"),

@@ -142,6 +142,9 @@ mod tests {
     const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
     const AT: &str = "20150830T123600Z";
 
+    /// Method, path, query and body.
+    type Asked<'a> = (&'a str, &'a str, &'a str, &'a [u8]);
+
     fn headers(more: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut all = HeaderMap::new();
         let usual = [("host", "example.amazonaws.com"), ("x-amz-date", AT)];
@@ -151,12 +154,7 @@ mod tests {
         all
     }
 
-    fn is_signed(
-        request: (&str, &str, &str, &[u8]),
-        headers: &HeaderMap,
-        signed: &str,
-        signature: &str,
-    ) -> bool {
+    fn is_signed(request: Asked<'_>, headers: &HeaderMap, signed: &str, signature: &str) -> bool {
         let (method, path, query, body) = request;
         let header = format!(
             "{ALGORITHM} Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, \
@@ -181,7 +179,7 @@ mod tests {
         let five = "content-length;content-type;host;x-amz-content-sha256;x-amz-date";
         let query = "Param2=value2&Param1=value1";
         #[rustfmt::skip]
-        let cases: [((&str, &str, &str, &[u8]), &HeaderMap, &str, &str); 5] = [
+        let cases: [(Asked<'_>, &HeaderMap, &str, &str); 5] = [
             (("GET", "/", "", b""), &plain, two,
              "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
             (("GET", "/", query, b""), &plain, two,

@@ -8,7 +8,6 @@ use super::api_key::ApiKeyHeader;
 
 /// Where the control plane is hosted, and by what it knows this worker.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Options for platforms")]
 pub struct PlatformArgs {
     /// Take work from a control plane that this platform hosts: `aws`
     ///

@@ -124,12 +124,15 @@ async fn keep(
             }
             Err(reason) => {
                 failures = failures.saturating_add(1);
-                tracing::warn!(
-                    event = "aws.credentials_not_renewed",
-                    reason,
-                    attempt = failures,
-                    "AWS credentials were not renewed"
-                );
+                // Requests may ask every second.
+                if failures.is_power_of_two() {
+                    tracing::warn!(
+                        event = "aws.credentials_not_renewed",
+                        reason,
+                        attempt = failures,
+                        "AWS credentials were not renewed"
+                    );
+                }
                 let unusable = sender.borrow().usable().is_none();
                 if unusable {
                     sender.send_replace(Found::Nothing(reason.into()));

@@ -44,11 +44,14 @@ const AWS: &str = "--platform=aws";
 const REGION: &str = "--aws-region=eu-central-1";
 const WORKSPACE: &str = "--workspace-id=wrkspc_1";
 
+/// Options, variables, and a part of what is said.
+type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+
 #[test]
 fn region_and_workspace_have_no_default() {
     // AWS-2, AWS-3, HDR-8.
     #[rustfmt::skip]
-    let cases: &[(&[&str], &[(&str, &str)], &str)] = &[
+    let cases: &[Case<'_>] = &[
         (&[AWS, WORKSPACE],                 &[],                              "no AWS region"),
         (&[AWS, WORKSPACE],                 &[("AWS_REGION", "")],            "no AWS region"),
         (&[AWS, WORKSPACE, "--aws-region=EU/x"], &[],                         "it is not one"),

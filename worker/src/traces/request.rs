@@ -90,11 +90,14 @@ fn ids_in(route: &str, path: &str) -> Option<Vec<(&'static str, String)>> {
 mod tests {
     use super::*;
 
+    /// Method, path, name and ids.
+    type Case<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)]);
+
     #[test]
     fn every_request_has_its_name_its_route_and_its_ids() {
         // OBS-3.
         #[rustfmt::skip]
-        let cases: &[(&str, &str, &str, &[(&str, &str)])] = &[
+        let cases: &[Case<'_>] = &[
             ("GET",  "/v1/environments/env_1/work/poll", "environments.work.poll", &[(ENVIRONMENT, "env_1")]),
             ("GET",  "/v1/environments/env_1/work/stats", "environments.work.stats", &[(ENVIRONMENT, "env_1")]),
             ("GET",  "/v1/environments/env_1/work/work_1", "environments.work.retrieve",

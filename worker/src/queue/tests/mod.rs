@@ -6,6 +6,7 @@ mod gate;
 mod http;
 mod journal;
 mod lease;
+mod platform;
 mod poll;
 mod runner;
 mod secrets;
