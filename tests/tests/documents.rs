@@ -24,6 +24,8 @@ const RUN: &[&str] = &[
     "docs/exit-codes.md",
     "docs/policy.md",
     "docs/poll.md",
+    "docs/queue.md",
+    "docs/skills.md",
 ];
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
@@ -62,6 +64,16 @@ fn examples_of_the_page_on_egress_do_what_it_says() {
 #[test]
 fn examples_of_the_page_on_poll_do_what_it_says() {
     run_examples("docs/poll.md");
+}
+
+#[test]
+fn examples_of_the_page_on_the_queue_do_what_it_says() {
+    run_examples("docs/queue.md");
+}
+
+#[test]
+fn examples_of_the_page_on_skills_do_what_it_says() {
+    run_examples("docs/skills.md");
 }
 
 #[test]
@@ -270,7 +282,7 @@ fn run_examples(document: &str) {
     let place = Place::new();
     let mut wrong = Vec::new();
     for block in blocks(&read(document)) {
-        if matches!(block.info.as_str(), "toml" | "toml script")
+        if matches!(block.info.as_str(), "toml" | "toml script" | "toml config")
             && let Some(name) = block.file_name()
         {
             fs::write(place.path().join(name), block.lines.join("\n") + "\n").expect("written");

@@ -21,19 +21,24 @@ mod exit;
 mod explain;
 mod footer;
 mod network;
+mod ops;
 mod platform;
 mod progress;
 mod queue;
 mod relay;
+mod scripts;
 mod settings;
+mod skills;
 mod sweep;
 mod traces;
+mod webhook;
 
 /// Runs the command line of this process. Call it first thing in `main`.
 pub fn main() -> ExitCode {
     // Before anything else: a process started as the launcher must not read arguments, files or
-    // the environment, and one started as the key reader only what it was started for.
+    // the environment, and those started as the key reader or the script starter only what they were started for.
     stockade_runtime::session::become_launcher_if_asked();
     credential::reader::become_key_reader_if_asked();
+    scripts::starter::become_script_starter_if_asked();
     cli::run(cli::Cli::parse())
 }

@@ -65,6 +65,20 @@ const PHRASES: &[(&str, &str)] = &[
     ("lease.lost",              "lease lost: another worker has it"),
     ("lease.assumed_lost",      "lease assumed lost: no heartbeat succeeded in time"),
     ("lease.failed",            "heartbeats failed"),
+    ("work.detached",           "the script ended, the session goes on without it"),
+    ("work.not_handed_over",    "nobody serves it, its lease runs out"),
+    ("work.stop_left_to_script", "the script ran for {after_ms}, stopping the item is left to it"),
+    // Scripts and the webhook.
+    ("script.started",          "the script serves the session (process {pid})"),
+    ("script.ended",            "the script ended after {took_ms}"),
+    ("script.failed",           "the script failed with exit code {exit_code} after {took_ms}"),
+    ("script.failed",           "the script was ended by signal {signal} after {took_ms}"),
+    ("script.not_started",      "the script could not be started"),
+    ("script.secret_too_long",  "the work secret is on the script's standard input only"),
+    ("webhook.listening",       "listening for webhooks on {address}"),
+    ("webhook.accepted",        "a webhook tells of work for {session_id}"),
+    ("webhook.refused",         "refused a delivery of the webhook: {reason} ({others} more before)"),
+    ("webhook.failed",          "the webhook's listener failed"),
     // One session.
     ("runner.starting",         "attached to the session"),
     ("session.not_fetched",     "could not ask for the session"),
@@ -106,12 +120,17 @@ const PHRASES: &[(&str, &str)] = &[
     ("jail.running",            "jail ready after {ready_us}, level {level}"),
     ("jail.kept",               "the jail is kept for the next work item"),
     ("jail.resumed",            "the jail was kept"),
+    ("jail.outdated",           "the kept jail lacks what is needed"),
     ("jail.lost",               "the jail ended by itself"),
     ("jail.launcher_gone",      "the launcher of the jail is gone"),
     ("launcher.slow",           "the launcher is still taking jails apart"),
     ("launcher.lost",           "the launcher is gone: nothing more is started"),
     ("jail.not_exported",       "{skipped} entries were not copied back"),
     ("jail.ended",              "jail removed in {teardown_us}"),
+    // Its skills.
+    ("skill.laid",              "skill {directory}: {files} files, {bytes}"),
+    ("skill.failed",            "no skill {skill_id} ({reason})"),
+    ("skill.not_cleared",       "skills cannot be removed, the jail is not kept"),
 ];
 
 /// Writes events as lines for people.

@@ -67,6 +67,31 @@ pub enum Event {
     /// The claim is about to be confirmed.
     #[serde(rename = "item.acked")]
     ItemAcked {},
+    /// A script of the operator's is about to be started for the work item.
+    #[serde(rename = "item.handed_over")]
+    ItemHandedOver {
+        /// The script.
+        program: Text,
+        /// Whether it gets the environment key.
+        with_key: bool,
+        /// Whether the session may go on when it has ended.
+        detached: bool,
+    },
+    /// The script has ended, or was never started.
+    #[serde(rename = "item.script_ended")]
+    ItemScriptEnded {
+        /// Its exit code.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// The signal that ended it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        signal: Option<i32>,
+        /// Why it was not started.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        not_started: Option<Text>,
+        /// From its start, microseconds.
+        duration_us: u64,
+    },
     /// The launch record: a jail was made and proven; no tool has run in it.
     #[serde(rename = "jail.launched")]
     JailLaunched {
@@ -89,6 +114,34 @@ pub enum Event {
         step: Name,
         /// What was refused.
         reason: Text,
+    },
+    /// A skill is in the jail; no tool has run.
+    #[serde(rename = "skill.laid")]
+    SkillLaid {
+        /// Its id.
+        skill: Name,
+        /// The version that was meant, also where the session says `latest`.
+        version: Name,
+        /// The directory below the place of skills.
+        directory: Text,
+        /// Of the archive as it was downloaded.
+        archive: Fingerprint,
+        /// Files that were in it.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Members that were left out: links, devices and the like.
+        skipped: u64,
+    },
+    /// A skill is not in the jail; the session goes on without it.
+    #[serde(rename = "skill.failed")]
+    SkillFailed {
+        /// Its id.
+        skill: Name,
+        /// As the session names it: a version or `latest`.
+        version: Name,
+        /// Why, in one word.
+        reason: Name,
     },
     /// A tool call is about to run.
     #[serde(rename = "call.started")]
@@ -400,6 +453,8 @@ pub enum ItemEnd {
     Skipped,
     /// The jail could not be made.
     JailFailed,
+    /// The script that it was handed over to has ended.
+    ScriptEnded,
     /// The audit log could not be written.
     AuditFailed,
     /// Anything else.

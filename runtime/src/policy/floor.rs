@@ -74,8 +74,9 @@ pub(super) fn floor(source: &Source, file: &PolicyFile) -> Result<Policy, Policy
     })
 }
 
-struct Floor<'a> {
-    source: &'a Source,
+/// The file that `base` is.
+pub(super) struct Floor<'a> {
+    pub(super) source: &'a Source,
 }
 
 impl Floor<'_> {
@@ -86,7 +87,8 @@ impl Floor<'_> {
         })
     }
 
-    fn setting<W, T>(
+    /// What the file writes for `key`, which it must.
+    pub(super) fn setting<W, T>(
         &self,
         key: &str,
         at: &Option<At<W>>,

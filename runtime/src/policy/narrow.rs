@@ -107,13 +107,15 @@ pub(super) fn apply(
     step.environment(policy, file)
 }
 
-struct Step<'a> {
-    source: &'a Source,
-    mode: Mode,
+/// One file that is laid over a policy.
+pub(super) struct Step<'a> {
+    pub(super) source: &'a Source,
+    pub(super) mode: Mode,
 }
 
 impl Step<'_> {
-    fn set<W, T>(
+    /// Puts what the file writes for `key`, if it does, where it may.
+    pub(super) fn set<W, T>(
         &self,
         key: &str,
         slot: &mut Setting<T>,
@@ -127,7 +129,7 @@ impl Step<'_> {
         }
     }
 
-    fn setting<W, T>(&self, at: &At<W>, value: T) -> Setting<T> {
+    pub(super) fn setting<W, T>(&self, at: &At<W>, value: T) -> Setting<T> {
         Setting { value, origin: self.source.origin(at.span()) }
     }
 

@@ -49,16 +49,24 @@ pub(super) fn is_policy_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
-struct Check<'a> {
-    source: &'a Source,
+/// Looks at one file.
+pub(super) struct Check<'a> {
+    pub(super) source: &'a Source,
 }
 
 impl Check<'_> {
-    fn refused(&self, span: Range<usize>, key: &str, value: &str, reason: &str) -> PolicyError {
+    /// Visible characters of any script stay as they are; what a terminal would act on is escaped.
+    pub(super) fn refused(
+        &self,
+        span: Range<usize>,
+        key: &str,
+        value: &str,
+        reason: &str,
+    ) -> PolicyError {
         PolicyError::Refused {
             at: self.source.origin(span),
             key: key.to_owned(),
-            value: value.escape_default().to_string(),
+            value: value.escape_debug().to_string(),
             reason: reason.to_owned(),
         }
     }

@@ -4,12 +4,16 @@
 mod build;
 mod egress;
 mod etc;
+mod places;
 mod plan;
 mod tree;
 
+#[cfg(test)]
+mod places_tests;
 #[cfg(test)]
 mod tests;
 
 pub use build::{BoundRequest, Request, SpecError, build};
 pub use egress::{EgressLimits, EgressPlan};
+pub use places::{SkillsRequest, StoreAccess, StoreRequest};
 pub use plan::*;

@@ -9,13 +9,20 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub mod skills;
+
+use skills::SkillsConfig;
+
 /// Longest configuration file.
 const BYTES_MAX: u64 = 1 << 20;
 
 /// A configuration as written; what is left out has its default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {}
+pub struct Config {
+    /// Skills of sessions.
+    pub skills: SkillsConfig,
+}
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -32,7 +32,7 @@ pub const NAMES: [&str; 9] = [
     "SECRET_ACCESS_KEY",
 ];
 /// Where the next execution finds the memory file, and what is in it: a descriptor number and names.
-const DESCRIPTOR: &str = "STOCKADE_HIDDEN_DESCRIPTOR";
+pub const DESCRIPTOR: &str = "STOCKADE_HIDDEN_DESCRIPTOR";
 /// Most bytes of all values.
 const BYTES_MAX: u64 = 1 << 20;
 

@@ -131,6 +131,7 @@ fn end(how: ItemEnd) -> AuditEnd {
         ItemEnd::Drained | ItemEnd::Cancelled => AuditEnd::Shutdown,
         ItemEnd::NotASession => AuditEnd::Skipped,
         ItemEnd::OpenFailed => AuditEnd::JailFailed,
+        ItemEnd::HandedBack => AuditEnd::ScriptEnded,
         _ => AuditEnd::Failed,
     }
 }

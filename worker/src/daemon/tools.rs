@@ -8,7 +8,9 @@ use stockade_runtime::session::{CallError, Called, Session};
 use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 
 use super::jails::Jails;
+use super::needs::Needs;
 use super::record::Record;
+use super::skills::SessionSkills;
 use crate::footer;
 use crate::queue::{Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools};
 
@@ -23,6 +25,9 @@ pub struct Tools {
     pub(super) record: Arc<Record>,
     /// None after the jail ended by itself, until the next call.
     pub(super) session: Option<Session>,
+    /// What its jail was made for, and a new one is.
+    pub(super) needs: Needs,
+    pub(super) skills: SessionSkills,
     pub(super) replaced: bool,
 }
 
@@ -74,8 +79,8 @@ impl Tools {
             }
         }
         if self.session.is_none() {
-            match self.jails.open(&self.ids, &self.session_id).await {
-                Ok(session) => (self.session, self.replaced) = (Some(session), true),
+            match self.skills.open(&self.jails, &self.session_id, &self.needs).await {
+                Ok(held) => (self.session, self.replaced) = (held.take(), true),
                 Err(error) => {
                     let phase = error.phase();
                     let text = format!("{name}: no jail for this session: {phase} failed");

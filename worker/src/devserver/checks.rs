@@ -5,6 +5,7 @@ use super::fault::Endpoint;
 use super::http::Ask;
 use super::record::Record;
 use super::reply::Reply;
+use super::skill;
 use super::state::{State, Who};
 
 const MANAGED_AGENTS: &str = "managed-agents-2026-04-01";
@@ -60,7 +61,8 @@ fn beta(state: &mut State, endpoint: Endpoint, ask: &Ask) {
         .filter_map(|value| value.to_str().ok())
         .collect();
     let right = match endpoint {
-        E::Skill | E::SkillContent => values.is_empty(),
+        // HDR-3: the older shape is asked for by its name.
+        E::Skill | E::SkillContent => matches!(values[..], [] | [skill::EPOCH_BETA]),
         E::MemoryList | E::MemoryGet | E::MemoryCreate | E::MemoryUpdate | E::MemoryDelete => {
             matches!(values[..], [MEMORY | MANAGED_AGENTS])
         }

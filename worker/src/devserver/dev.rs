@@ -13,7 +13,7 @@ use super::reply::Reply;
 use super::script::{SessionScript, SkillScript, StoreScript};
 use super::state::{Plane, State};
 use super::steps::Step;
-use super::{driver, memory::Store};
+use super::{driver, memory::Store, webhook};
 
 /// Steps that wait to be taken.
 const PUSHED_MAX: usize = 100_000;
@@ -67,6 +67,8 @@ fn answer_at(plane: &Plane, ask: &Ask, path: &[&str]) -> Result<Value, Reply> {
             Ok(json!({"waiting": 0}))
         }
         ("POST", ["advance"]) => advance(&mut state, ask),
+        ("POST", ["webhook"]) => webhook::signed_for_test(&state, &read(ask)?)
+            .ok_or_else(|| Reply::error(400, "the script has no [webhook]")),
         ("POST", ["pause"]) => Ok(pause(&mut state, true)),
         ("POST", ["resume"]) => Ok(pause(&mut state, false)),
         ("POST", ["finish"]) => {

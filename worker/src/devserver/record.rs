@@ -124,6 +124,7 @@ impl State {
             "requests": self.record.requests,
             "polls_empty": self.record.polls_empty,
             "connections": self.record.connections,
+            "webhooks": self.hook.as_ref().map(|_| &self.deliveries),
             "credentials": self.record.credentials,
             "traced_requests": self.record.traced_requests,
             "aws_keys": self.record.aws_keys,

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::aws;
 use super::fault::Fault;
 use super::steps::Step;
+use super::webhook::WebhookScript;
 
 /// Sessions that one script may ask for, copies counted.
 const SESSIONS_MAX: usize = 10_000;
@@ -30,6 +31,8 @@ pub struct Script {
     pub fault: Vec<Fault>,
     pub skill: Vec<SkillScript>,
     pub memory_store: Vec<StoreScript>,
+    /// Where sessions that get work are told of.
+    pub webhook: Option<WebhookScript>,
 }
 
 /// How the server behaves where the protocol leaves it open.
@@ -207,9 +210,30 @@ pub struct SkillScript {
     /// Paths of `files` that are executable.
     #[serde(default)]
     pub executable: Vec<String>,
+    /// What the archive of `files` is.
+    #[serde(default)]
+    pub format: ArchiveFormat,
+    /// Its number where versions are epoch microseconds (HDR-3).
+    #[serde(default)]
+    pub epoch: Option<String>,
     /// The archive as base64, instead of `files`.
     #[serde(default)]
     pub archive_base64: Option<String>,
+}
+
+/// Kinds of archives (SKILL-5). The service makes zip.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArchiveFormat {
+    #[default]
+    Zip,
+    Tar,
+    /// gzip
+    Tgz,
+    /// bzip2
+    Tbz,
+    /// xz
+    Txz,
 }
 
 /// A memory store.

@@ -27,8 +27,9 @@ pub use error::PlatformError;
 pub use select::{ApiKeyOrigin, Mode};
 pub use settings::{Around, Aws, apply};
 
+use crate::credential::file::{self, Trust};
 use crate::credential::hidden::HiddenVariables;
-use crate::credential::{KeySource, file};
+use crate::credential::{KeySource, Secret};
 use crate::queue::PlatformCredential;
 use files::Files;
 use identity::Identity;
@@ -53,7 +54,9 @@ enum With {
 /// What is wrong with one of them, or with the variables.
 pub fn prepare(aws: &Aws, hidden: &HiddenVariables) -> Result<Prepared, PlatformError> {
     let with = match &aws.mode {
-        Mode::ApiKey(ApiKeyOrigin::File(path)) => With::ApiKey(file::read_other_key(path)?),
+        Mode::ApiKey(ApiKeyOrigin::File(path)) => {
+            With::ApiKey(file::read(Secret::PlatformKey, path, Trust::Owner)?)
+        }
         Mode::ApiKey(ApiKeyOrigin::Variable) => {
             let value = hidden.get(select::API_KEY).ok_or(PlatformError::NoApiKey)?;
             With::ApiKey(api_key::checked(value)?)
@@ -90,10 +93,4 @@ impl Prepared {
         let signer = sign::Signer::new(identity, self.aws.region);
         Ok(PlatformCredential::new(Arc::new(signer)))
     }
-}
-
-/// Whether the control plane offers a list of work items (AWS-6); to be asked before it is requested.
-#[allow(dead_code, reason = "for commands that ask for a list")]
-pub fn lists_work(platform: Option<&Aws>) -> bool {
-    platform.is_none()
 }

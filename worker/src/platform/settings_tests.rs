@@ -33,11 +33,11 @@ fn checked(
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
         },
         hidden: &|name| hidden.contains(&name),
-        base_url: line.poll.base_url.as_deref(),
-        workspace_id: line.poll.workspace_id.as_deref(),
-        insecure_http: line.poll.insecure_http,
+        base_url: line.poll.session.base_url.as_deref(),
+        workspace_id: line.poll.session.workspace_id.as_deref(),
+        insecure_http: line.poll.session.insecure_http,
     };
-    apply(settings, &line.poll.platform, &around)
+    apply(settings, &line.poll.session.platform, &around)
 }
 
 const AWS: &str = "--platform=aws";

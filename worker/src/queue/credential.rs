@@ -8,13 +8,16 @@
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 
 use super::authenticate::{AuthenticationError, PlatformCredential};
 use super::transport::Outgoing;
 use super::wire::event::object;
+
+/// Where an organization's key goes; every other credential is a bearer token or a platform's affair.
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// A credential that cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -57,7 +60,8 @@ impl EnvironmentKey {
         Ok((EnvironmentKey(receiver), EnvironmentKeySetter(sender)))
     }
 
-    fn current(&self) -> SecretString {
+    /// As it is now.
+    pub fn current(&self) -> SecretString {
         self.0.borrow().clone()
     }
 }
@@ -82,6 +86,8 @@ pub enum Credential {
     Environment(EnvironmentKey),
     /// The sessions token of a work item.
     Session(SecretString),
+    /// An API key of an organization: an operator's, never on a host that runs sessions (AUTH-9).
+    Organization(SecretString),
     /// Of the platform that hosts the control plane: no bearer token of ours at all (AWS-1).
     Platform(PlatformCredential),
 }
@@ -93,28 +99,24 @@ impl From<EnvironmentKey> for Credential {
 }
 
 impl Credential {
-    /// The bearer token, as it is now; none of a platform.
-    pub fn bearer(&self) -> Option<SecretString> {
-        match self {
-            Credential::Environment(key) => Some(key.current()),
-            Credential::Session(token) => Some(token.clone()),
-            Credential::Platform(_) => None,
-        }
-    }
-
     /// Puts this credential, and no other (AUTH-7), into a request that is otherwise complete.
     pub(super) async fn authenticate(
         &self,
         request: &mut Outgoing,
     ) -> Result<(), AuthenticationError> {
-        if let Credential::Platform(platform) = self {
-            return platform.get().authenticate(request).await;
-        }
-        let token = self.bearer().unwrap_or_default();
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
+        let bearer = |token: &SecretString| {
+            (header::AUTHORIZATION, format!("Bearer {}", token.expose_secret()))
+        };
+        let (name, shown) = match self {
+            Credential::Platform(platform) => return platform.get().authenticate(request).await,
+            Credential::Environment(key) => bearer(&key.current()),
+            Credential::Session(token) => bearer(token),
+            Credential::Organization(key) => (API_KEY, key.expose_secret().to_owned()),
+        };
+        let mut shown = HeaderValue::from_str(&shown)
             .map_err(|_| AuthenticationError { reason: "no header can carry it".to_owned() })?;
-        bearer.set_sensitive(true);
-        request.headers.insert(header::AUTHORIZATION, bearer);
+        shown.set_sensitive(true);
+        request.headers.insert(name, shown);
         Ok(())
     }
 
@@ -181,6 +183,14 @@ mod tests {
         }
     }
 
+    fn bearer(credential: &Credential) -> Option<String> {
+        match credential {
+            Credential::Environment(key) => Some(key.current().expose_secret().to_owned()),
+            Credential::Session(token) => Some(token.expose_secret().to_owned()),
+            Credential::Organization(_) | Credential::Platform(_) => None,
+        }
+    }
+
     #[test]
     fn a_work_secret_is_decoded_with_any_padding_and_alphabet() {
         // AUTH-3.
@@ -223,10 +233,8 @@ mod tests {
         let (key, _setter) = EnvironmentKey::new(&"sk-key".into()).expect("a key");
         let key = Credential::from(key);
         let with = WorkSecret::Token("sk-token".into());
-        let shown = |secret: &WorkSecret, key: Option<&Credential>| {
-            let found = item_credential(secret, key)?.bearer()?;
-            Some(found.expose_secret().to_owned())
-        };
+        let shown =
+            |secret: &WorkSecret, key: Option<&Credential>| bearer(&item_credential(secret, key)?);
         assert_eq!(shown(&with, Some(&key)).as_deref(), Some("sk-token"));
         assert_eq!(shown(&with, None).as_deref(), Some("sk-token"));
         assert_eq!(shown(&WorkSecret::Unusable, Some(&key)).as_deref(), Some("sk-key"));
@@ -238,7 +246,7 @@ mod tests {
         let (key, setter) = EnvironmentKey::new(&"old\n".into()).expect("a key");
         let credential = Credential::Environment(key);
         setter.replace(&"new".into()).expect("a key");
-        let current = || credential.bearer().map(|token| token.expose_secret().to_owned());
+        let current = || bearer(&credential);
         assert_eq!(current().as_deref(), Some("new"));
         assert_eq!(setter.replace(&" ".into()), Err(CredentialError::Empty), "AUTH-11");
         assert_eq!(setter.replace(&"a\nb".into()), Err(CredentialError::Unprintable));

@@ -73,6 +73,10 @@ pub enum ItemEnd {
     NotASession,
     /// No credential at all (AUTH-4).
     NoCredential,
+    /// A program of the operator's had it, and has ended (ONWORK-5).
+    HandedBack,
+    /// That program could not be started.
+    NotHandedOver,
 }
 
 impl ItemEnd {
@@ -93,6 +97,8 @@ impl ItemEnd {
             ItemEnd::Failed => "failed",
             ItemEnd::NotASession => "not a session",
             ItemEnd::NoCredential => "no credential",
+            ItemEnd::HandedBack => "script ended",
+            ItemEnd::NotHandedOver => "script not started",
         }
     }
 

@@ -27,7 +27,7 @@ use super::perform::{Bench, Performer};
 use super::post::Poster;
 use super::random::Random;
 use super::runner::{self, Session as Attached};
-use super::settings::QueueSettings;
+use super::settings::{Drive, QueueSettings};
 use super::shutdown::{Level, ShutdownWatch};
 use super::trace::Span;
 use super::wire::event::CallKind;
@@ -38,8 +38,10 @@ use super::wire::work::{WorkItem, WorkKind};
 pub struct Shared<H: Host> {
     pub host: Arc<H>,
     pub settings: QueueSettings,
-    /// The worker's own credential.
-    pub key: Credential,
+    /// The worker's own credential. None: only items with a token of their own can be served (AUTH-4).
+    pub key: Option<Credential>,
+    /// What makes it poll, and who serves what it claims.
+    pub drive: Drive,
     /// For everything but heartbeats.
     pub client: Client,
     /// For heartbeats: connections of its own, driven by `heartbeats`.
@@ -80,7 +82,7 @@ pub async fn serve_within<H: Host>(
     span: Option<Span>,
 ) -> ItemEnd {
     let ids = ids_of(&shared.settings, &item);
-    let Some(credential) = item_credential(&item.secret, Some(&shared.key)) else {
+    let Some(credential) = item_credential(&item.secret, shared.key.as_ref()) else {
         return ItemEnd::NoCredential;
     };
     if matches!(item.secret, WorkSecret::Unusable) && !matches!(credential, Credential::Platform(_))
@@ -112,7 +114,7 @@ pub async fn serve_within<H: Host>(
     };
     shared.host.observe(&ids, &Progress::Ended { how });
     if how.stops() {
-        stop(&api, &ids, shutdown).await;
+        stop(&api, &ids, Stop::Force, shutdown).await;
     } else {
         emit!(warn, ids, "work.released", "lease lost, released without stopping");
     }
@@ -135,29 +137,45 @@ pub async fn discard<H: Host>(
     ids: &Ids,
     shutdown: ShutdownWatch,
 ) {
+    let Some(key) = shared.key.clone() else { return };
     let api = ItemApi {
         client: shared.client.clone(),
-        credential: shared.key.clone(),
+        credential: key,
         environment: ids.environment.as_str().into(),
         work: item.id.as_str().into(),
     };
-    stop(&api, ids, shutdown).await;
+    stop(&api, ids, Stop::Force, shutdown).await;
+}
+
+/// How an item is handed back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// By whoever served it (LEASE-12).
+    Force,
+    /// By whoever only claimed it (POLL-10).
+    Ask,
 }
 
 /// LEASE-12: once, on a fresh time limit.
-async fn stop(api: &ItemApi, ids: &Ids, mut shutdown: ShutdownWatch) {
+pub async fn stop(api: &ItemApi, ids: &Ids, how: Stop, mut shutdown: ShutdownWatch) {
+    let request = async {
+        match how {
+            Stop::Force => api.force_stop(STOP_LIMIT).await,
+            Stop::Ask => api.ask_stop(STOP_LIMIT).await,
+        }
+    };
     let hurried = async {
         shutdown.reached(Level::Cancel).await;
         tokio::time::sleep(STOP_LIMIT_CANCELLED).await;
     };
     let done = tokio::select! {
         biased;
-        answer = api.force_stop(STOP_LIMIT) => answer.map_err(|error| error.label()),
+        answer = request => answer.map_err(|error| error.label()),
         () = tokio::time::sleep(STOP_LIMIT) => Err("timeout".to_owned()),
         () = hurried => Err("timeout".to_owned()),
     };
     if let Err(error) = &done {
-        emit!(warn, ids, "work.stop_failed", "force-stop failed", error = %error);
+        emit!(warn, ids, "work.stop_failed", "the item was not stopped", error = %error);
     }
 }
 

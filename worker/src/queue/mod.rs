@@ -16,6 +16,7 @@ mod credential;
 mod events;
 mod feed;
 mod gate;
+mod handover;
 mod heartbeat;
 mod host;
 mod idle;
@@ -23,6 +24,7 @@ mod item;
 mod journal;
 mod journal_file;
 mod lease;
+mod operate;
 mod perform;
 mod poll;
 mod post;
@@ -31,11 +33,14 @@ mod request;
 mod runner;
 mod settings;
 mod shutdown;
+mod single;
+mod skills_api;
 mod sse;
 #[cfg(test)]
 mod tests;
 mod trace;
 mod transport;
+mod trigger;
 mod wire;
 
 use std::sync::Arc;
@@ -49,22 +54,29 @@ pub use credential::{Credential, EnvironmentKey, EnvironmentKeySetter};
 pub use events::{Ids, Progress};
 pub use gate::Owner;
 use gate::REMEMBERED_MAX;
+pub use handover::{HandOverEnd, HandedOver, Handler};
 use heartbeat::HeartbeatThread;
 pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools};
 use item::Shared;
 use journal::JournalStore;
 pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
+pub use operate::{Operator, OperatorKey, Stopped};
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
-pub use settings::{Cadence, QueueSettings, SettingsError};
-#[cfg(test)]
-pub use shutdown::Level;
-pub use shutdown::{Shutdown, ShutdownWatch};
+pub use settings::{Cadence, Drive, QueueSettings, SettingsError};
+pub use shutdown::{Level, Shutdown, ShutdownWatch};
+pub use single::ItemRequest;
+pub use skills_api::{Archive, FoundSkill};
 pub use trace::{OpenSpan, Span, SpanEnd, Tracer};
 pub use transport::{BoxFuture, HttpTransport, Outgoing, Transport};
+#[cfg(test)]
+pub use trigger::Rests;
+pub use trigger::Trigger;
 pub use wire::event::{Call, CallKind};
+pub use wire::operate::{Stats, WorkRow};
 pub use wire::outcome::{CallOutcome, ContentBlock};
+pub use wire::session::SkillRef;
 
 /// One environment's queue, ready to run.
 pub struct Queue<H: Host> {
@@ -84,15 +96,17 @@ pub enum QueueError {
 }
 
 impl<H: Host> Queue<H> {
-    /// Checks the settings and makes the connections' pools; no request is sent yet.
+    /// Checks the settings and makes the connections' pools; no request is sent yet. Without a key
+    /// only [`Queue::run_item`] can do something.
     ///
     /// # Errors
     /// Settings that cannot work; no thread to be had.
     pub fn new(
         settings: QueueSettings,
-        key: impl Into<Credential>,
+        key: Option<Credential>,
         host: Arc<H>,
         journals: Arc<dyn JournalStore>,
+        drive: Drive,
     ) -> Result<Queue<H>, QueueError> {
         settings.check()?;
         let heartbeats =
@@ -103,7 +117,8 @@ impl<H: Host> Queue<H> {
         let lease_client = Client::new(&settings, Arc::new(lease), random.clone());
         let shared = Shared {
             host,
-            key: key.into(),
+            key,
+            drive,
             client,
             lease_client,
             heartbeats: heartbeats.handle(),
@@ -123,5 +138,10 @@ impl<H: Host> Queue<H> {
     /// The control plane refuses the poll for good (POLL-5).
     pub async fn run(&self, shutdown: ShutdownWatch) -> Result<QueueEnd, PollRefused> {
         poll::run(Arc::clone(&self.shared), shutdown).await
+    }
+
+    /// Serves one item that somebody else has claimed and acked; neither polls nor acks (WRUN-2).
+    pub async fn run_item(&self, request: ItemRequest, shutdown: ShutdownWatch) -> ItemEnd {
+        single::run(Arc::clone(&self.shared), request, shutdown).await
     }
 }

@@ -54,7 +54,8 @@ pub enum SpanEnd<'a> {
 }
 
 impl SpanEnd<'static> {
-    /// OBS-1: a lease that is lost, and whatever was cut short, say nothing about the item.
+    /// OBS-1: a lease that is lost, whatever was cut short, and an item that a program had, whose lease
+    /// nobody here knows, say nothing about the item.
     pub fn of_item(how: ItemEnd) -> SpanEnd<'static> {
         match how {
             ItemEnd::Idle
@@ -62,7 +63,10 @@ impl SpanEnd<'static> {
             | ItemEnd::StopRequested
             | ItemEnd::NotASession
             | ItemEnd::Lease(LeaseEnd::Stopped) => SpanEnd::Ok,
-            ItemEnd::Lease(_) | ItemEnd::Drained | ItemEnd::Cancelled => SpanEnd::Unset,
+            ItemEnd::Lease(_) | ItemEnd::Drained | ItemEnd::Cancelled | ItemEnd::HandedBack => {
+                SpanEnd::Unset
+            }
+            ItemEnd::NotHandedOver => SpanEnd::Error("not_handed_over".into()),
             ItemEnd::StreamRefused => SpanEnd::Error("stream_refused".into()),
             ItemEnd::TooMuch => SpanEnd::Error("too_much".into()),
             ItemEnd::OpenFailed => SpanEnd::Error("no_jail".into()),

@@ -44,6 +44,61 @@ async fn a_skill_is_found_by_id_or_as_latest_and_downloaded_by_id_only() {
     assert_eq!(server.violations(), [""; 0]);
 }
 
+// HDR-3, UNK-1
+#[tokio::test]
+async fn an_epoch_version_is_known_in_the_shape_of_its_time_only() {
+    let server = Server::new(
+        r#"[[session]]
+        [[skill]]
+        id = "skill_a"
+        name = "old"
+        epoch = "1759178010641129"
+        files = { "SKILL.md" = "text" }"#,
+    )
+    .await;
+    let epoch = "/v1/skills/skill_a/versions/1759178010641129";
+    assert_eq!(server.get(epoch).await.status, 404);
+    let bearer = format!("Bearer {}", server.key);
+    let old = async |path: &str| {
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("anthropic-version", "2026-10-21"),
+            ("anthropic-beta", "skills-2025-10-02"),
+        ];
+        server.with("GET", path, &headers, String::new()).await
+    };
+    let version = old(epoch).await.json();
+    assert_eq!(
+        (&version["version"], &version["directory"], &version["id"]),
+        (&json!("1759178010641129"), &json!("old"), &Value::Null)
+    );
+    assert!(old(&format!("{epoch}/content")).await.bytes.starts_with(b"PK"));
+    assert_eq!(old("/v1/skills/skill_a/versions/skillver_1").await.status, 404);
+    assert_eq!(server.violations(), [""; 0]);
+}
+
+// SKILL-5
+#[tokio::test]
+async fn an_archive_is_of_the_kind_that_the_script_says() {
+    for (format, magic) in [
+        ("tar", &b"new/SKILL.md"[..]),
+        ("tgz", &[0x1f, 0x8b]),
+        ("tbz", b"BZh"),
+        ("txz", &[0xfd, b'7', b'z', b'X', b'Z', 0]),
+    ] {
+        let server = Server::new(&format!(
+            "[[session]]\n[[skill]]\nid = \"a\"\nname = \"new\"\nformat = \"{format}\"\n\
+             files = {{ \"SKILL.md\" = \"text\" }}\n[[fault]]\non = \"skill_content\"\n\
+             do = \"trickle\"\nms = 1"
+        ))
+        .await;
+        let archive = server.get("/v1/skills/a/versions/skillver_1/content").await;
+        assert!(archive.bytes.starts_with(magic), "{format}: {:?}", &archive.bytes[..16]);
+        let again = server.get("/v1/skills/a/versions/skillver_1/content").await;
+        assert_eq!(again.bytes, archive.bytes, "in pieces as at once");
+    }
+}
+
 // MEMAPI-1, MEMAPI-2, AUTH-6
 #[tokio::test]
 async fn memories_are_kept_with_preconditions() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use secrecy::SecretString;
 use serde_json::Value;
 
 use super::super::credential::{WorkSecret, decode_secret};
@@ -17,6 +18,10 @@ pub struct WorkItem {
     pub metadata: BTreeMap<String, String>,
     /// Never printed, never serialised.
     pub secret: WorkSecret,
+    /// The same as it was sent, for whoever the item is handed over to.
+    pub secret_text: Option<SecretString>,
+    /// The answer to the poll, byte for byte (ONWORK-3). It has the secret in it.
+    pub body: SecretString,
 }
 
 /// What an item asks for.
@@ -60,12 +65,12 @@ pub fn parse_poll(body: &[u8]) -> Result<Option<WorkItem>, WorkError> {
         serde_json::from_slice(body).map_err(|source| WorkError::Syntax { source })?;
     match value {
         Value::Null => Ok(None),
-        Value::Object(_) => Ok(item(&value)),
+        Value::Object(_) => Ok(item(&value, body)),
         _ => Err(WorkError::Shape),
     }
 }
 
-fn item(value: &Value) -> Option<WorkItem> {
+fn item(value: &Value, body: &[u8]) -> Option<WorkItem> {
     let data = value.get("data").unwrap_or(&Value::Null);
     let kind = match (text(data, "type"), text(data, "id")) {
         (Some(kind), Some(id)) if kind == "session" => WorkKind::Session(id),
@@ -76,7 +81,16 @@ fn item(value: &Value) -> Option<WorkItem> {
         Some(Value::String(secret)) => decode_secret(secret),
         Some(_) => WorkSecret::Unusable,
     };
-    Some(WorkItem { id: text(value, "id")?, kind, metadata: metadata(value), secret })
+    let secret_text = value.get("secret").and_then(Value::as_str).filter(|text| !text.is_empty());
+    Some(WorkItem {
+        id: text(value, "id")?,
+        kind,
+        metadata: metadata(value),
+        secret,
+        secret_text: secret_text.map(SecretString::from),
+        // JSON that was read is text.
+        body: SecretString::from(std::str::from_utf8(body).unwrap_or_default()),
+    })
 }
 
 /// Answer to a heartbeat.
@@ -154,6 +168,10 @@ mod tests {
         let shown = format!("{item:?}");
         assert!(!shown.contains("planted") && !shown.contains(&secret), "{shown}");
         assert!(matches!(item.secret, WorkSecret::Token(_)));
+        // ONWORK-2, ONWORK-3: what is handed over is what was sent.
+        use secrecy::ExposeSecret as _;
+        assert_eq!(item.body.expose_secret(), body);
+        assert_eq!(item.secret_text.expect("a secret").expose_secret(), secret);
     }
 
     #[test]

@@ -1,0 +1,113 @@
+//! What is needed to make jails, prepared with the rights of whoever started the worker.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use stockade_runtime::audit::{Event, Ids as AuditIds, List};
+use stockade_runtime::egress::Broker;
+use stockade_runtime::host::Level;
+use stockade_runtime::jail::{self, Launcher};
+use stockade_runtime::policy::Policy;
+
+use super::jails::{Jails, Template};
+use super::record::Record;
+use crate::exit::Exit;
+use crate::explain;
+use crate::queue::Shutdown;
+use crate::settings::Settings;
+use crate::sweep::run_directory;
+
+/// Everything that jails are made from.
+pub struct Jailer {
+    template: Template,
+    launcher: Launcher,
+    policy: Policy,
+}
+
+impl Jailer {
+    /// Looks at the host, and has the launcher keep the policy's files for SIGHUP.
+    ///
+    /// # Errors
+    /// What nobody planned for; the inner one is the exit code of what was printed.
+    pub fn prepare(
+        settings: &Settings,
+        level: Level,
+        mut launcher: Launcher,
+        policy: Policy,
+        policy_files: &[PathBuf],
+    ) -> anyhow::Result<Result<Jailer, Exit>> {
+        let template = match template(settings, level, &policy)? {
+            Ok(template) => template,
+            Err(exit) => return Ok(Err(exit)),
+        };
+        if level == Level::Root {
+            let absolute =
+                |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone());
+            let files: Vec<PathBuf> = policy_files.iter().map(absolute).collect();
+            launcher.keep(&files).context("cannot reach the launcher")?;
+        }
+        Ok(Ok(Jailer { template, launcher, policy }))
+    }
+
+    /// The source of jails; starts the broker.
+    ///
+    /// # Errors
+    /// If the broker cannot be started.
+    pub fn jails(self, record: &Arc<Record>, shutdown: &Arc<Shutdown>) -> anyhow::Result<Jails> {
+        let broker = Broker::start().context("cannot start the broker")?;
+        let (record, shutdown) = (Arc::clone(record), Arc::clone(shutdown));
+        Ok(Jails::new(self.template, self.policy, self.launcher, broker, record, shutdown))
+    }
+}
+
+/// Looks at the host and at the directories that sessions may change.
+fn template(
+    settings: &Settings,
+    level: Level,
+    policy: &Policy,
+) -> anyhow::Result<Result<Template, Exit>> {
+    let facts = jail::probe_host(level).context("cannot look at this host")?;
+    let inspect = |path: &Path, what: &str| {
+        jail::inspect(path, what).map_err(|error| {
+            explain::complain(&error, Some(error.hint()));
+            Exit::Usage
+        })
+    };
+    let found = || -> Result<_, Exit> {
+        let workdir =
+            settings.workdir.as_deref().map(|path| inspect(path, "the working directory"));
+        let outputs = settings.outputs_dir.as_deref().map(|path| inspect(path, "the outputs"));
+        let writable = policy.filesystem.writable.iter();
+        let writable = writable.map(|path| inspect(&path.value, "a writable path of the policy"));
+        Ok((workdir.transpose()?, outputs.transpose()?, writable.collect::<Result<_, _>>()?))
+    };
+    Ok(found().map(|(workdir, outputs, writable)| Template {
+        facts,
+        run_directory: run_directory(),
+        workdir,
+        outputs,
+        writable,
+        environment: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
+        retained_max: settings.max_sessions as usize,
+        halt_at: settings.halt_at.clone(),
+    }))
+}
+
+/// Finishes the disposal of what a killed worker left, before the first claim (INV-10).
+pub fn recover(level: Level, record: &Record) -> anyhow::Result<()> {
+    let done = jail::sweep(level, &run_directory())?;
+    if !done.removed.is_empty() || !done.left.is_empty() {
+        let (removed, left) = (List::of(&done.removed), List::of(&done.left));
+        record.write(&AuditIds::default(), &Event::Recovery { removed, left });
+        tracing::warn!(
+            event = "worker.recovered",
+            removed = done.removed.len(),
+            left = done.left.len(),
+            "removed what an earlier worker left"
+        );
+    }
+    Ok(())
+}
