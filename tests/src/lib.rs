@@ -5,6 +5,7 @@
 //! C program in `payload/`, which also serves as the subreaper that counts left-over processes.
 
 pub mod bait;
+pub mod claim;
 pub mod devserver;
 pub mod exec;
 pub mod hostile;

@@ -9,9 +9,9 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use e2e::exec::give;
+use e2e::exec::{directory_of, give};
 use e2e::play::{SOON, bash, expect, gives, passed, session};
-use e2e::{Devserver, Level, Need, Poll, Ran, require};
+use e2e::{Devserver, Level, Need, Poll, Ran, locate, require};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -116,6 +116,49 @@ fn a_session_is_served_with_an_api_key() {
             assert!(!ran.stderr.contains(&key), "AUTH-8");
         }
     }
+}
+
+#[test]
+fn a_script_serves_with_the_credentials_that_the_worker_was_started_with() {
+    // ONWORK-2, AWS-7: they are in no environment of the worker, and are kept back on demand.
+    for level in Level::here() {
+        let place = directory_of(level);
+        let dir = place.path().display();
+        let text = format!(
+            "#!/bin/sh\ntest -n \"$AWS_SECRET_ACCESS_KEY\" || exit 9\nexec {} run --platform aws \
+             --max-idle 2s --audit-file {dir}/item.jsonl --state-dir {dir}/state\n",
+            locate::worker().display(),
+        );
+        let script = file(place.path(), "spawn.sh", &text, 0o755);
+        give(&script, level);
+        let poll =
+            || on_aws(level).command(&["poll"]).path("--on-work", &script).options(["--once"]);
+        let server = Devserver::with(&pairs(), &[]);
+        server.push(&session("one", [gives(bash("echo 1"), "1")]));
+        let ran = poll().serve(&server).wait().ended(0);
+        assert_eq!(ran.audited("item.script_ended")[0]["exit_code"], 0, "{}", ran.stderr);
+        assert!(!ran.stderr.contains("planted"), "AUTH-8: {}", ran.stderr);
+        passed(server.end(), &ran.stderr);
+        let server = Devserver::with(&pairs(), &[]);
+        server.push(&session("one", [bash("echo 1")]));
+        let ran = poll().options(["--on-work-without-key"]).serve(&server).wait().ended(0);
+        assert_eq!(ran.audited("item.script_ended")[0]["exit_code"], 9, "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_webhook_has_the_platform_asked_for_work() {
+    // HOOK-8, AWS-5: what is asked when a delivery is missing is signed too.
+    let level = Level::here()[0];
+    let server = Devserver::with(&pairs(), &[]);
+    server.push(&session("one", [gives(bash("echo 1"), "1")]));
+    let poll = on_aws(level).command(&["serve", "--jail"]).options(["--safety-poll", "1s"]);
+    let poll = poll.options(["--listen", "127.0.0.1:0"]);
+    let key = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+    let worker = poll.variable("ANTHROPIC_WEBHOOK_SIGNING_KEY", key).serve(&server);
+    server.wait_done(SOON);
+    let ran = worker.stop().ended(0);
+    passed(server.end(), &ran.stderr);
 }
 
 /// Whether a text is in what a process can write to. A process that is gone holds nothing.

@@ -26,6 +26,8 @@ const RUN: &[&str] = &[
     "docs/poll.md",
     "docs/queue.md",
     "docs/skills.md",
+    "docs/run.md",
+    "docs/staging.md",
 ];
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
@@ -62,6 +64,11 @@ fn examples_of_the_page_on_egress_do_what_it_says() {
 }
 
 #[test]
+fn examples_of_the_page_on_other_modes_do_what_it_says() {
+    run_examples("docs/run.md");
+}
+
+#[test]
 fn examples_of_the_page_on_poll_do_what_it_says() {
     run_examples("docs/poll.md");
 }
@@ -74,6 +81,11 @@ fn examples_of_the_page_on_the_queue_do_what_it_says() {
 #[test]
 fn examples_of_the_page_on_skills_do_what_it_says() {
     run_examples("docs/skills.md");
+}
+
+#[test]
+fn examples_of_the_page_on_staged_input_do_what_it_says() {
+    run_examples("docs/staging.md");
 }
 
 #[test]

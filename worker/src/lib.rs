@@ -29,6 +29,7 @@ mod relay;
 mod scripts;
 mod settings;
 mod skills;
+mod stage;
 mod sweep;
 mod traces;
 mod webhook;

@@ -74,10 +74,15 @@ const PHRASES: &[(&str, &str)] = &[
     ("script.failed",           "the script failed with exit code {exit_code} after {took_ms}"),
     ("script.failed",           "the script was ended by signal {signal} after {took_ms}"),
     ("script.not_started",      "the script could not be started"),
+    ("script.bad_id",           "an id is not plain, no script gets the item"),
     ("script.secret_too_long",  "the work secret is on the script's standard input only"),
     ("webhook.listening",       "listening for webhooks on {address}"),
     ("webhook.accepted",        "a webhook tells of work for {session_id}"),
     ("webhook.refused",         "refused a delivery of the webhook: {reason} ({others} more before)"),
+    ("webhook.ignored",         "ignored a delivery about {kind}"),
+    ("webhook.repeated",        "a delivery about {session_id} came again"),
+    ("webhook.accept_failed",   "could not accept a connection"),
+    ("webhook.connection_failed", "a connection of the webhook failed"),
     ("webhook.failed",          "the webhook's listener failed"),
     // One session.
     ("runner.starting",         "attached to the session"),
@@ -450,12 +455,13 @@ mod tests {
         }
     }
 
-    /// Every phrase belongs to an event that is emitted, and the events of `queue` and `daemon` have one.
+    /// Every phrase belongs to an event that is emitted, and the events of `queue`, `daemon` and
+    /// `webhook` have one.
     #[test]
     fn phrases_and_events_of_sessions_are_the_same() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut source = String::new();
-        for folder in ["queue", "daemon"] {
+        for folder in ["queue", "daemon", "webhook"] {
             for entry in std::fs::read_dir(root.join(folder)).expect("listed").flatten() {
                 let of_rust = entry.path().extension().is_some_and(|extension| extension == "rs");
                 if of_rust {

@@ -143,6 +143,36 @@ pub enum Event {
         /// Why, in one word.
         reason: Name,
     },
+    /// Input of a session was fetched and is about to be laid into its workspace.
+    #[serde(rename = "stage.laid")]
+    StageLaid {
+        /// The policy's rule.
+        rule: Name,
+        /// `https`, `git`, `s3` or `local`.
+        kind: Name,
+        /// Host (and port) that it came from; nothing else of the address. None for this host's files.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<Text>,
+        /// Of what was fetched; of a commit's archive.
+        sha256: Digest,
+        /// Its bytes.
+        bytes: u64,
+        /// Of git.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        commit: Option<Name>,
+    },
+    /// Input of a session could not be had, or not be laid.
+    #[serde(rename = "stage.failed")]
+    StageFailed {
+        /// The policy's rule.
+        rule: Name,
+        /// `https`, `git`, `s3` or `local`.
+        kind: Name,
+        /// Why, in one word.
+        reason: Name,
+        /// Whether the session does not run without it.
+        required: bool,
+    },
     /// A tool call is about to run.
     #[serde(rename = "call.started")]
     CallStarted {

@@ -13,6 +13,7 @@ use super::model::{Filesystem, Origin, Policy, Relaxation, Root, Setting};
 use super::network;
 use super::parse::Source;
 use super::paths::{Access, access_at};
+use super::stage;
 
 /// Whether a file may widen what is below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +105,7 @@ pub(super) fn apply(
     step.process(policy, &file.process)?;
     step.groups(policy, file, groups)?;
     network::lay(&mut policy.network, source, &file.network, mode)?;
+    stage::lay(&mut policy.stage, source, &file.stage, mode)?;
     step.environment(policy, file)
 }
 

@@ -14,6 +14,7 @@ use super::file::{At, EnvironmentTable, FilesystemTable, PolicyFile, RelaxTable,
 use super::network;
 use super::parse::{Source, suggest};
 use super::paths::{self, Access};
+use super::stage;
 
 /// Most entries in any list of a policy.
 const ENTRIES_MAX: usize = 256;
@@ -38,6 +39,7 @@ pub(super) fn validate(
     check.filesystem(&file.filesystem)?;
     check.groups(&file.syscalls.groups, groups)?;
     network::check(source, &file.network)?;
+    stage::check(source, &file.stage)?;
     check.environment(&file.environment)
 }
 

@@ -78,6 +78,7 @@ pub fn scan(store: BorrowedFd<'_>, marker: &[u8], watch: &mut dyn Watch) -> Resu
 /// [`Refusal`] if it cannot be read, or is longer than `bytes_max`.
 pub fn read(store: BorrowedFd<'_>, path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, Refusal> {
     Way::to_entry(path)?;
+    unlock_open(store).map_err(|errno| Refusal::system("open the store", errno))?;
     let Some((file, status)) = open_file(store, Path::new(path), path)? else { return Ok(None) };
     let room = usize::try_from(beneath::bytes(&status).min(bytes_max)).unwrap_or(0);
     let mut content = Vec::with_capacity(room);
@@ -121,6 +122,7 @@ pub fn remove(
 ) -> Result<Removed, Refusal> {
     let (parent, name) = Way::to_entry(path)?;
     let refused = |errno| Refusal::system(format!("remove {}", shortened(path)), errno);
+    unlock_open(store).map_err(refused)?;
     let parent = match parent.open(store) {
         Ok(parent) => parent,
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Removed::Absent),

@@ -24,6 +24,7 @@ mod queue;
 pub mod run;
 pub mod serve;
 pub mod serving;
+mod stage;
 pub mod start;
 mod suggest;
 pub mod why;
@@ -85,6 +86,7 @@ enum Command {
     Audit(audit::AuditArgs),
     Egress(egress::EgressArgs),
     Queue(Box<queue::QueueArgs>),
+    Stage(stage::StageArgs),
     Sweep(sweep::SweepArgs),
     Devserver(devserver::DevserverArgs),
     /// Print the version
@@ -165,6 +167,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Audit(args) => audit::run(&args),
         Command::Egress(args) => egress::run(&args),
         Command::Queue(args) => queue::run(&args),
+        Command::Stage(args) => stage::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Devserver(args) => devserver::run(args),
         Command::Version { json } => version(json),

@@ -4,6 +4,8 @@
 //! table per subject, each with a file of its own here; unknown keys are refused. What sessions may do
 //! is not decided here but in the policy.
 
+pub mod stage;
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,8 @@ const BYTES_MAX: u64 = 1 << 20;
 pub struct Config {
     /// Skills of sessions.
     pub skills: SkillsConfig,
+    /// Credentials of what is staged.
+    pub stage: stage::StageConfig,
 }
 
 /// A configuration that cannot be used.

@@ -8,13 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::exit::Exit;
 
 /// What a secret is for.
-#[allow(clippy::enum_variant_names, reason = "`work secret` is what the wire calls it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Secret {
     /// The worker's standing credential (AUTH-1).
     EnvironmentKey,
     /// That of one work item (AUTH-2).
-    WorkSecret,
+    WorkItem,
     /// What deliveries of webhooks are signed with (HOOK-2).
     WebhookKey,
     /// An organization's key, on hosts that run no worker (AUTH-12).
@@ -29,7 +28,7 @@ impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Secret::EnvironmentKey => "environment key",
-            Secret::WorkSecret => "work secret",
+            Secret::WorkItem => "work secret",
             Secret::WebhookKey => "webhook signing key",
             Secret::OrganizationKey => "organization key",
             Secret::TlsKey => "TLS key",
@@ -43,7 +42,7 @@ impl Secret {
     pub fn variable(self) -> &'static str {
         match self {
             Secret::EnvironmentKey => "ANTHROPIC_ENVIRONMENT_KEY",
-            Secret::WorkSecret => "ANTHROPIC_WORK_SECRET",
+            Secret::WorkItem => "ANTHROPIC_WORK_SECRET",
             Secret::WebhookKey => "ANTHROPIC_WEBHOOK_SIGNING_KEY",
             Secret::OrganizationKey => "ANTHROPIC_API_KEY",
             Secret::TlsKey => "no variable",
@@ -55,7 +54,7 @@ impl Secret {
     pub fn option(self) -> &'static str {
         match self {
             Secret::EnvironmentKey => "--environment-key-file",
-            Secret::WorkSecret => "--work-secret-file",
+            Secret::WorkItem => "--work-secret-file",
             Secret::WebhookKey => "--webhook-key-file",
             Secret::OrganizationKey => "--api-key-file",
             Secret::TlsKey => "--tls-key",
@@ -131,15 +130,15 @@ impl KeyError {
             Self::Read { what, .. } | Self::NotAFile { what, .. } => {
                 return format!("name a file that holds the {what} and nothing else");
             }
-            Self::Empty { what: Secret::WorkSecret, .. }
-            | Self::TooLong { what: Secret::WorkSecret, .. }
-            | Self::Characters { what: Secret::WorkSecret, .. } => {
+            Self::Empty { what: Secret::WorkItem, .. }
+            | Self::TooLong { what: Secret::WorkItem, .. }
+            | Self::Characters { what: Secret::WorkItem, .. } => {
                 "give the `secret` of the work item as the poll had it, on one line"
             }
             Self::Empty { .. } | Self::TooLong { .. } | Self::Characters { .. } => {
                 "copy the key from the console again; the file holds it on one line and nothing else"
             }
-            Self::Mode { what: Secret::WorkSecret, from, .. } => {
+            Self::Mode { what: Secret::WorkItem, from, .. } => {
                 return format!("chmod 600 {from}; it is worth the session");
             }
             Self::Mode { from, .. } => {

@@ -43,6 +43,11 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 pub struct HiddenVariables(BTreeMap<String, SecretString>);
 
 impl HiddenVariables {
+    /// All of them, for a program that is to have the environment that this one was started with.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &SecretString)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
     /// The value of a variable of [`NAMES`], if it was set and not empty.
     pub fn get(&self, name: &str) -> Option<&SecretString> {
         self.0.get(name)

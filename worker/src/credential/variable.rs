@@ -31,7 +31,7 @@ struct Hidden {
 
 static HIDDEN: [Hidden; 3] = [
     Hidden::new(Secret::EnvironmentKey, "STOCKADE_KEY_DESCRIPTOR"),
-    Hidden::new(Secret::WorkSecret, "STOCKADE_WORK_SECRET_DESCRIPTOR"),
+    Hidden::new(Secret::WorkItem, "STOCKADE_WORK_SECRET_DESCRIPTOR"),
     Hidden::new(Secret::WebhookKey, "STOCKADE_WEBHOOK_KEY_DESCRIPTOR"),
 ];
 

@@ -10,12 +10,18 @@ use stockade_runtime::host::Level;
 use stockade_runtime::jail::{self, Launcher};
 use stockade_runtime::policy::Policy;
 
+use super::furnish::Furnisher;
 use super::jails::{Jails, Template};
 use super::record::Record;
+use super::skills::SkillsOfAll;
+use super::stage::{self, Rooms, Staging};
+use crate::config::Config;
+use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::Shutdown;
 use crate::settings::Settings;
+use crate::stage::Prepared;
 use crate::sweep::run_directory;
 
 /// Everything that jails are made from.
@@ -23,6 +29,8 @@ pub struct Jailer {
     template: Template,
     launcher: Launcher,
     policy: Policy,
+    config: Config,
+    staging: Option<(Prepared, Rooms)>,
 }
 
 impl Jailer {
@@ -36,9 +44,15 @@ impl Jailer {
         mut launcher: Launcher,
         policy: Policy,
         policy_files: &[PathBuf],
+        config: Config,
+        hidden: &HiddenVariables,
     ) -> anyhow::Result<Result<Jailer, Exit>> {
         let template = match template(settings, level, &policy)? {
             Ok(template) => template,
+            Err(exit) => return Ok(Err(exit)),
+        };
+        let staging = match stage::prepare(settings, level, &policy, &config, hidden) {
+            Ok(staging) => staging,
             Err(exit) => return Ok(Err(exit)),
         };
         if level == Level::Root {
@@ -47,17 +61,34 @@ impl Jailer {
             let files: Vec<PathBuf> = policy_files.iter().map(absolute).collect();
             launcher.keep(&files).context("cannot reach the launcher")?;
         }
-        Ok(Ok(Jailer { template, launcher, policy }))
+        Ok(Ok(Jailer { template, launcher, policy, config, staging }))
     }
 
-    /// The source of jails; starts the broker.
+    /// The source of furnished jails, and what is to be left when no jail is wanted any more; starts
+    /// the broker.
     ///
     /// # Errors
-    /// If the broker cannot be started.
-    pub fn jails(self, record: &Arc<Record>, shutdown: &Arc<Shutdown>) -> anyhow::Result<Jails> {
+    /// If the broker cannot be started, or TLS not be set up.
+    pub fn furnisher(
+        self,
+        settings: &Settings,
+        record: &Arc<Record>,
+        shutdown: &Arc<Shutdown>,
+    ) -> anyhow::Result<(Furnisher, Option<Rooms>)> {
         let broker = Broker::start().context("cannot start the broker")?;
+        let (staging, rooms) = match self.staging {
+            Some((prepared, rooms)) => {
+                let record = Arc::clone(record);
+                let staging = Staging::new(settings, &self.policy, prepared, record)?;
+                (Some(Arc::new(staging)), Some(rooms))
+            }
+            None => (None, None),
+        };
+        let skills = Arc::new(SkillsOfAll::new(self.config.skills));
+        let (template, policy, launcher) = (self.template, self.policy, self.launcher);
         let (record, shutdown) = (Arc::clone(record), Arc::clone(shutdown));
-        Ok(Jails::new(self.template, self.policy, self.launcher, broker, record, shutdown))
+        let jails = Jails::new(template, policy, launcher, broker, Arc::clone(&record), shutdown);
+        Ok((Furnisher { jails: Arc::new(jails), record, skills, staging }, rooms))
     }
 }
 

@@ -11,6 +11,7 @@
 mod admission;
 mod driven;
 mod egress;
+mod furnish;
 mod ground;
 mod held;
 mod jailer;
@@ -22,6 +23,7 @@ mod record;
 mod scripts;
 mod signals;
 mod skills;
+mod stage;
 mod tools;
 
 use std::sync::Arc;
@@ -31,7 +33,6 @@ use anyhow::Context as _;
 use stockade_runtime::host::Level;
 use stockade_runtime::jail::{self, Launcher};
 
-use crate::cli::policy::chain;
 use crate::cli::start::Ready;
 use crate::exit::Exit;
 use crate::explain;
@@ -39,13 +40,11 @@ use crate::queue::{EnvironmentKey, Host, Ids, ItemEnd, OpenError, Opening, Progr
 use crate::settings::Settings;
 
 use admission::{Admission, Slot};
+use furnish::Furnisher;
 use ground::Ground;
 use jailer::Jailer;
-use jails::Jails;
-use needs::Needs;
 pub use opened::Opened;
 use record::{Record, audit_ids};
-use skills::{SessionSkills, SkillsOfAll};
 use tools::Tools;
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
@@ -54,9 +53,8 @@ const THREADS: usize = 2;
 /// The product around the queue.
 struct Daemon {
     admission: Admission,
-    jails: Arc<Jails>,
     record: Arc<Record>,
-    skills: Arc<SkillsOfAll>,
+    furnisher: Furnisher,
 }
 
 impl Host for Daemon {
@@ -69,29 +67,16 @@ impl Host for Daemon {
 
     async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
-        let skills = SessionSkills::of(&self.skills, &opening, ids.clone(), &self.record);
-        let needs = Needs { skills: skills.needs(), ..Needs::default() };
-        let held = skills.open(&self.jails, &session_id, &needs).await.map_err(|error| {
-            let phase = error.phase();
-            let for_log = chain(&error);
-            let for_model = format!(
-                "[jail] This session has no jail on its host, so no tool was run: `{phase}` failed. \
-                 The operator finds the reason in the worker's log. A user interrupt or message \
-                 tries again."
-            );
-            OpenError { for_model, for_log }
-        })?;
-        let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
-        let session = held.take();
-        Ok(Tools { ids, session_id, jails, record, session, needs, skills, replaced: false })
+        let furnishing = self.furnisher.furnishing(&opening, &ids);
+        let session = Some(furnishing.open().await?);
+        let (jails, record) = (Arc::clone(&self.furnisher.jails), Arc::clone(&self.record));
+        Ok(Tools { ids, session_id, jails, record, session, furnishing, replaced: false })
     }
 
     async fn close(&self, tools: Tools, how: ItemEnd) {
-        let Tools { ids, session_id, session, needs, skills, .. } = tools;
-        if let Some(mut session) = session {
-            let keep = how == ItemEnd::Idle && self.jails.keeps();
-            let keep = keep && skills.clear(&mut session).await;
-            self.jails.close(&ids, &session_id, session, needs, keep).await;
+        let Tools { session, furnishing, .. } = tools;
+        if let Some(session) = session {
+            furnishing.close(session, how == ItemEnd::Idle).await;
         }
     }
 
@@ -128,7 +113,9 @@ pub fn run(
     let jailer = match launcher.zip(ready.policy) {
         None => None,
         Some((launcher, policy)) => {
-            match Jailer::prepare(settings, level, launcher, policy, &ready.policy_files)? {
+            let (files, config) = (&ready.policy_files, ready.config);
+            let hidden = &ready.hidden;
+            match Jailer::prepare(settings, level, launcher, policy, files, config, hidden)? {
                 Ok(jailer) => Some(jailer),
                 Err(exit) => return Ok(exit),
             }
@@ -146,8 +133,9 @@ pub fn run(
     }
     let (key, setter) = ready.key.as_ref().map(EnvironmentKey::new).transpose()?.unzip();
     drop(ready.key);
-    let skills = Arc::new(SkillsOfAll::new(ready.config.skills));
-    let jails = jailer.map(|jailer| jailer.jails(&record, &shutdown)).transpose()?.map(Arc::new);
+    let furnisher = jailer.map(|jailer| jailer.furnisher(settings, &record, &shutdown));
+    let (furnisher, rooms) = furnisher.transpose()?.unzip();
+    let jails = furnisher.as_ref().map(|furnisher| Arc::clone(&furnisher.jails));
     let policy_files = if level == Level::Root { ready.policy_files } else { Vec::new() };
     let reload = ready.source.map(|source| signals::Reload {
         source: Arc::new(source),
@@ -177,10 +165,10 @@ pub fn run(
         .build()
         .context("cannot start the event loop")?;
     let (admission, record) = (ground.admission(), Arc::clone(&ground.record));
-    let exit = match jails.clone() {
-        Some(jails) => {
-            let daemon = Daemon { admission, jails: Arc::clone(&jails), record, skills };
-            runtime.block_on(ground.until_end(daemon, Some(jails), ready.opened))?
+    let exit = match furnisher {
+        Some(furnisher) => {
+            let daemon = Daemon { admission, record, furnisher };
+            runtime.block_on(ground.until_end(daemon, jails.clone(), ready.opened))?
         }
         None => {
             let host = scripts::HandingOver { admission, record };
@@ -191,6 +179,9 @@ pub fn run(
     runtime.shutdown_timeout(Duration::from_secs(1));
     if let Some(jails) = jails {
         jails.end();
+    }
+    if let Some(rooms) = rooms.flatten() {
+        rooms.leave();
     }
     Ok(exit)
 }

@@ -43,7 +43,7 @@ impl Opened {
             Mode::Poll => Ok(Opened::Poll),
             Mode::OnWork(on_work) => Ok(Opened::Scripts(on_work.clone(), None)),
             Mode::Run(item) => {
-                let secret = read(Secret::WorkSecret, item.secret_file.as_deref())?;
+                let secret = read(Secret::WorkItem, item.secret_file.as_deref())?;
                 let (work, session) = (item.work.clone(), item.session.clone());
                 Ok(Opened::Item(ItemRequest { work, session, secret }))
             }

@@ -7,10 +7,9 @@ use stockade_runtime::jail::LimitHit;
 use stockade_runtime::session::{CallError, Called, Session};
 use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 
+use super::furnish::Furnishing;
 use super::jails::Jails;
-use super::needs::Needs;
 use super::record::Record;
-use super::skills::SessionSkills;
 use crate::footer;
 use crate::queue::{Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools};
 
@@ -25,9 +24,8 @@ pub struct Tools {
     pub(super) record: Arc<Record>,
     /// None after the jail ended by itself, until the next call.
     pub(super) session: Option<Session>,
-    /// What its jail was made for, and a new one is.
-    pub(super) needs: Needs,
-    pub(super) skills: SessionSkills,
+    /// What its jail was furnished with, and another one would be.
+    pub(super) furnishing: Furnishing,
     pub(super) replaced: bool,
 }
 
@@ -79,12 +77,17 @@ impl Tools {
             }
         }
         if self.session.is_none() {
-            match self.skills.open(&self.jails, &self.session_id, &self.needs).await {
-                Ok(held) => (self.session, self.replaced) = (held.take(), true),
+            match self.furnishing.open().await {
+                Ok(session) => (self.session, self.replaced) = (Some(session), true),
                 Err(error) => {
-                    let phase = error.phase();
-                    let text = format!("{name}: no jail for this session: {phase} failed");
-                    return (ToolResult::error(text), Vec::new());
+                    // What the session would hear at its start; the log has the reason.
+                    tracing::error!(
+                        event = "session.not_reopened",
+                        session_id = self.session_id,
+                        error = error.for_log,
+                        "the session has no jail any more"
+                    );
+                    return (ToolResult::error(format!("{name}: {}", error.for_model)), Vec::new());
                 }
             }
         }

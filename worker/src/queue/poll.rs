@@ -226,7 +226,7 @@ impl<H: Host> Poller<H> {
             let within = span.clone();
             let how = match shared.drive.handler.clone() {
                 Some(handler) => handover::serve(shared, handler, item, shutdown, within).await,
-                None => item::serve_within(shared, item, shutdown, within).await,
+                None => item::serve_within(shared, item.without_text(), shutdown, within).await,
             };
             if let Some(span) = &span {
                 span.end(SpanEnd::of_item(how));

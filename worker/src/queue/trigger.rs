@@ -3,6 +3,7 @@
 //! Between triggers nothing is asked. A trigger means: poll until the queue is empty. One that comes
 //! while that is under way is remembered, and any number of them is one.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -52,7 +53,12 @@ impl Rests {
         let follow_up = FOLLOW_UPS.get(self.next_follow_up);
         let pause = follow_up.copied().unwrap_or(trigger.safety_poll);
         match tokio::time::timeout(pause, trigger.fired.notified()).await {
-            Ok(()) => self.next_follow_up = 0,
+            Ok(()) => {
+                self.next_follow_up = 0;
+                // Those that came at the same time are answered by the same poll.
+                let same_time = pin!(trigger.fired.notified());
+                let _answered = same_time.enable();
+            }
             Err(_) if follow_up.is_some() => self.next_follow_up += 1,
             Err(_) => {}
         }

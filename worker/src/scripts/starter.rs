@@ -21,6 +21,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -187,7 +188,7 @@ impl One {
         let mut child = match started {
             Ok(child) => child,
             Err(error) => {
-                let errno = error.raw_os_error().unwrap_or(0);
+                let errno = error.raw_os_error().unwrap_or(Errno::INVAL.raw_os_error());
                 answer(Frame::of(Kind::Failed, number, errno));
                 return None;
             }

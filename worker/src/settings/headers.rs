@@ -1,4 +1,4 @@
-//! Headers that the operator wants to be sent with every request, and which of them may be.
+//! Headers that the operator adds to every request.
 
 use http::header::{HeaderName, HeaderValue};
 
@@ -27,14 +27,12 @@ const OWN_HEADERS: &[&str] = &[
     "anthropic-workspace-id",
 ];
 
-type Headers = Vec<(HeaderName, HeaderValue)>;
+/// Those that are sent with every request; values are marked sensitive.
+pub type Headers = Vec<(HeaderName, HeaderValue)>;
 
 /// HDR-10, AUTH-7: those of the variable may be meant for other programs as well, so what cannot be
 /// sent is dropped and told; one on the command line is refused.
-pub fn headers(
-    args: &PollArgs,
-    around: &Surroundings,
-) -> Result<(Headers, Vec<HeaderName>), Refusal> {
+pub fn of(args: &PollArgs, around: &Surroundings) -> Result<(Headers, Vec<HeaderName>), Refusal> {
     let variable = (around.variable)("ANTHROPIC_CUSTOM_HEADERS").unwrap_or_default();
     let Some(lines) = variable.to_str() else {
         let hint = "write one `NAME: VALUE` per line";

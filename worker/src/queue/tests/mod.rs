@@ -7,6 +7,7 @@ mod http;
 mod journal;
 mod lease;
 mod log;
+mod modes;
 mod operate;
 mod platform;
 mod poll;

@@ -24,6 +24,13 @@ pub struct WorkItem {
     pub body: SecretString,
 }
 
+impl WorkItem {
+    /// The same without what only a hand-over needs: a session may last long.
+    pub fn without_text(self) -> WorkItem {
+        WorkItem { secret_text: None, body: SecretString::default(), ..self }
+    }
+}
+
 /// What an item asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkKind {
