@@ -21,6 +21,7 @@ pub mod poll;
 pub mod session;
 pub mod site;
 pub mod source;
+pub mod stores;
 
 pub use devserver::Devserver;
 pub use exec::{End, Exec, Outcome};

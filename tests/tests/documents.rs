@@ -22,6 +22,7 @@ const RUN: &[&str] = &[
     "docs/devserver.md",
     "docs/egress.md",
     "docs/exit-codes.md",
+    "docs/memory.md",
     "docs/policy.md",
     "docs/poll.md",
     "docs/queue.md",
@@ -46,6 +47,11 @@ fn examples_of_the_readme_do_what_it_says() {
 #[test]
 fn examples_of_the_exit_codes_do_what_they_say() {
     run_examples("docs/exit-codes.md");
+}
+
+#[test]
+fn examples_of_the_page_on_memory_do_what_it_says() {
+    run_examples("docs/memory.md");
 }
 
 #[test]

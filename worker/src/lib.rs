@@ -20,6 +20,7 @@ mod exec;
 mod exit;
 mod explain;
 mod footer;
+mod memory;
 mod network;
 mod ops;
 mod platform;

@@ -350,6 +350,84 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         by: Option<Name>,
     },
+    /// A memory store is in the jail; no tool has run since.
+    #[serde(rename = "memory.mounted")]
+    MemoryMounted {
+        /// The store.
+        store: Name,
+        /// Where it is in the jail.
+        path: Text,
+        /// `read_write` or `read_only`.
+        access: Name,
+        /// Files that were made of memories.
+        memories: u64,
+        /// Memories that no file could be made of.
+        unwritable: u64,
+    },
+    /// Requests that change a memory store are about to be sent.
+    #[serde(rename = "memory.sending")]
+    MemorySending {
+        /// The store.
+        store: Name,
+        /// Files that are to become memories.
+        creates: u64,
+        /// Memories that are to get the text of their file.
+        updates: u64,
+        /// Memories that are to be deleted.
+        deletes: u64,
+    },
+    /// A sync of a memory store has changed something, or met trouble.
+    #[serde(rename = "memory.synced")]
+    MemorySynced {
+        /// The store.
+        store: Name,
+        /// `regular`, `final` or `flush`.
+        pass: Name,
+        /// Memories made of files.
+        created: u64,
+        /// Memories that got the text of their file.
+        updated: u64,
+        /// Memories deleted because their file was.
+        deleted: u64,
+        /// Files that got the text of their memory.
+        pulled: u64,
+        /// Files removed because their memory was.
+        removed: u64,
+        /// Edits of files that gave way to the server's text.
+        edits_lost: u64,
+        /// Files that the store refuses.
+        refused: u64,
+        /// Memories and files left for the next sync.
+        failed: u64,
+    },
+    /// The folder of a memory store was destroyed and has been filled anew; nothing was sent.
+    #[serde(rename = "memory.recovered")]
+    MemoryRecovered {
+        /// The store.
+        store: Name,
+        /// Files that were made of memories.
+        memories: u64,
+    },
+    /// A sync of a memory store did not take place, or not to its end.
+    #[serde(rename = "memory.not_synced")]
+    MemoryNotSynced {
+        /// The store.
+        store: Name,
+        /// `regular`, `final` or `flush`.
+        pass: Name,
+        /// `untrusted`, `cut-off`, or what failed.
+        reason: Name,
+        /// Files that were left alone or not uploaded, as far as that is known.
+        files: u64,
+    },
+    /// The folder of a memory store is gone.
+    #[serde(rename = "memory.disposed")]
+    MemoryDisposed {
+        /// The store.
+        store: Name,
+        /// Files in it whose changes are not on the server.
+        unsynced: u64,
+    },
     /// The work item belongs to this worker no more.
     #[serde(rename = "lease.lost")]
     LeaseLost {

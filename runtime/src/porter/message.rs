@@ -51,6 +51,13 @@ pub enum Request {
         /// Content of its marker.
         marker: Vec<u8>,
     },
+    /// Mark a store and leave everything else in it. Answered by [`Answer::Done`].
+    MarkStore {
+        /// Which.
+        store: u16,
+        /// Content of its marker.
+        marker: Vec<u8>,
+    },
     /// Answered by [`Answer::Scanned`].
     Scan {
         /// Which.

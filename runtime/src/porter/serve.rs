@@ -89,6 +89,9 @@ impl Porter<'_> {
             Request::PrepareStore { store: number, marker } => {
                 store::prepare(self.store(number)?, &marker, watch).map(|()| Answer::Done)
             }
+            Request::MarkStore { store: number, marker } => {
+                store::mark(self.store(number)?, &marker).map(|()| Answer::Done)
+            }
             Request::Scan { store: number, marker } => {
                 store::scan(self.store(number)?, &marker, watch).map(Answer::Scanned)
             }

@@ -47,6 +47,16 @@ pub fn prepare(store: BorrowedFd<'_>, marker: &[u8], watch: &mut dyn Watch) -> R
     replace(store, MARKER, marker)
 }
 
+/// Marks `store` and leaves everything else in it: what a session wrote since its folder was destroyed
+/// is no memory yet, and is all there is of it (MEM-13).
+///
+/// # Errors
+/// [`Refusal`].
+pub fn mark(store: BorrowedFd<'_>, marker: &[u8]) -> Result<(), Refusal> {
+    unlock_open(store).map_err(|errno| Refusal::system("open the store", errno))?;
+    replace(store, MARKER, marker)
+}
+
 /// Everything that is in `store` (MEM-10, MEM-11).
 ///
 /// # Errors

@@ -134,6 +134,14 @@ impl Porter {
         self.done(Request::PrepareStore { store, marker: marker.to_vec() }).await
     }
 
+    /// Marks a memory store and leaves everything else in it (MEM-13).
+    ///
+    /// # Errors
+    /// [`PorterError`].
+    pub async fn mark_store(&self, store: u16, marker: &[u8]) -> Result<(), PorterError> {
+        self.done(Request::MarkStore { store, marker: marker.to_vec() }).await
+    }
+
     /// Every file of a memory store, and whether its mark is still `marker` (MEM-10, MEM-11).
     ///
     /// # Errors

@@ -77,6 +77,22 @@ fn show(log: impl Read, args: &ShowArgs, out: &mut impl Write) -> io::Result<()>
     }
 }
 
+/// A store, and every count that is not zero.
+fn memory(record: &Value) -> String {
+    let mut out = text(record, "store");
+    for name in ["path", "access", "pass", "reason"] {
+        if record[name].is_string() {
+            out.push_str(&format!(", {}", text(record, name)));
+        }
+    }
+    for name in MEMORY_COUNTS {
+        if let Some(count) = record[name].as_u64().filter(|count| *count > 0) {
+            out.push_str(&format!(", {count} {}", name.replace('_', " ")));
+        }
+    }
+    out
+}
+
 /// Calls of a session run one after the other, so the last one that was started is meant.
 fn tool_of(tools: &mut HashMap<String, String>, record: &Value, session: &str) -> String {
     match record["event"].as_str() {
@@ -88,6 +104,25 @@ fn tool_of(tools: &mut HashMap<String, String>, record: &Value, session: &str) -
         _ => String::new(),
     }
 }
+
+/// Counts of records about memory stores, in the order in which they are shown.
+const MEMORY_COUNTS: &[&str] = &[
+    "memories",
+    "unwritable",
+    "creates",
+    "updates",
+    "deletes",
+    "created",
+    "updated",
+    "deleted",
+    "pulled",
+    "removed",
+    "edits_lost",
+    "refused",
+    "failed",
+    "files",
+    "unsynced",
+];
 
 /// What a record says beyond time, session and name.
 fn details(record: &Value, event: &str, tool: &str) -> String {
@@ -134,6 +169,7 @@ fn details(record: &Value, event: &str, tool: &str) -> String {
         "limit.hit" => format!("{} of {}", text("limit"), record["value"]),
         "lease.lost" => text("cause"),
         event if event.starts_with("egress.") => egress(record, event),
+        event if event.starts_with("memory.") => memory(record),
         "config.reloaded" => text("what"),
         "session.disposed" | "recovery" => disposed(record),
         "log.repaired" => format!("a write of {} was cut off", bytes("torn")),
@@ -285,6 +321,13 @@ half a line
 {"time":"2026-11-02T08:00:03.000000Z","event":"item.ended","reason":"idle","session":"sesn_0000000002"}
 {"time":"2026-11-02T08:00:04.000000Z","event":"session.disposed","removed":{"items":["mounts","cgroup"],"more":0},"kept":[{"what":"outputs","path":"/srv"}],"left":{"items":[],"more":0},"session":"sesn_0000000001"}
 "#;
+
+    #[test]
+    fn a_record_about_a_memory_store_shows_what_is_not_zero() {
+        let log = r#"{"time":"2026-11-02T08:00:05.000000Z","event":"memory.synced","store":"memstore_1","pass":"final","created":2,"updated":0,"edits_lost":1,"session":"sesn_1"}"#;
+        let out = shown(log, None, false);
+        assert!(out.ends_with("memstore_1, final, 2 created, 1 edits lost\n"), "{out}");
+    }
 
     #[test]
     fn records_are_one_line_each() {

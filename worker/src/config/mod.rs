@@ -4,6 +4,8 @@
 //! table per subject, each with a file of its own here; unknown keys are refused. What sessions may do
 //! is not decided here but in the policy.
 
+mod memory;
+pub mod skills;
 pub mod stage;
 
 use std::io::Read as _;
@@ -11,8 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-pub mod skills;
-
+pub use memory::{Deletions, MemoryConfig};
 use skills::SkillsConfig;
 
 /// Longest configuration file.
@@ -26,6 +27,8 @@ pub struct Config {
     pub skills: SkillsConfig,
     /// Credentials of what is staged.
     pub stage: stage::StageConfig,
+    /// Memory stores.
+    pub memory: MemoryConfig,
 }
 
 /// A configuration that cannot be used.

@@ -12,6 +12,7 @@ use stockade_runtime::policy::Policy;
 
 use super::furnish::Furnisher;
 use super::jails::{Jails, Template};
+use super::memory::Memories;
 use super::record::Record;
 use super::skills::SkillsOfAll;
 use super::stage::{self, Rooms, Staging};
@@ -19,7 +20,7 @@ use crate::config::Config;
 use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
-use crate::queue::Shutdown;
+use crate::queue::{Shutdown, ShutdownWatch};
 use crate::settings::Settings;
 use crate::stage::Prepared;
 use crate::sweep::run_directory;
@@ -74,6 +75,7 @@ impl Jailer {
         settings: &Settings,
         record: &Arc<Record>,
         shutdown: &Arc<Shutdown>,
+        watch: &ShutdownWatch,
     ) -> anyhow::Result<(Furnisher, Option<Rooms>)> {
         let broker = Broker::start().context("cannot start the broker")?;
         let (staging, rooms) = match self.staging {
@@ -85,10 +87,14 @@ impl Jailer {
             None => (None, None),
         };
         let skills = Arc::new(SkillsOfAll::new(self.config.skills));
+        let workdir = self.template.session_workdir();
+        let memories =
+            Memories::new(self.config.memory, workdir, Arc::clone(record), watch.clone());
         let (template, policy, launcher) = (self.template, self.policy, self.launcher);
         let (record, shutdown) = (Arc::clone(record), Arc::clone(shutdown));
         let jails = Jails::new(template, policy, launcher, broker, Arc::clone(&record), shutdown);
-        Ok((Furnisher { jails: Arc::new(jails), record, skills, staging }, rooms))
+        let (jails, memories) = (Arc::new(jails), Arc::new(memories));
+        Ok((Furnisher { jails, record, skills, staging, memories }, rooms))
     }
 }
 

@@ -48,6 +48,14 @@ pub struct Template {
     pub halt_at: Option<String>,
 }
 
+impl Template {
+    /// The working directory of every session, as its jail shows it.
+    pub fn session_workdir(&self) -> PathBuf {
+        let own = || PathBuf::from("/workspace");
+        self.workdir.as_ref().map_or_else(own, |found| found.source.clone())
+    }
+}
+
 /// Why a session has no jail.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -16,6 +16,7 @@ mod ground;
 mod held;
 mod jailer;
 mod jails;
+mod memory;
 mod needs;
 mod opened;
 mod prepare;
@@ -67,7 +68,7 @@ impl Host for Daemon {
 
     async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
-        let furnishing = self.furnisher.furnishing(&opening, &ids);
+        let mut furnishing = self.furnisher.furnishing(&opening, &ids)?;
         let session = Some(furnishing.open().await?);
         let (jails, record) = (Arc::clone(&self.furnisher.jails), Arc::clone(&self.record));
         Ok(Tools { ids, session_id, jails, record, session, furnishing, replaced: false })
@@ -75,14 +76,14 @@ impl Host for Daemon {
 
     async fn close(&self, tools: Tools, how: ItemEnd) {
         let Tools { session, furnishing, .. } = tools;
-        if let Some(session) = session {
-            furnishing.close(session, how == ItemEnd::Idle).await;
-        }
+        furnishing.close(session, how).await;
     }
 
     fn observe(&self, ids: &Ids, progress: &Progress<'_>) {
-        if matches!(progress, Progress::Acked) {
-            self.admission.claimed();
+        match progress {
+            Progress::Acked => self.admission.claimed(),
+            Progress::Dispatched => self.furnisher.memories.dispatched(ids),
+            _ => {}
         }
         self.record.observe(ids, progress);
     }
@@ -133,7 +134,7 @@ pub fn run(
     }
     let (key, setter) = ready.key.as_ref().map(EnvironmentKey::new).transpose()?.unzip();
     drop(ready.key);
-    let furnisher = jailer.map(|jailer| jailer.furnisher(settings, &record, &shutdown));
+    let furnisher = jailer.map(|jailer| jailer.furnisher(settings, &record, &shutdown, &watch));
     let (furnisher, rooms) = furnisher.transpose()?.unzip();
     let jails = furnisher.as_ref().map(|furnisher| Arc::clone(&furnisher.jails));
     let policy_files = if level == Level::Root { ready.policy_files } else { Vec::new() };

@@ -244,6 +244,9 @@ pub struct StoreScript {
     /// Path and text.
     #[serde(default)]
     pub memories: BTreeMap<String, String>,
+    /// The same at the end of the run, if it is to be checked.
+    #[serde(default)]
+    pub expect: Option<BTreeMap<String, String>>,
 }
 
 fn first_version() -> String {

@@ -24,6 +24,7 @@ mod item;
 mod journal;
 mod journal_file;
 mod lease;
+mod memory_api;
 mod operate;
 mod perform;
 mod poll;
@@ -61,6 +62,7 @@ use item::Shared;
 use journal::JournalStore;
 pub use journal_file::FileJournals;
 pub use lease::LeaseEnd;
+pub use memory_api::{ContentHash, Memory, MemoryError, MemoryPage, Pages, View};
 pub use operate::{Operator, OperatorKey, Stopped};
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
@@ -76,6 +78,7 @@ pub use trigger::Trigger;
 pub use wire::event::{Call, CallKind};
 pub use wire::operate::{Stats, WorkRow};
 pub use wire::outcome::{CallOutcome, ContentBlock};
+pub use wire::session::MemoryStoreRef;
 pub use wire::session::SkillRef;
 
 /// One environment's queue, ready to run.

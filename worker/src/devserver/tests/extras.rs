@@ -166,6 +166,45 @@ async fn memories_are_kept_with_preconditions() {
     assert_eq!(kept["/new.md"], "x");
 }
 
+// SIM-6, SIM-7, MEM-8
+#[tokio::test]
+async fn a_store_can_be_read_only_changed_by_another_writer_and_expected() {
+    let server = Server::new(
+        r#"[[session]]
+        name = "one"
+        resources = [{ type = "memory_store", memory_store_id = "memstore_1", access = "read_only" }]
+        [[memory_store]]
+        id = "memstore_1"
+        memories = { "/a" = "1", "/b" = "1" }
+        expect = { "/a" = "2", "/c" = "3", "/d" = "4" }
+        [[fault]]
+        on = "memory_list"
+        do = "503"
+        session = "one"
+        page = 2"#,
+    )
+    .await;
+    let claim = server.claim().await;
+    let base = "/v1/memory_stores/memstore_1/memories";
+    let list = async |query: &str| {
+        server.ask(&claim.token, "GET", &format!("{base}?{query}"), "").await.status
+    };
+    assert_eq!(list("limit=1").await, 200, "page 1");
+    assert_eq!(list("limit=1&page=mempage_1").await, 503, "page 2 of this session");
+    let change = json!({"put": {"/a": "2", "/c": "x"}, "remove": ["/b"]});
+    let after = server.dev("POST", "memory_stores/memstore_1", &change).await.json();
+    assert_eq!(after, json!({"/a": "2", "/c": "x"}));
+    assert_eq!(server.dev("POST", "memory_stores/other", &change).await.status, 404);
+    let new = json!({"path": "/e", "content": "x"}).to_string();
+    assert_eq!(server.ask(&claim.token, "POST", base, &new).await.status, 403);
+    assert_eq!(server.violations(), ["read_only_store"]);
+    let report = server.dev("GET", "report?final=true", &Value::Null).await.json();
+    let failures = report["failures"].to_string();
+    assert!(failures.contains("memstore_1: /c has another text"), "{failures}");
+    assert!(failures.contains("memstore_1: /d is missing"), "{failures}");
+    assert!(!failures.contains("memstore_1: /a"), "{failures}");
+}
+
 #[tokio::test]
 async fn a_run_can_be_steered_while_it_runs() {
     let server = Server::new("").await;
