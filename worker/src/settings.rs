@@ -450,7 +450,7 @@ mod tests {
             (&["--base-url=http://gateway.example"],    "gateway.example has no TLS"),
             (&["--base-url=ftp://x"],                   "scheme is not https"),
             (&["--base-url=gateway.example"],           "--base-url"),
-            (&["--base-url=https://u:pw@x"],            "user name or password"),
+            (&["--base-url=https://u:planted@x"],       "user name or password"),
             (&["--base-url=https://x/?a=b"],            "expected scheme, host"),
             (&["--base-url=https://x/#a"],              "--base-url"),
             (&["--anthropic-version=soon"],             "not a date"),
@@ -463,7 +463,7 @@ mod tests {
             (&[&long],                                  "--worker-id"),
             (&["--max-idle=31d"],                       "longer than 30d"),
             (&["--tool-timeout=10ms"],                  "shorter than 1s"),
-            (&["--custom-header=Authorization: pw"],    "`authorization` is set by the worker"),
+            (&["--custom-header=Authorization: planted"],"`authorization` is set by the worker"),
             (&["--custom-header=no"],                   "not a header"),
             (&["--custom-header=a: b\nc: d"],           "not a header"),
         ];
@@ -482,7 +482,7 @@ mod tests {
             let refused = refused.expect_err(text);
             assert!(refused.text.contains(text), "{options:?}: {refused:?}");
             assert!(
-                !refused.hint.is_empty() && !format!("{refused:?}").contains("pw"),
+                !refused.hint.is_empty() && !format!("{refused:?}").contains("planted"),
                 "{refused:?}"
             );
         }
