@@ -88,7 +88,6 @@ const PHRASES: &[(&str, &str)] = &[
     ("runner.starting",         "attached to the session"),
     ("session.not_fetched",     "could not ask for the session"),
     ("session.not_opened",      "no jail, every call is answered with an error"),
-    ("session.not_reopened",    "the jail is gone, and there is no other"),
     ("session.terminated",      "the session was over already"),
     ("session.idle",            "session idle, letting go"),
     ("session.ended",           "the session ended"),
