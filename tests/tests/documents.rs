@@ -18,6 +18,7 @@ use tempfile::TempDir;
 const RUN: &[&str] = &[
     "README.md",
     "docs/audit.md",
+    "docs/aws.md",
     "docs/devserver.md",
     "docs/egress.md",
     "docs/exit-codes.md",
@@ -32,6 +33,11 @@ const RUN: &[&str] = &[
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
 const SEPARATOR: &str = "\u{1e}";
+
+#[test]
+fn examples_of_the_page_on_aws_run() {
+    run_examples("docs/aws.md");
+}
 
 #[test]
 fn examples_of_the_readme_do_what_it_says() {

@@ -64,6 +64,7 @@ fn a_script_that_runs_the_worker_serves_sessions_side_by_side() {
             .options(["--drain-on-empty", "--max-sessions", "3"])
             .variable("ANTHROPIC_API_KEY", "")
             .variable("OF_THE_POLLER", "passed on")
+            .variable("AWS_SECRET_ACCESS_KEY", "passed on too")
             .serve(&server);
         let ran = worker.wait().ended(0);
         let report = server.report();
@@ -83,7 +84,10 @@ fn a_script_that_runs_the_worker_serves_sessions_side_by_side() {
             assert_eq!(value("ANTHROPIC_BASE_URL"), Some(server.base_url()));
             assert_eq!(value("ANTHROPIC_ENVIRONMENT_KEY").as_ref(), Some(&server.variables()[2].1));
             assert_eq!(value("OF_THE_POLLER").as_deref(), Some("passed on"));
-            for name in ["ANTHROPIC_API_KEY", "STOCKADE_KEY_DESCRIPTOR", "STOCKADE_JAIL"] {
+            // Taken out of the worker's own environment, and given back.
+            assert_eq!(value("AWS_SECRET_ACCESS_KEY").as_deref(), Some("passed on too"));
+            let descriptors = ["STOCKADE_KEY_DESCRIPTOR", "STOCKADE_HIDDEN_DESCRIPTOR"];
+            for name in ["ANTHROPIC_API_KEY", "STOCKADE_JAIL"].into_iter().chain(descriptors) {
                 assert_eq!(value(name), None, "{name}");
             }
             let item = read(&format!("item.{id}"));

@@ -30,6 +30,11 @@ const SOCKETS: &[&str] = &["TcpStream", "TcpListener", "UdpSocket", "ToSocketAdd
 /// Crates that speak to the kernel for one layer, each named in one file only.
 const KERNEL_CRATES: &[&str] = &["landlock", "seccompiler", "caps", "cgroups_rs"];
 
+/// Crates of a service that the rest of the worker need not know, by how they begin, and the folder
+/// that they are named in.
+const SERVICE_CRATES: &[(&str, &str)] =
+    &[("opentelemetry", "worker/src/traces/"), ("aws_", "worker/src/platform/")];
+
 /// Words of calls that must not fail unnoticed.
 const SECURITY_CALLS: &[&str] = &[
     "mount",
@@ -175,6 +180,29 @@ fn names_crate(file: &Source, name: &str) -> bool {
         let inline = after.starts_with("::") && !before.ends_with("::") && !own_module;
         (imported && !own_module) || absolute || inline
     })
+}
+
+fn services_outside_their_folder(files: &[Source]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, folder) in SERVICE_CRATES {
+        let outside =
+            |file: &&Source| file.path.starts_with("worker/src/") && !file.path.starts_with(folder);
+        for file in files.iter().filter(outside) {
+            let code = file.code();
+            // A path or an import that begins with the crate.
+            let named = code.match_indices(name).filter(|(at, _)| {
+                let before = code[..*at].trim_end();
+                let begins = !code[..*at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+                let rest =
+                    code[*at..].trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
+                begins && rest.starts_with("::") && !before.ends_with("::")
+            });
+            found.extend(
+                named.map(|(at, _)| format!("{}:{}: names {name}", file.path, line_at(&code, at))),
+            );
+        }
+    }
+    found
 }
 
 fn long_files(files: &[Source]) -> Vec<String> {
@@ -324,6 +352,22 @@ fn each_kernel_crate_is_named_in_one_file() {
     ];
     assert_eq!(crates_outside_their_file(&two).len(), 1, "two files name one crate");
     none(crates_outside_their_file(&project(&[".rs"])));
+}
+
+#[test]
+fn what_speaks_of_a_service_stays_in_its_folder() {
+    check_fixtures(
+        services_outside_their_folder,
+        &[
+            ("worker/src/traces/mod.rs", "use opentelemetry::KeyValue;", false),
+            ("worker/src/queue/client.rs", "use opentelemetry::KeyValue;", true),
+            ("worker/src/queue/client.rs", "fn f(x: opentelemetry_sdk::Resource) {}", true),
+            ("worker/src/platform/sign.rs", "use aws_sigv4::sign::v4;", false),
+            ("worker/src/daemon/mod.rs", "use aws_credential_types::Credentials;", true),
+            ("worker/src/devserver/state.rs", "identity.aws_pair.clone(); aws::KeyPair {}", false),
+        ],
+    );
+    none(services_outside_their_folder(&project(&[".rs"])));
 }
 
 #[test]

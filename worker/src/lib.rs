@@ -23,6 +23,7 @@ mod footer;
 mod memory;
 mod network;
 mod ops;
+mod platform;
 mod progress;
 mod queue;
 mod relay;
@@ -31,6 +32,7 @@ mod settings;
 mod skills;
 mod stage;
 mod sweep;
+mod traces;
 mod webhook;
 
 /// Runs the command line of this process. Call it first thing in `main`.

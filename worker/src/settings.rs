@@ -18,6 +18,8 @@ use stockade_runtime::jail::Step;
 
 use crate::cli::policy::ReportFormat;
 use crate::cli::poll::{Cadence, PollArgs};
+use crate::platform::Aws;
+use crate::traces::TraceSettings;
 
 pub use modes::{Mode, OnWork, Serve};
 
@@ -84,6 +86,10 @@ pub struct Settings {
     pub worker_id: String,
     /// Sent with every request (HDR-8).
     pub workspace_id: Option<String>,
+    /// The platform that hosts the control plane, if it is not its own.
+    pub platform: Option<Aws>,
+    /// Where traces go, if any are made.
+    pub traces: Option<TraceSettings>,
     /// Sent with every request; values are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// `ANTHROPIC_CUSTOM_HEADERS` had these, and they are not sent (AUTH-7).
@@ -161,6 +167,8 @@ impl Settings {
             workspace_id: given(args.session.workspace_id.as_deref())
                 .map(|text| id("--workspace-id", text))
                 .transpose()?,
+            platform: None,
+            traces: TraceSettings::of(&args.session.traces, &around.variable)?,
             headers,
             headers_dropped,
             anthropic_version: version(&args.session.anthropic_version)?,

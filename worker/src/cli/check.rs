@@ -10,7 +10,7 @@ use stockade_runtime::host::Level;
 use stockade_runtime::jail;
 
 use super::policy::ReportFormat;
-use super::start::{Ready, after_launcher, complain_key};
+use super::start::{Ready, after_launcher, complain_key, complain_platform};
 use crate::credential::{KeyError, KeySource};
 use crate::exit::Exit;
 use crate::explain;
@@ -18,7 +18,7 @@ use crate::settings::{Mode, Settings};
 
 /// Says what would be used.
 pub fn check(settings: &Settings, level: Level) -> anyhow::Result<Exit> {
-    let ready = match after_launcher(settings, level) {
+    let mut ready = match after_launcher(settings, level) {
         Ok(ready) => ready,
         Err(exit) => return Ok(exit),
     };
@@ -36,7 +36,14 @@ pub fn check(settings: &Settings, level: Level) -> anyhow::Result<Exit> {
     {
         return Ok(complain_key(error));
     }
-    report(settings, &ready, level, again.is_some_and(|again| again.is_ok()))?;
+    let again = again.is_some_and(|again| again.is_ok());
+    if let Some(platform) = ready.platform.take() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        if let Err(error) = runtime.block_on(platform.start(settings.ca_file.as_deref())) {
+            return Ok(complain_platform(&error));
+        }
+    }
+    report(settings, &ready, level, again)?;
     Ok(Exit::Success)
 }
 
@@ -58,7 +65,8 @@ fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io:
         (Some(source), Some(key)) => {
             format!("{} from {}, {again}", fingerprint(key), source.origin())
         }
-        _ => "none: the work secret has a token".to_owned(),
+        (Some(source), None) => source.origin().to_string(),
+        (None, _) => "none: the work secret has a token".to_owned(),
     };
     let policy = match &ready.policy {
         Some(policy) => format!("{} {}", policy.name, policy.digest_hex()),
@@ -114,9 +122,9 @@ fn document(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> V
         "policy": ready.policy.as_ref().map(|policy| json!({
             "name": policy.name, "digest": policy.digest_hex(),
         })),
-        "key": ready.source.as_ref().zip(ready.key.as_ref()).map(|(source, key)| json!({
+        "key": ready.source.as_ref().map(|source| json!({
             "from": source.origin().to_string(),
-            "fingerprint": fingerprint(key),
+            "fingerprint": ready.key.as_ref().map(fingerprint),
             "read_again_on_sighup": reload,
         })),
         "audit": {

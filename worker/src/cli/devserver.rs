@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::devserver::webhook::{Hook, WebhookScript};
-use crate::devserver::{self, Identity, Options, script};
+use crate::devserver::{self, Identity, Options, aws, script};
 use crate::exit::Exit;
 
 /// Run a control plane on this machine, for development and tests
@@ -129,7 +129,7 @@ pub fn run(args: DevserverArgs) -> anyhow::Result<Exit> {
         .with_context(|| format!("cannot listen on {}", args.listen))?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    announce(&args, &identity, address)?;
+    announce(&args, &script.server, &identity, address)?;
     let options = Options {
         script,
         identity,
@@ -158,11 +158,22 @@ fn read_script(path: Option<&Path>) -> anyhow::Result<Result<script::Script, scr
 }
 
 /// Says how to reach the server: on standard output, and in the files that were asked for.
-fn announce(args: &DevserverArgs, identity: &Identity, address: SocketAddr) -> anyhow::Result<()> {
-    let variables = format!(
-        "ANTHROPIC_BASE_URL=http://{address}\nANTHROPIC_ENVIRONMENT_ID={}\nANTHROPIC_ENVIRONMENT_KEY={}\n",
-        identity.environment, identity.key
-    );
+fn announce(
+    args: &DevserverArgs,
+    server: &script::Settings,
+    identity: &Identity,
+    address: SocketAddr,
+) -> anyhow::Result<()> {
+    let url = format!("http://{address}");
+    let variables = match server.platform {
+        Some(aws::Platform::Aws) => {
+            aws::variables(&server.aws, &identity.aws_pair, &identity.environment, &url)
+        }
+        None => format!(
+            "ANTHROPIC_BASE_URL={url}\nANTHROPIC_ENVIRONMENT_ID={}\nANTHROPIC_ENVIRONMENT_KEY={}\n",
+            identity.environment, identity.key
+        ),
+    };
     if let Some(path) = &args.api_key_file {
         write_whole(path, &format!("{}\n", identity.operator_key), 0o600)?;
     }

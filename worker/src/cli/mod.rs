@@ -151,13 +151,14 @@ pub fn run(cli: Cli) -> ExitCode {
     start_log(cli.log_level.unwrap_or(usual), cli.log_format);
     let outcome = match cli.command {
         Command::Poll(args) => {
-            start::run(EmptyKey::Refused, |around| Settings::check(&args, around))
+            start::run(EmptyKey::Refused, &args.session, |around| Settings::check(&args, around))
         }
         Command::Run(args) => {
-            start::run(EmptyKey::Absent, |around| Settings::check_run(&args, around))
+            start::run(EmptyKey::Absent, &args.session, |around| Settings::check_run(&args, around))
         }
         Command::Serve(args) => {
-            start::run(EmptyKey::Refused, |around| Settings::check_serve(&args, around))
+            let read = |around: &_| Settings::check_serve(&args, around);
+            start::run(EmptyKey::Refused, &args.session, read)
         }
         Command::Exec(args) => exec::run(args),
         Command::Doctor(args) => doctor::run(&args),

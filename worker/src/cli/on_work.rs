@@ -24,7 +24,8 @@ pub struct OnWorkArgs {
 
     /// Do not give the environment key to SCRIPT
     ///
-    /// Enough where items have a work secret, which speaks for one session only.
+    /// Enough where items have a work secret, which speaks for one session only. With --platform, its
+    /// credentials in variables are kept back as well.
     #[arg(long, requires = "on_work")]
     pub on_work_without_key: bool,
 

@@ -7,6 +7,8 @@ use clap::Args;
 use stockade_runtime::policy::{ByteSize, UnitError, parse_duration};
 
 use super::policy::ReportFormat;
+use crate::platform::PlatformArgs;
+use crate::traces::TraceArgs;
 
 /// How sessions are served, wherever they come from.
 #[derive(Debug, Clone, Args)]
@@ -122,6 +124,12 @@ pub struct SessionArgs {
     /// Send this workspace id with every request
     #[arg(long, value_name = "ID", env = "ANTHROPIC_WORKSPACE_ID", hide_env_values = true)]
     pub workspace_id: Option<String>,
+
+    #[command(flatten)]
+    pub traces: TraceArgs,
+
+    #[command(flatten)]
+    pub platform: PlatformArgs,
 
     /// Send a header with every request; may be given more than once
     ///

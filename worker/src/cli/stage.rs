@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use stockade_runtime::policy::stage::{StageDigest, StageKind, StageRule};
 use stockade_runtime::policy::{Policy, Resolver};
@@ -172,7 +173,8 @@ fn fetch(
         Ok(config) => config.unwrap_or_else(Config::default),
         Err(error) => return refuse(&error, Exit::Policy),
     };
-    let keys = match config.stage.load() {
+    let variable = |name: &str| std::env::var(name).ok().map(SecretString::from);
+    let keys = match config.stage.load(&variable) {
         Ok(keys) => keys,
         Err(error) => return refuse(&error, Exit::Refused),
     };

@@ -16,37 +16,63 @@ use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::Launcher;
 use stockade_runtime::policy::{Policy, PolicyError, Resolver};
 
+use super::serving::SessionArgs;
 use super::{check, policy, syscall_groups};
 use crate::config::{self, Config};
+use crate::credential::hidden::{self, HiddenVariables};
 use crate::credential::variable::{self, EmptyKey};
 use crate::credential::{self, KeyError, KeySource};
 use crate::daemon::{self, Opened};
 use crate::exit::Exit;
 use crate::explain;
+use crate::platform::{self, PlatformError, Prepared};
 use crate::settings::{Mode, Refusal, Settings, Surroundings};
 
-/// Everything that can be refused by looking at arguments and environment. If the key is in the
+/// Everything that can be refused by looking at arguments and environment. If a secret is in the
 /// environment, executes this program anew without it, so nothing may be open yet.
 ///
 /// # Errors
 /// The exit code of what was printed.
 fn before_launcher(
     empty_key: EmptyKey,
+    args: &SessionArgs,
     read: impl Fn(&Surroundings) -> Result<Settings, Refusal>,
 ) -> anyhow::Result<Result<(Settings, Level), Exit>> {
     let checked = credential::refuse_organization_keys(|name| std::env::var_os(name))
-        .and_then(|()| variable::hide(empty_key));
+        .and_then(|()| variable::hide(empty_key))
+        .and_then(|()| hidden::hide());
     if let Err(error) = checked {
         return Ok(Err(complain_key(&error)));
     }
     let level = HostFacts::level_here().context("cannot look at this process")?;
     let surroundings = Surroundings::here(level);
-    Ok(read(&surroundings).map(|settings| (settings, level)).map_err(|refusal| {
+    let settings = read(&surroundings)
+        .and_then(|settings| platform::apply(settings, &args.platform, &around(args)));
+    Ok(settings.map(|settings| (settings, level)).map_err(|refusal| {
         let Refusal { text, hint } = refusal;
         explain::say(&format!("error: {text}"));
         explain::say(&format!("hint: {hint}"));
         Exit::Usage
     }))
+}
+
+/// What a platform's settings come from. An option is told from the variable that stands for it: on a
+/// platform its own variable goes first.
+fn around(args: &SessionArgs) -> platform::Around<'_> {
+    let option = |given: &'_ Option<String>, name: &str| {
+        let ambient = std::env::var(name).ok();
+        given.is_some() && *given != ambient
+    };
+    platform::Around {
+        variable: &|name| std::env::var_os(name),
+        hidden: &hidden::was_set,
+        base_url: args.base_url.as_deref().filter(|_| option(&args.base_url, "ANTHROPIC_BASE_URL")),
+        workspace_id: args
+            .workspace_id
+            .as_deref()
+            .filter(|_| option(&args.workspace_id, "ANTHROPIC_WORKSPACE_ID")),
+        insecure_http: args.insecure_http,
+    }
 }
 
 /// What a worker has before it gives up the rights of whoever started it.
@@ -60,8 +86,12 @@ pub struct Ready {
     pub config: Config,
     /// Where the key comes from, with its reader started; none if the item has a token (AUTH-4).
     pub source: Option<KeySource>,
-    /// The key.
+    /// The key; none on a platform.
     pub key: Option<SecretString>,
+    /// In its place what a platform's credential is made of.
+    pub platform: Option<Prepared>,
+    /// What else was secret in the environment: headers for a collector of traces.
+    pub hidden: HiddenVariables,
     /// What only this way of driving a worker needs.
     pub opened: Opened,
     /// The audit log; `None` only for `--check`, if there is none yet or a worker has it.
@@ -108,13 +138,12 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         Exit::Unexpected
     })?;
     let opened = Opened::open(&settings.mode, settings.check)?;
+    // Taken in any case: they must not stay open.
+    let hidden = hidden::take().map_err(|error| complain_key(&error))?;
     let has_token = matches!(&opened, Opened::Item(item) if item.has_token());
-    let key = match find_key(settings, level) {
-        Err(KeyError::Missing) if has_token => None,
-        found => Some(found.map_err(|error| complain_key(&error))?),
-    };
+    let found = find_credential(settings, level, has_token, &hidden)
+        .map_err(|error| complain_platform(&error))?;
     variable::forget_others(&[]).map_err(|error| complain_key(&error))?;
-    let (source, key) = key.unzip();
     // Not earlier: what it starts with must not have a descriptor of a secret.
     let opened = opened.start(settings).map_err(|error| {
         explain::complain(&error, None);
@@ -125,11 +154,42 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         policy,
         policy_files: files.into_inner(),
         config: config.unwrap_or_default(),
-        source,
-        key,
+        source: found.source,
+        key: found.key,
+        platform: found.platform,
+        hidden,
         opened,
         audit,
     })
+}
+
+/// The worker's standing credential, if it has one.
+#[derive(Default)]
+struct Found {
+    source: Option<KeySource>,
+    key: Option<SecretString>,
+    platform: Option<Prepared>,
+}
+
+/// Without a key only an item with a token can be served (AUTH-4); on a platform there is none (AWS-1).
+fn find_credential(
+    settings: &Settings,
+    level: Level,
+    has_token: bool,
+    hidden: &HiddenVariables,
+) -> Result<Found, PlatformError> {
+    if let Some(aws) = &settings.platform {
+        let prepared = platform::prepare(aws, hidden)?;
+        let source = Some(prepared.source());
+        return Ok(Found { source, key: None, platform: Some(prepared) });
+    }
+    match find_key(settings, level) {
+        Err(KeyError::Missing) if has_token => Ok(Found::default()),
+        found => {
+            let (source, key) = found?;
+            Ok(Found { source: Some(source), key: Some(key), platform: None })
+        }
+    }
 }
 
 fn find_key(settings: &Settings, level: Level) -> Result<(KeySource, SecretString), KeyError> {
@@ -164,12 +224,19 @@ pub fn complain_key(error: &KeyError) -> Exit {
     error.exit()
 }
 
-/// Starts a worker with the settings that `read` makes of its arguments.
+/// Says what is wrong with a credential of a platform.
+pub fn complain_platform(error: &PlatformError) -> Exit {
+    explain::complain(error, Some(&error.hint()));
+    error.exit()
+}
+
+/// Starts a worker with the settings that `read` makes of its arguments, of which `args` are a part.
 pub fn run(
     empty_key: EmptyKey,
+    args: &SessionArgs,
     read: impl Fn(&Surroundings) -> Result<Settings, Refusal>,
 ) -> anyhow::Result<Exit> {
-    let (settings, level) = match before_launcher(empty_key, read)? {
+    let (settings, level) = match before_launcher(empty_key, args, read)? {
         Ok(checked) => checked,
         Err(exit) => return Ok(exit),
     };

@@ -24,6 +24,9 @@ const BYTES_MAX: u64 = 16 << 10;
 /// Variables of the worker's own environment, as other tools of S3 know them.
 const VARIABLES: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
+/// A variable that the worker was started with, wherever it is now.
+pub type Variable<'a> = &'a dyn Fn(&str) -> Option<SecretString>;
+
 /// `[stage]` as written.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -98,11 +101,11 @@ pub struct S3Key {
 }
 
 impl StageConfig {
-    /// Reads every file that is named.
+    /// Reads every file that is named, and what is asked for by `variable`.
     ///
     /// # Errors
     /// [`KeysError`] for the first that cannot be used.
-    pub fn load(&self) -> Result<Keys, KeysError> {
+    pub fn load(&self, variable: Variable<'_>) -> Result<Keys, KeysError> {
         if self.credential.len().max(self.s3.len()) > CREDENTIALS_MAX {
             return Err(wrong("staging", format!("more than {CREDENTIALS_MAX} are named")));
         }
@@ -119,7 +122,7 @@ impl StageConfig {
             if keys.s3.iter().any(|(known, _)| *known == place) {
                 return Err(wrong(&written.endpoint, "there is one for this endpoint already"));
             }
-            keys.s3.push((place, written.load()?));
+            keys.s3.push((place, written.load(variable)?));
         }
         Ok(keys)
     }
@@ -154,7 +157,7 @@ impl CredentialConfig {
 }
 
 impl S3Config {
-    fn load(&self) -> Result<S3Key, KeysError> {
+    fn load(&self, variable: Variable<'_>) -> Result<S3Key, KeysError> {
         let files = self.access_key_id.is_some()
             || self.secret_access_key_file.is_some()
             || self.session_token_file.is_some();
@@ -162,13 +165,13 @@ impl S3Config {
             return Err(wrong(&self.endpoint, "`environment` and files exclude each other"));
         }
         if self.environment {
-            let [id, secret, token] = VARIABLES.map(|name| std::env::var(name).ok());
+            let given = |name| variable(name).filter(|value| !value.expose_secret().is_empty());
+            let [id, secret, token] = VARIABLES.map(given);
             let (Some(id), Some(secret)) = (id, secret) else {
                 let reason = format!("{} and {} are not both set", VARIABLES[0], VARIABLES[1]);
                 return Err(wrong(&self.endpoint, reason));
             };
-            let token = token.filter(|token| !token.is_empty()).map(SecretString::from);
-            return Ok(S3Key { id, secret: SecretString::from(secret), token });
+            return Ok(S3Key { id: id.expose_secret().to_owned(), secret, token });
         }
         let (Some(id), Some(file)) = (&self.access_key_id, &self.secret_access_key_file) else {
             let reason =
@@ -267,7 +270,7 @@ mod tests {
     }
 
     fn load(text: &str) -> Result<Keys, KeysError> {
-        toml::from_str::<StageConfig>(text).expect("the form is right").load()
+        toml::from_str::<StageConfig>(text).expect("the form is right").load(&|_| None)
     }
 
     fn place(text: &str) -> StagePlace {
@@ -302,6 +305,22 @@ mod tests {
     }
 
     #[test]
+    fn the_key_of_a_store_can_come_from_the_variables_that_other_tools_know() {
+        let text = "[[s3]]\nendpoint=\"https://s3.example\"\nenvironment=true";
+        let config = toml::from_str::<StageConfig>(text).expect("the form is right");
+        let variable = |name: &str| match name {
+            "AWS_ACCESS_KEY_ID" => Some(SecretString::from("AKIAONE")),
+            "AWS_SECRET_ACCESS_KEY" => Some(SecretString::from("s3cr3t")),
+            "AWS_SESSION_TOKEN" => Some(SecretString::from("")),
+            _ => None,
+        };
+        let keys = config.load(&variable).expect("loaded");
+        let key = keys.s3(&place("https://s3.example/")).expect("a key");
+        assert_eq!((key.id.as_str(), key.secret.expose_secret()), ("AKIAONE", "s3cr3t"));
+        assert!(key.token.is_none(), "an empty one is none");
+    }
+
+    #[test]
     fn credentials_that_others_could_read_and_other_mistakes_are_named() {
         let at = tempfile::TempDir::new().expect("a directory");
         let open = secret(&at, "open", "x", 0o640);
@@ -320,6 +339,7 @@ mod tests {
             (format!("[[credential]]\nhost=\"a.example\"\nheader=\"a\"\nusername=\"b\"\nfile={good:?}"), "exclude"),
             (format!("[[credential]]\nhost=\"a.example\"\nfile={good:?}\n[[credential]]\nhost=\"A.example\"\nfile={good:?}"), "already"),
             ("[[s3]]\nendpoint=\"https://s3.example\"".to_owned(), "are needed"),
+            ("[[s3]]\nendpoint=\"https://s3.example\"\nenvironment=true".to_owned(), "not both set"),
             ("[[s3]]\nendpoint=\"http://s3.example\"\nenvironment=true".to_owned(), "scheme"),
             ("[[s3]]\nendpoint=\"https://s3.example\"\nenvironment=true\naccess_key_id=\"a\"".to_owned(), "exclude"),
         ];

@@ -20,6 +20,8 @@ pub enum Secret {
     OrganizationKey,
     /// What shows that the webhook's listener is who it says.
     TlsKey,
+    /// Made by the console of a platform; its form is the platform's affair (AWS-4).
+    PlatformKey,
 }
 
 impl fmt::Display for Secret {
@@ -30,6 +32,7 @@ impl fmt::Display for Secret {
             Secret::WebhookKey => "webhook signing key",
             Secret::OrganizationKey => "organization key",
             Secret::TlsKey => "TLS key",
+            Secret::PlatformKey => "API key of the AWS console",
         })
     }
 }
@@ -43,6 +46,7 @@ impl Secret {
             Secret::WebhookKey => "ANTHROPIC_WEBHOOK_SIGNING_KEY",
             Secret::OrganizationKey => "ANTHROPIC_API_KEY",
             Secret::TlsKey => "no variable",
+            Secret::PlatformKey => "ANTHROPIC_AWS_API_KEY",
         }
     }
 
@@ -54,6 +58,7 @@ impl Secret {
             Secret::WebhookKey => "--webhook-key-file",
             Secret::OrganizationKey => "--api-key-file",
             Secret::TlsKey => "--tls-key",
+            Secret::PlatformKey => "--aws-api-key-file",
         }
     }
 }
@@ -90,6 +95,11 @@ pub enum KeyError {
         io::Error::from_raw_os_error(*errno)
     )]
     Hide { errno: i32 },
+    #[error(
+        "cannot take secrets of AWS or of traces out of the environment: {}",
+        io::Error::from_raw_os_error(*errno)
+    )]
+    HideOthers { errno: i32 },
     #[error("cannot read the environment key again: it came by ANTHROPIC_ENVIRONMENT_KEY")]
     Fixed,
     #[error("cannot start the key reader: {reason}")]
@@ -147,6 +157,9 @@ impl KeyError {
             Self::Hide { .. } => {
                 "put them into files instead: --environment-key-file, --work-secret-file, --webhook-key-file"
             }
+            Self::HideOthers { .. } => {
+                "leave the variables out; docs/aws.md names the files that can take their place"
+            }
             Self::Fixed => "use --environment-key-file to change the key without a restart",
             Self::ReaderStart { .. } | Self::ReaderGone => {
                 "the key in use stays; restart the worker to use another one"
@@ -163,7 +176,10 @@ impl KeyError {
             | Self::Owner { .. }
             | Self::OrganizationKey { .. }
             | Self::OrganizationVariable { .. } => Exit::Refused,
-            Self::Hide { .. } | Self::ReaderStart { .. } | Self::ReaderGone => Exit::Unexpected,
+            Self::Hide { .. }
+            | Self::HideOthers { .. }
+            | Self::ReaderStart { .. }
+            | Self::ReaderGone => Exit::Unexpected,
             _ => Exit::Policy,
         }
     }

@@ -8,6 +8,7 @@
 
 pub mod error;
 pub mod file;
+pub mod hidden;
 pub mod reader;
 pub mod variable;
 
@@ -34,6 +35,8 @@ pub enum Origin {
     Credential(PathBuf),
     /// `ANTHROPIC_ENVIRONMENT_KEY`
     Variable,
+    /// A platform, which has credentials of its own.
+    Platform(String),
 }
 
 impl fmt::Display for Origin {
@@ -42,6 +45,7 @@ impl fmt::Display for Origin {
             Origin::File(path) => write!(f, "{}", path.display()),
             Origin::Credential(path) => write!(f, "the systemd credential {}", path.display()),
             Origin::Variable => write!(f, "the variable {}", Secret::EnvironmentKey.variable()),
+            Origin::Platform(from) => f.write_str(from),
         }
     }
 }
@@ -78,6 +82,12 @@ impl KeySource {
         };
         let given = given.filter(|_| origin == Origin::Variable).transpose()?;
         Ok(KeySource { origin, given, reader: None })
+    }
+
+    /// In place of a key, a platform's credential; `from` says in words where that comes from. There
+    /// is nothing to read.
+    pub fn platform(from: String) -> KeySource {
+        KeySource { origin: Origin::Platform(from), given: None, reader: None }
     }
 
     /// Where the key comes from.
@@ -117,7 +127,7 @@ impl KeySource {
     /// As [`read`](Self::read); [`KeyError::Fixed`] if the key came by the environment. The key in
     /// use stays valid.
     pub fn reread(&self) -> Result<SecretString, KeyError> {
-        if self.origin == Origin::Variable {
+        if matches!(self.origin, Origin::Variable | Origin::Platform(_)) {
             return Err(KeyError::Fixed);
         }
         let reader = self.reader.as_ref().ok_or(KeyError::ReaderGone)?;
@@ -128,7 +138,7 @@ impl KeySource {
         match &self.origin {
             Origin::File(path) => Some((path, Trust::Owner)),
             Origin::Credential(path) => Some((path, Trust::ServiceManager)),
-            Origin::Variable => None,
+            Origin::Variable | Origin::Platform(_) => None,
         }
     }
 }

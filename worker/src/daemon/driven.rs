@@ -7,7 +7,8 @@ use anyhow::Context as _;
 
 use super::ground::Ground;
 use super::opened::{Hook, Opened};
-use super::scripts::Scripts;
+use super::scripts::{Keys, Scripts};
+use crate::credential::hidden::HiddenVariables;
 use crate::queue::{
     Drive, Host, ItemEnd, ItemRequest, PollRefused, Queue, QueueEnd, ShutdownWatch, Trigger,
 };
@@ -49,9 +50,16 @@ pub fn of(opened: Opened, ground: &Ground<'_>) -> anyhow::Result<(Drive, Driven)
         Opened::Scripts(on_work, starter) => {
             let starter = starter.context("the script starter was not started")?;
             let link = Link::new(starter).context("cannot reach the script starter")?;
-            let key = ground.key.clone().filter(|_| !on_work.without_key);
+            let environment = ground.key.clone().filter(|_| !on_work.without_key);
+            // On a platform they take the key's place.
+            let hidden = if on_work.without_key && ground.settings.platform.is_some() {
+                HiddenVariables::default()
+            } else {
+                ground.hidden.clone()
+            };
+            let keys = Keys { environment, hidden };
             let (record, shutdown) = (Arc::clone(&ground.record), Arc::clone(&ground.shutdown));
-            let scripts = Arc::new(Scripts::new(on_work, link, key, record, shutdown));
+            let scripts = Arc::new(Scripts::new(on_work, link, keys, record, shutdown));
             let drive = Drive { handler: Some(Arc::clone(&scripts) as Arc<_>), ..polls };
             Ok((drive, Driven::Scripts(scripts)))
         }

@@ -1,5 +1,6 @@
 //! What every way of driving a worker has in common, from the end of its rights to its exit code.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +17,16 @@ use super::prepare::Places;
 use super::record::Record;
 use super::signals::{self, Urgency};
 use crate::cli::poll::Cadence;
+use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
+use crate::platform::{PlatformError, Prepared};
 use crate::queue::{
-    self, EnvironmentKey, FileJournals, Host, ItemEnd, LeaseEnd, Queue, QueueEnd, QueueSettings,
-    Shutdown, ShutdownWatch,
+    self, Credential, EnvironmentKey, FileJournals, Host, ItemEnd, LeaseEnd, Queue, QueueEnd,
+    QueueSettings, Shutdown, ShutdownWatch, Tracer,
 };
 use crate::settings::{Mode, Settings};
+use crate::traces::Traces;
 
 /// Journals of sessions that nobody has touched for so long are removed.
 const JOURNAL_AGE: Duration = Duration::from_secs(30 * 86_400);
@@ -40,7 +44,11 @@ pub struct Ground<'a> {
     /// The first record, and the environment it is about.
     pub started: (Option<Name>, Event),
     pub key: Option<EnvironmentKey>,
-    /// What SIGHUP works with; none if there is no key to read again.
+    /// In its place what a platform's credential is made of.
+    pub platform: Option<Prepared>,
+    /// Headers for a collector of traces.
+    pub hidden: HiddenVariables,
+    /// What SIGHUP works with; none if the item has a token of its own.
     pub reload: Option<signals::Reload>,
 }
 
@@ -68,16 +76,37 @@ impl Ground<'_> {
             tracing::warn!(event = "journal.not_swept", error = %error, "old journals are still there");
         }
         let (drive, driven) = driven::of(opened, &self).context("cannot begin")?;
-        let settings = queue_settings(self.settings)?;
-        let (key, host) = (self.key, Arc::new(host));
-        let queue = match Queue::new(settings, key, host, Arc::new(journals), drive) {
+        let nothing = AuditIds { environment: self.started.0, ..AuditIds::default() };
+        let ca_file = self.settings.ca_file.as_deref();
+        let credential = match credential(self.key, self.platform, ca_file).await {
+            Ok(credential) => credential,
+            Err(error) => {
+                explain::complain(&error, Some(&error.hint()));
+                let stopped = Event::WorkerStopped { reason: StopReason::Error };
+                let noted = self.record.write(&nothing, &self.started.1);
+                let noted = noted && self.record.write(&nothing, &stopped);
+                return Ok(if noted { error.exit() } else { Exit::Evidence });
+            }
+        };
+        let traces = self.settings.traces.as_ref();
+        let traces = traces.map(|to| Traces::start(to, &self.hidden, ca_file));
+        let traces = match traces.transpose() {
+            Ok(traces) => traces,
+            Err(error) => {
+                explain::complain(&error, Some("see --ca-file and --otlp-endpoint"));
+                return Ok(Exit::Usage);
+            }
+        };
+        let mut settings = queue_settings(self.settings)?;
+        settings.tracer = traces.clone().map(|traces| Arc::new(traces) as Arc<dyn Tracer>);
+        let journals = Arc::new(journals);
+        let queue = match Queue::new(settings, credential, Arc::new(host), journals, drive) {
             Ok(queue) => queue,
             Err(error) => {
                 explain::complain(&error, None);
                 return Ok(Exit::Usage);
             }
         };
-        let nothing = AuditIds { environment: self.started.0, ..AuditIds::default() };
         if !self.record.write(&nothing, &self.started.1) {
             return Ok(Exit::Evidence);
         }
@@ -87,6 +116,9 @@ impl Ground<'_> {
             .context("cannot listen for signals")?;
         let keeper = jails.clone().map(|jails| tokio::spawn(keep(jails)));
         let end = driven.run(&queue, self.watch).await;
+        if let Some(traces) = traces {
+            traces.finish().await;
+        }
         if let Some(keeper) = keeper {
             keeper.abort();
         }
@@ -108,6 +140,19 @@ impl Ground<'_> {
         let reason = serde_json::to_value(reason).unwrap_or_default();
         tracing::info!(event = "worker.stopped", reason = reason.as_str(), "worker stopped");
         anyhow::Ok(exit)
+    }
+}
+
+/// The worker's standing credential; starts that of a platform.
+async fn credential(
+    key: Option<EnvironmentKey>,
+    platform: Option<Prepared>,
+    ca_file: Option<&Path>,
+) -> Result<Option<Credential>, PlatformError> {
+    match (key, platform) {
+        (Some(key), _) => Ok(Some(Credential::from(key))),
+        (None, Some(platform)) => Ok(Some(Credential::Platform(platform.start(ca_file).await?))),
+        (None, None) => Ok(None),
     }
 }
 

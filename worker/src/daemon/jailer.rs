@@ -17,6 +17,7 @@ use super::record::Record;
 use super::skills::SkillsOfAll;
 use super::stage::{self, Rooms, Staging};
 use crate::config::Config;
+use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{Shutdown, ShutdownWatch};
@@ -45,12 +46,13 @@ impl Jailer {
         policy: Policy,
         policy_files: &[PathBuf],
         config: Config,
+        hidden: &HiddenVariables,
     ) -> anyhow::Result<Result<Jailer, Exit>> {
         let template = match template(settings, level, &policy)? {
             Ok(template) => template,
             Err(exit) => return Ok(Err(exit)),
         };
-        let staging = match stage::prepare(settings, level, &policy, &config) {
+        let staging = match stage::prepare(settings, level, &policy, &config, hidden) {
             Ok(staging) => staging,
             Err(exit) => return Ok(Err(exit)),
         };

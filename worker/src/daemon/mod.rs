@@ -115,7 +115,8 @@ pub fn run(
         None => None,
         Some((launcher, policy)) => {
             let (files, config) = (&ready.policy_files, ready.config);
-            match Jailer::prepare(settings, level, launcher, policy, files, config)? {
+            let hidden = &ready.hidden;
+            match Jailer::prepare(settings, level, launcher, policy, files, config, hidden)? {
                 Ok(jailer) => Some(jailer),
                 Err(exit) => return Ok(exit),
             }
@@ -137,7 +138,7 @@ pub fn run(
     let (furnisher, rooms) = furnisher.transpose()?.unzip();
     let jails = furnisher.as_ref().map(|furnisher| Arc::clone(&furnisher.jails));
     let policy_files = if level == Level::Root { ready.policy_files } else { Vec::new() };
-    let reload = ready.source.zip(setter).map(|(source, setter)| signals::Reload {
+    let reload = ready.source.map(|source| signals::Reload {
         source: Arc::new(source),
         setter,
         record: Arc::clone(&record),
@@ -145,7 +146,20 @@ pub fn run(
         policy_files,
         jails: jails.clone(),
     });
-    let ground = Ground { settings, level, record, shutdown, watch, places, started, key, reload };
+    let (platform, hidden) = (ready.platform, ready.hidden);
+    let ground = Ground {
+        settings,
+        level,
+        record,
+        shutdown,
+        watch,
+        places,
+        started,
+        key,
+        platform,
+        hidden,
+        reload,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()

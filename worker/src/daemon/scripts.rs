@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::admission::{Admission, Slot};
 use super::record::{Record, audit_ids};
 use crate::cli::policy::chain;
+use crate::credential::hidden::HiddenVariables;
 use crate::queue::{
     BoxFuture, Call, CallOutcome, CancelToken, EnvironmentKey, HandOverEnd, HandedOver, Handler,
     Host, Ids, ItemEnd, Level, OpenError, Opening, Owner, Progress, SessionTools, Shutdown,
@@ -36,11 +37,18 @@ const VARIABLE_BYTES_MAX: usize = 120 << 10;
 pub struct Scripts {
     settings: OnWork,
     link: Link,
-    /// None if scripts do not get it.
-    key: Option<EnvironmentKey>,
+    keys: Keys,
     record: Arc<Record>,
     shutdown: Arc<Shutdown>,
     unrunnable: AtomicBool,
+}
+
+/// What scripts get of the worker's own secrets.
+pub struct Keys {
+    /// None if they do not get it, or there is none.
+    pub environment: Option<EnvironmentKey>,
+    /// Of AWS and others: taken out of the worker's environment, and a part of what it was started with.
+    pub hidden: HiddenVariables,
 }
 
 impl Scripts {
@@ -48,11 +56,11 @@ impl Scripts {
     pub fn new(
         settings: OnWork,
         link: Link,
-        key: Option<EnvironmentKey>,
+        keys: Keys,
         record: Arc<Record>,
         shutdown: Arc<Shutdown>,
     ) -> Scripts {
-        Scripts { settings, link, key, record, shutdown, unrunnable: AtomicBool::new(false) }
+        Scripts { settings, link, keys, record, shutdown, unrunnable: AtomicBool::new(false) }
     }
 
     /// Whether it cannot be started at all (ONWORK-8).
@@ -75,7 +83,7 @@ impl Scripts {
         }
         let handed_over = Event::ItemHandedOver {
             program: Text::of(&self.settings.program.display()),
-            with_key: self.key.is_some(),
+            with_key: self.keys.environment.is_some(),
             detached: self.settings.detached,
         };
         if !self.record.write(&about, &handed_over) {
@@ -114,6 +122,9 @@ impl Scripts {
         let mut add = |name: &str, value: &str| {
             all.push(Zeroizing::new([name.as_bytes(), b"=", value.as_bytes()].concat()));
         };
+        for (name, value) in self.keys.hidden.all() {
+            add(name, value.expose_secret());
+        }
         add("ANTHROPIC_WORK_ID", &work.ids.work);
         add("ANTHROPIC_SESSION_ID", &work.ids.session);
         add("ANTHROPIC_ENVIRONMENT_ID", &work.ids.environment);
@@ -123,7 +134,7 @@ impl Scripts {
         if self.settings.jailed {
             add("STOCKADE_JAIL", "1");
         }
-        if let Some(key) = &self.key {
+        if let Some(key) = &self.keys.environment {
             add("ANTHROPIC_ENVIRONMENT_KEY", key.current().expose_secret());
         }
         let fits = |secret: &&SecretString| secret.expose_secret().len() <= VARIABLE_BYTES_MAX;

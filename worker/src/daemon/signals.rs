@@ -57,7 +57,8 @@ impl Heard {
 #[derive(Debug)]
 pub struct Reload {
     pub source: Arc<KeySource>,
-    pub setter: EnvironmentKeySetter,
+    /// None: there is no environment key, so nothing to read.
+    pub setter: Option<EnvironmentKeySetter>,
     pub record: Arc<Record>,
     pub settings: Settings,
     /// Files of the policy that the launcher opens, because this process may not have the right to.
@@ -159,12 +160,13 @@ fn cancel(shutdown: &Shutdown, said: &AtomicU32, number: u32) {
 
 /// The old key stays in use if the new one cannot be read.
 async fn reread_key(reload: &Reload) {
+    let Some(setter) = &reload.setter else { return };
     let source = Arc::clone(&reload.source);
     let read = tokio::task::spawn_blocking(move || source.reread()).await;
     let outcome = match read {
         // There is no file to read: only the rules can have changed.
         Ok(Err(KeyError::Fixed)) => return,
-        Ok(Ok(key)) => reload.setter.replace(&key).map_err(|error| error.to_string()),
+        Ok(Ok(key)) => setter.replace(&key).map_err(|error| error.to_string()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(error) => Err(error.to_string()),
     };

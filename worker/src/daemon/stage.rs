@@ -19,6 +19,7 @@ use stockade_runtime::session::{
 use super::prepare::name_of;
 use super::record::Record;
 use crate::config::Config;
+use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{OpenError, Opening};
@@ -43,8 +44,9 @@ pub fn prepare(
     level: Level,
     policy: &Policy,
     config: &Config,
+    hidden: &HiddenVariables,
 ) -> Result<Option<(Prepared, Rooms)>, Exit> {
-    let keys = config.stage.load().map_err(|error| {
+    let keys = config.stage.load(&|name| hidden.get(name).cloned()).map_err(|error| {
         explain::complain(&error, Some("its file belongs to root or you, with mode 600"));
         Exit::Refused
     })?;

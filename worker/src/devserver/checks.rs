@@ -1,5 +1,6 @@
 //! Headers and credentials (§1.2, §1.3): what every request must have, and who sent it.
 
+use super::aws;
 use super::fault::Endpoint;
 use super::http::Ask;
 use super::record::Record;
@@ -16,13 +17,18 @@ pub fn headers(state: &mut State, endpoint: Endpoint, ask: &mut Ask) -> Result<(
     version(state, endpoint, ask);
     beta(state, endpoint, ask);
     body(state, endpoint, ask);
-    let who = credential(state, endpoint, ask)?;
+    let who = match state.settings.platform {
+        Some(aws::Platform::Aws) => aws::credential(state, endpoint, ask)?,
+        None => credential(state, endpoint, ask)?,
+    };
     ask.who = who;
     let name = match &ask.who {
         Who::Key => "environment_key",
         Who::Token { .. } => "sessions_token",
         Who::Operator => "operator_key",
+        Who::Platform => "platform",
     };
+    state.record.traced_requests += u64::from(ask.header("traceparent").is_some());
     *state.record.credentials.entry(name).or_default() += 1;
     permitted(state, endpoint, ask)?;
     read_only(state, endpoint, ask)?;
@@ -121,6 +127,8 @@ fn permitted(state: &mut State, endpoint: Endpoint, ask: &Ask) -> Result<(), Rep
             !matches!(endpoint, E::Poll | E::WorkGet | E::WorkMetadata | E::WorkList)
         }
         Who::Operator => !matches!(endpoint, E::Poll | E::Ack | E::Heartbeat | E::WorkList),
+        // AWS-7
+        Who::Platform => aws::permits(endpoint),
     };
     if !allowed {
         let detail = format!("{endpoint:?} with the wrong kind of credential");

@@ -109,6 +109,7 @@ fn show(state: &State) -> Value {
         "environment_id": state.identity.environment,
         "environment_key": state.identity.key,
         "operator_key": state.identity.operator_key,
+        "aws_api_key": state.identity.aws_api_key,
         "faults_waiting": state.faults.len(),
         "violations": state.violations(false),
         "sessions": sessions.collect::<Vec<_>>(),

@@ -38,6 +38,8 @@ pub struct Ask {
     /// Ids in the path, in order.
     ids: Vec<String>,
     query: Vec<(String, String)>,
+    /// As it was sent.
+    pub uri: hyper::Uri,
     pub body: Bytes,
     pub headers: hyper::HeaderMap,
     /// Breaks the connection of this request.
@@ -148,6 +150,7 @@ async fn serve(
         path,
         ids: Vec::new(),
         query,
+        uri: head.uri,
         body,
         headers: head.headers,
         reset,

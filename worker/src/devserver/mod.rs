@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 
 mod api;
+pub mod aws;
 mod checks;
 mod clock;
 mod dev;
@@ -28,6 +29,7 @@ mod reply;
 mod result;
 pub mod script;
 mod session;
+mod sigv4;
 mod skill;
 mod sse;
 mod state;

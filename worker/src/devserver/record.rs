@@ -45,6 +45,10 @@ pub struct Record {
     pub versions: BTreeMap<String, u64>,
     pub user_agents: BTreeMap<String, u64>,
     pub credentials: BTreeMap<&'static str, u64>,
+    /// Requests with a trace context.
+    pub traced_requests: u64,
+    /// Requests by the access key that signed them.
+    pub aws_keys: BTreeMap<String, u64>,
     pub faults_met: u64,
     pub connections: u64,
 }
@@ -123,6 +127,8 @@ impl State {
             "connections": self.record.connections,
             "webhooks": self.hook.as_ref().map(|_| &self.deliveries),
             "credentials": self.record.credentials,
+            "traced_requests": self.record.traced_requests,
+            "aws_keys": self.record.aws_keys,
             "anthropic_versions": self.record.versions,
             "user_agents": self.record.user_agents,
             "workers": self.queue.pollers.keys().collect::<Vec<_>>(),

@@ -168,7 +168,7 @@ impl State {
                 let held = self.queue.items.get(*work).and_then(|work| work.holdings.get(*holding));
                 held.is_none_or(|held| held.lost_at.is_some())
             }
-            Who::Key => !self.queue.live(&id_of),
+            Who::Key | Who::Platform => !self.queue.live(&id_of),
             Who::Operator => false,
         };
         if lost {

@@ -11,6 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::aws;
 use super::fault::Fault;
 use super::steps::Step;
 use super::webhook::WebhookScript;
@@ -54,6 +55,9 @@ pub struct Settings {
     pub page_size: usize,
     /// Kinds of violations that do not fail the run, for tests that provoke them.
     pub tolerate: Vec<String>,
+    /// Who hosts this control plane; its own unless something is said.
+    pub platform: Option<aws::Platform>,
+    pub aws: aws::Settings,
 }
 
 impl Default for Settings {
@@ -67,6 +71,8 @@ impl Default for Settings {
             ended_stream: 200,
             page_size: 1000,
             tolerate: Vec::new(),
+            platform: None,
+            aws: aws::Settings::default(),
         }
     }
 }

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::json;
 use tokio::sync::Notify;
 
+use super::aws::KeyPair;
 use super::clock::Clock;
 use super::fault::Faults;
 use super::memory::Store;
@@ -31,6 +32,8 @@ pub enum Who {
     Token { work: usize, holding: usize },
     /// The organization API key, which no worker has.
     Operator,
+    /// AWS credentials or an API key of the platform on AWS.
+    Platform,
 }
 
 /// Names and secrets of this environment.
@@ -39,6 +42,9 @@ pub struct Identity {
     pub environment: String,
     pub key: String,
     pub operator_key: String,
+    /// On AWS, unless the script has key pairs.
+    pub aws_pair: KeyPair,
+    pub aws_api_key: String,
     /// A part of every sessions token of this run.
     token_part: String,
 }
@@ -56,6 +62,12 @@ impl Identity {
                 None => format!("sk-ant-oat01-dev-{}", random()?),
             },
             operator_key: format!("sk-ant-api03-dev-{}", random()?),
+            aws_pair: KeyPair {
+                access_key_id: format!("AKIADEV{}", &random()?[..13].to_uppercase()),
+                secret_access_key: random()?,
+                session_token: None,
+            },
+            aws_api_key: format!("aws-dev-api-key-{}", random()?),
             token_part: random()?,
         })
     }

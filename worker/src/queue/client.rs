@@ -10,15 +10,18 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use secrecy::ExposeSecret as _;
 use url::Url;
 
-use super::credential::{Credential, Shown};
+use super::authenticate::AuthenticationError;
+use super::credential::{API_KEY, Credential};
+use super::events::Ids;
 use super::random::{Random, request_backoff};
 use super::request::{BadId, Request};
 use super::settings::QueueSettings;
+use super::trace::{OpenSpan, Span, SpanEnd, Tracer};
 use super::transport::{Body, Incoming, Outgoing, Transport, TransportError};
 use super::wire::error::{ErrorBody, parse_error};
+use super::wire::event::Call;
 
 /// A request that gave no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,8 @@ pub enum ApiError {
     Keep { source: std::io::Error },
     #[error(transparent)]
     Id(#[from] BadId),
+    #[error(transparent)]
+    Credential(#[from] AuthenticationError),
     #[error("there is no environment key to ask with")]
     NoKey,
 }
@@ -74,7 +79,8 @@ impl ApiError {
     pub fn is_ambiguous(&self) -> bool {
         match self {
             ApiError::Status { status, .. } => *status >= 500,
-            ApiError::Id(_) | ApiError::NoKey => false,
+            // Nothing was sent.
+            ApiError::Id(_) | ApiError::Credential(_) | ApiError::NoKey => false,
             _ => true,
         }
     }
@@ -92,6 +98,7 @@ impl ApiError {
             ApiError::Unreadable { .. } => "unreadable".to_owned(),
             ApiError::Keep { .. } => "not kept".to_owned(),
             ApiError::Id(_) => "bad id".to_owned(),
+            ApiError::Credential(_) => "no credential".to_owned(),
             ApiError::NoKey => "no environment key".to_owned(),
         }
     }
@@ -106,7 +113,11 @@ pub struct Reply {
 
 /// Speaks to one control plane. Cheap to clone.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client {
+    inner: Arc<Inner>,
+    /// What its requests are part of.
+    within: Option<Span>,
+}
 
 struct Inner {
     transport: Arc<dyn Transport>,
@@ -114,6 +125,7 @@ struct Inner {
     headers: HeaderMap,
     worker_id: HeaderValue,
     random: Random,
+    tracer: Option<Arc<dyn Tracer>>,
 }
 
 const REDIRECTS_MAX: usize = 5;
@@ -121,7 +133,6 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 const REQUEST_ID_BYTES_MAX: usize = 100;
 const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
 const WORKER_ID: HeaderName = HeaderName::from_static("anthropic-worker-id");
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Longest silence in the middle of a download.
 const STALL_MAX: Duration = Duration::from_secs(30);
 
@@ -153,13 +164,42 @@ impl Client {
         if let Some(id) = &settings.workspace_id {
             headers.insert("anthropic-workspace-id", value(id));
         }
-        Client(Arc::new(Inner {
+        let inner = Inner {
             transport,
             base: settings.base_url.as_str().trim_end_matches('/').to_owned(),
             headers,
             worker_id: value(&settings.worker_id),
             random,
-        }))
+            tracer: settings.tracer.clone(),
+        };
+        Client { inner: Arc::new(inner), within: None }
+    }
+
+    /// The same, for requests that are part of a span.
+    pub fn under(&self, span: Option<Span>) -> Client {
+        Client { inner: Arc::clone(&self.inner), within: span }
+    }
+
+    /// The span that requests of this client are part of.
+    pub fn span(&self) -> Option<Span> {
+        self.within.clone()
+    }
+
+    /// Begins a span of its own for a work item, if there are traces.
+    pub fn work_span(&self, ids: &Ids) -> Option<Span> {
+        self.inner.tracer.as_ref().map(|tracer| tracer.work(ids))
+    }
+
+    /// Begins a span for a tool run, if there are traces.
+    pub fn tool_span(&self, ids: &Ids, call: &Call) -> Option<Span> {
+        self.inner.tracer.as_ref().map(|tracer| tracer.tool(self.within.as_ref(), ids, call))
+    }
+
+    fn request_span(&self, request: &Request) -> Option<Span> {
+        let tracer = self.inner.tracer.as_ref()?;
+        let url = format!("{}{}{}", self.inner.base, request.path, request.query).parse().ok()?;
+        let (method, path) = (request.method.as_str(), request.path.as_str());
+        Some(tracer.request(self.within.as_ref(), method, path, &url))
     }
 
     /// Sends and reads the whole answer. Any 2xx is a success.
@@ -167,11 +207,23 @@ impl Client {
     /// # Errors
     /// The error of the last attempt.
     pub async fn send(&self, by: &Credential, request: &Request) -> Result<Reply, ApiError> {
+        let span = self.request_span(request);
+        let answer = self.send_within(by, request, span.as_deref()).await;
+        end(span.as_deref(), &answer);
+        answer
+    }
+
+    async fn send_within(
+        &self,
+        by: &Credential,
+        request: &Request,
+        span: Option<&dyn OpenSpan>,
+    ) -> Result<Reply, ApiError> {
         let max = request.body_bytes_max;
         let mut taken = 0;
         loop {
             let attempt = async {
-                let mut incoming = self.attempt(by, request).await?;
+                let mut incoming = self.attempt(by, request, span, taken).await?;
                 let body = read_body(incoming.body.as_mut(), max).await?;
                 Ok(Reply { status: incoming.status, body })
             };
@@ -195,11 +247,24 @@ impl Client {
         request: &Request,
         sink: &mut dyn Sink,
     ) -> Result<(), ApiError> {
+        let span = self.request_span(request);
+        let answer = self.download_within(by, request, span.as_deref(), sink).await;
+        end(span.as_deref(), &answer);
+        answer
+    }
+
+    async fn download_within(
+        &self,
+        by: &Credential,
+        request: &Request,
+        span: Option<&dyn OpenSpan>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), ApiError> {
         let mut taken = 0;
         loop {
             let attempt = async {
                 sink.restart()?;
-                let incoming = self.attempt(by, request).await?;
+                let incoming = self.attempt(by, request, span, taken).await?;
                 pour(incoming.body, sink).await?;
                 Ok::<(), Failure>(())
             };
@@ -223,7 +288,8 @@ impl Client {
             return Err(error);
         }
         let pause = retry_after(&headers);
-        tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(*taken, &self.0.random))).await;
+        let random = &self.inner.random;
+        tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(*taken, random))).await;
         *taken += 1;
         Ok(())
     }
@@ -237,24 +303,53 @@ impl Client {
         by: &Credential,
         request: &Request,
     ) -> Result<Box<dyn Body>, ApiError> {
-        match tokio::time::timeout(request.timeout, self.attempt(by, request)).await {
+        let span = self.request_span(request);
+        let attempt = self.attempt(by, request, span.as_deref(), 0);
+        let answer = match tokio::time::timeout(request.timeout, attempt).await {
             Ok(Ok(incoming)) => Ok(incoming.body),
             Ok(Err((error, _))) => Err(error),
             Err(_) => Err(ApiError::Timeout { after: request.timeout }),
-        }
+        };
+        end(span.as_deref(), &answer);
+        answer
     }
 
-    /// One attempt, redirects included, up to the headers of a 2xx.
-    async fn attempt(&self, by: &Credential, request: &Request) -> Result<Incoming, Failure> {
-        let mut outgoing = self.outgoing(by, request)?;
+    /// One attempt, redirects included, up to the headers of a 2xx. The credential is put into each
+    /// request anew: a signature is good for one only (AWS-5).
+    async fn attempt(
+        &self,
+        by: &Credential,
+        request: &Request,
+        span: Option<&dyn OpenSpan>,
+        resent: u32,
+    ) -> Result<Incoming, Failure> {
+        let mut outgoing = self.outgoing(request)?;
+        let mut ours = true;
         for _ in 0..=REDIRECTS_MAX {
-            let sent = self.0.transport.send(outgoing.clone()).await;
+            let mut leaving = outgoing.clone();
+            if ours {
+                if let Some(span) = span {
+                    span.inject(&mut leaving.headers);
+                }
+                by.authenticate(&mut leaving).await.map_err(ApiError::from)?;
+            }
+            let sent = self.inner.transport.send(leaving).await;
             let mut incoming = sent.map_err(|source| ApiError::Transport { source })?;
+            if let Some(span) = span {
+                span.answered(incoming.status, &incoming.headers, resent);
+            }
             if (200..300).contains(&incoming.status) {
                 return Ok(incoming);
             }
+            if ours && matches!(incoming.status, 401 | 403) {
+                by.refused(&incoming.headers);
+            }
             match redirected(&outgoing, &incoming) {
-                Some(next) => outgoing = next,
+                Some(next) => {
+                    // Nothing of ours comes back once it was left behind (HTTP-5).
+                    ours &= next.url.origin() == outgoing.url.origin();
+                    outgoing = next;
+                }
                 None => {
                     // An error is an error also if its body breaks off.
                     let body = read_body(incoming.body.as_mut(), ERROR_BODY_BYTES_MAX).await;
@@ -265,21 +360,12 @@ impl Client {
         Err(ApiError::Unreadable { what: "anything but redirects" }.into())
     }
 
-    fn outgoing(&self, by: &Credential, request: &Request) -> Result<Outgoing, ApiError> {
-        let inner = &self.0;
+    /// Everything but the credential.
+    fn outgoing(&self, request: &Request) -> Result<Outgoing, ApiError> {
+        let inner = &self.inner;
         let url = format!("{}{}{}", inner.base, request.path, request.query);
         let url: Url = url.parse().map_err(|_| BadId)?;
         let mut headers = inner.headers.clone();
-        // AUTH-7: one of the two.
-        let token = by.current();
-        let (name, shown) = match by.shown() {
-            Shown::Bearer => (header::AUTHORIZATION, format!("Bearer {}", token.expose_secret())),
-            Shown::ApiKey => (API_KEY, token.expose_secret().to_owned()),
-        };
-        let mut shown = HeaderValue::from_str(&shown)
-            .map_err(|_| ApiError::Unreadable { what: "a credential" })?;
-        shown.set_sensitive(true);
-        headers.insert(name, shown);
         headers.insert(header::ACCEPT, HeaderValue::from_static(request.accept));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         if let Some(beta) = request.beta {
@@ -299,6 +385,15 @@ impl Client {
 }
 
 const USER_AGENT: &str = concat!("stockade-worker/", env!("CARGO_PKG_VERSION"));
+
+/// Ends the span of a request.
+fn end<T>(span: Option<&dyn OpenSpan>, answer: &Result<T, ApiError>) {
+    let Some(span) = span else { return };
+    match answer {
+        Ok(_) => span.end(SpanEnd::Unset),
+        Err(error) => span.end(SpanEnd::of_request(error)),
+    }
+}
 
 /// An error and the headers that came with it.
 type Failure = (ApiError, HeaderMap);
@@ -376,6 +471,7 @@ fn retries(error: &ApiError, request: &Request, headers: &HeaderMap) -> bool {
         _ => match error {
             ApiError::Status { status, .. } => matches!(status, 408 | 409 | 429) || *status >= 500,
             ApiError::Transport { .. } | ApiError::Timeout { .. } => true,
+            ApiError::Credential(_) => true,
             _ => false,
         },
     }

@@ -1,4 +1,5 @@
-//! The environment key, the work secret, and which of them speaks for a work item.
+//! The environment key, the work secret, a platform's credential, and which of them speaks for a work
+//! item.
 //!
 //! Values are `SecretString` from the moment they are read: they do not print themselves and are
 //! wiped when dropped. The environment key sits behind a watch, so a reload replaces it for every
@@ -7,10 +8,16 @@
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 
+use super::authenticate::{AuthenticationError, PlatformCredential};
+use super::transport::Outgoing;
 use super::wire::event::object;
+
+/// Where an organization's key goes; every other credential is a bearer token or a platform's affair.
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// A credential that cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -81,31 +88,42 @@ pub enum Credential {
     Session(SecretString),
     /// An API key of an organization: an operator's, never on a host that runs sessions (AUTH-9).
     Organization(SecretString),
+    /// Of the platform that hosts the control plane: no bearer token of ours at all (AWS-1).
+    Platform(PlatformCredential),
 }
 
-/// How a credential is shown (AUTH-7: always one way, never both).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
-    /// `Authorization: Bearer …`
-    Bearer,
-    /// `x-api-key: …`
-    ApiKey,
+impl From<EnvironmentKey> for Credential {
+    fn from(key: EnvironmentKey) -> Credential {
+        Credential::Environment(key)
+    }
 }
 
 impl Credential {
-    /// The secret itself.
-    pub fn current(&self) -> SecretString {
-        match self {
-            Credential::Environment(key) => key.current(),
-            Credential::Session(token) | Credential::Organization(token) => token.clone(),
-        }
+    /// Puts this credential, and no other (AUTH-7), into a request that is otherwise complete.
+    pub(super) async fn authenticate(
+        &self,
+        request: &mut Outgoing,
+    ) -> Result<(), AuthenticationError> {
+        let bearer = |token: &SecretString| {
+            (header::AUTHORIZATION, format!("Bearer {}", token.expose_secret()))
+        };
+        let (name, shown) = match self {
+            Credential::Platform(platform) => return platform.get().authenticate(request).await,
+            Credential::Environment(key) => bearer(&key.current()),
+            Credential::Session(token) => bearer(token),
+            Credential::Organization(key) => (API_KEY, key.expose_secret().to_owned()),
+        };
+        let mut shown = HeaderValue::from_str(&shown)
+            .map_err(|_| AuthenticationError { reason: "no header can carry it".to_owned() })?;
+        shown.set_sensitive(true);
+        request.headers.insert(name, shown);
+        Ok(())
     }
 
-    /// In which header it goes.
-    pub fn shown(&self) -> Shown {
-        match self {
-            Credential::Environment(_) | Credential::Session(_) => Shown::Bearer,
-            Credential::Organization(_) => Shown::ApiKey,
+    /// The control plane answered 401 or 403.
+    pub(super) fn refused(&self, headers: &HeaderMap) {
+        if let Credential::Platform(platform) = self {
+            platform.get().refused(headers);
         }
     }
 }
@@ -121,11 +139,13 @@ pub enum WorkSecret {
     Token(SecretString),
 }
 
-/// Credential of a work item after the ack (AUTH-4); `None`: nothing can speak for it.
-pub fn item_credential(secret: &WorkSecret, key: Option<&EnvironmentKey>) -> Option<Credential> {
-    match secret {
-        WorkSecret::Token(token) => Some(Credential::Session(token.clone())),
-        WorkSecret::Absent | WorkSecret::Unusable => key.cloned().map(Credential::Environment),
+/// Credential of a work item after the ack (AUTH-4); `None`: nothing can speak for it. `standing` is
+/// the worker's own: that of a platform speaks for items too, whatever their secret says (AWS-7).
+pub fn item_credential(secret: &WorkSecret, standing: Option<&Credential>) -> Option<Credential> {
+    match (secret, standing) {
+        (_, Some(platform @ Credential::Platform(_))) => Some(platform.clone()),
+        (WorkSecret::Token(token), _) => Some(Credential::Session(token.clone())),
+        (WorkSecret::Absent | WorkSecret::Unusable, standing) => standing.cloned(),
     }
 }
 
@@ -160,6 +180,14 @@ mod tests {
         match decode_secret(secret) {
             WorkSecret::Token(token) => Some(token.expose_secret().to_owned()),
             WorkSecret::Absent | WorkSecret::Unusable => None,
+        }
+    }
+
+    fn bearer(credential: &Credential) -> Option<String> {
+        match credential {
+            Credential::Environment(key) => Some(key.current().expose_secret().to_owned()),
+            Credential::Session(token) => Some(token.expose_secret().to_owned()),
+            Credential::Organization(_) | Credential::Platform(_) => None,
         }
     }
 
@@ -203,10 +231,10 @@ mod tests {
     fn the_token_of_an_item_goes_before_the_environment_key() {
         // AUTH-4, four combinations.
         let (key, _setter) = EnvironmentKey::new(&"sk-key".into()).expect("a key");
+        let key = Credential::from(key);
         let with = WorkSecret::Token("sk-token".into());
-        let shown = |secret: &WorkSecret, key: Option<&EnvironmentKey>| {
-            item_credential(secret, key).map(|found| found.current().expose_secret().to_owned())
-        };
+        let shown =
+            |secret: &WorkSecret, key: Option<&Credential>| bearer(&item_credential(secret, key)?);
         assert_eq!(shown(&with, Some(&key)).as_deref(), Some("sk-token"));
         assert_eq!(shown(&with, None).as_deref(), Some("sk-token"));
         assert_eq!(shown(&WorkSecret::Unusable, Some(&key)).as_deref(), Some("sk-key"));
@@ -218,10 +246,34 @@ mod tests {
         let (key, setter) = EnvironmentKey::new(&"old\n".into()).expect("a key");
         let credential = Credential::Environment(key);
         setter.replace(&"new".into()).expect("a key");
-        assert_eq!(credential.current().expose_secret(), "new");
+        let current = || bearer(&credential);
+        assert_eq!(current().as_deref(), Some("new"));
         assert_eq!(setter.replace(&" ".into()), Err(CredentialError::Empty), "AUTH-11");
         assert_eq!(setter.replace(&"a\nb".into()), Err(CredentialError::Unprintable));
-        assert_eq!(credential.current().expose_secret(), "new");
+        assert_eq!(current().as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn the_credential_of_a_platform_speaks_for_items_too() {
+        // AWS-1, AWS-7, UNK-16: also if the item carried a token.
+        struct Nobody;
+        impl super::super::authenticate::Authenticator for Nobody {
+            fn authenticate<'a>(
+                &'a self,
+                _request: &'a mut Outgoing,
+            ) -> super::super::transport::BoxFuture<'a, Result<(), AuthenticationError>>
+            {
+                Box::pin(async { Ok(()) })
+            }
+        }
+        let platform = PlatformCredential::new(std::sync::Arc::new(Nobody));
+        let standing = Credential::Platform(platform);
+        for secret in
+            [WorkSecret::Absent, WorkSecret::Unusable, WorkSecret::Token("sk-token".into())]
+        {
+            let found = item_credential(&secret, Some(&standing));
+            assert!(matches!(found, Some(Credential::Platform(_))), "{secret:?}");
+        }
     }
 
     #[test]

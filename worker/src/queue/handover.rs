@@ -10,11 +10,11 @@ use secrecy::SecretString;
 use tokio::time::Instant;
 
 use super::api::ItemApi;
-use super::credential::Credential;
 use super::events::{Ids, Progress, emit};
 use super::host::{Host, ItemEnd};
 use super::item::{self, Shared, Stop, ids_of};
 use super::shutdown::ShutdownWatch;
+use super::trace::Span;
 use super::transport::BoxFuture;
 use super::wire::work::{WorkItem, WorkKind};
 
@@ -46,21 +46,24 @@ pub trait Handler: Send + Sync + 'static {
     fn hand_over(&self, work: HandedOver, shutdown: ShutdownWatch) -> BoxFuture<'_, HandOverEnd>;
 }
 
-/// Has an item that was acked served by `handler`; returns after the stop.
+/// Has an item that was acked served by `handler`; returns after the stop. What is asked of the control
+/// plane is part of `span`.
 pub async fn serve<H: Host>(
     shared: Arc<Shared<H>>,
     handler: Arc<dyn Handler>,
     item: WorkItem,
     shutdown: ShutdownWatch,
+    span: Option<Span>,
 ) -> ItemEnd {
-    let Some(key) = shared.key.clone().filter(|_| matches!(item.kind, WorkKind::Session(_))) else {
+    let Some(credential) = shared.key.clone().filter(|_| matches!(item.kind, WorkKind::Session(_)))
+    else {
         // ONWORK-1: skipped and stopped as always.
-        return item::serve(shared, item, shutdown).await;
+        return item::serve_within(shared, item, shutdown, span).await;
     };
     let ids = ids_of(&shared.settings, &item);
     let api = ItemApi {
-        client: shared.client.clone(),
-        credential: Credential::Environment(key),
+        client: shared.client.under(span),
+        credential,
         environment: ids.environment.as_str().into(),
         work: ids.work.as_str().into(),
     };

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::api::ItemApi;
 use super::client::Client;
 use super::clock::SharedUptime;
-use super::credential::{Credential, EnvironmentKey, WorkSecret, item_credential};
+use super::credential::{Credential, WorkSecret, item_credential};
 use super::events::{Ids, Progress, emit};
 use super::feed::Feed;
 use super::gate::{Gate, Owner};
@@ -29,6 +29,7 @@ use super::random::Random;
 use super::runner::{self, Session as Attached};
 use super::settings::{Drive, QueueSettings};
 use super::shutdown::{Level, ShutdownWatch};
+use super::trace::Span;
 use super::wire::event::CallKind;
 use super::wire::session::{Session, SessionStatus, parse_session};
 use super::wire::work::{WorkItem, WorkKind};
@@ -37,8 +38,8 @@ use super::wire::work::{WorkItem, WorkKind};
 pub struct Shared<H: Host> {
     pub host: Arc<H>,
     pub settings: QueueSettings,
-    /// None: only items with a token of their own can be served (AUTH-4).
-    pub key: Option<EnvironmentKey>,
+    /// The worker's own credential. None: only items with a token of their own can be served (AUTH-4).
+    pub key: Option<Credential>,
     /// What makes it poll, and who serves what it claims.
     pub drive: Drive,
     /// For everything but heartbeats.
@@ -64,22 +65,34 @@ const JOURNAL_RETRY: Duration = Duration::from_millis(50);
 const TOOLSET: &[&str] = &["bash", "read", "write", "edit", "glob", "grep"];
 
 /// Serves an item that was acked; returns how it ended, after the stop.
+#[cfg(test)]
 pub async fn serve<H: Host>(
     shared: Arc<Shared<H>>,
     item: WorkItem,
     shutdown: ShutdownWatch,
 ) -> ItemEnd {
+    serve_within(shared, item, shutdown, None).await
+}
+
+/// The same; what it does is part of `span`.
+pub async fn serve_within<H: Host>(
+    shared: Arc<Shared<H>>,
+    item: WorkItem,
+    shutdown: ShutdownWatch,
+    span: Option<Span>,
+) -> ItemEnd {
     let ids = ids_of(&shared.settings, &item);
     let Some(credential) = item_credential(&item.secret, shared.key.as_ref()) else {
         return ItemEnd::NoCredential;
     };
-    if matches!(item.secret, WorkSecret::Unusable) {
+    if matches!(item.secret, WorkSecret::Unusable) && !matches!(credential, Credential::Platform(_))
+    {
         // AUTH-4: the work id only.
         tracing::warn!(event = "work.secret_without_token", work_id = %item.id,
             "the work secret gave no token, the environment key is used");
     }
     let api = ItemApi {
-        client: shared.client.clone(),
+        client: shared.client.under(span),
         credential,
         environment: ids.environment.as_str().into(),
         work: ids.work.as_str().into(),
@@ -127,7 +140,7 @@ pub async fn discard<H: Host>(
     let Some(key) = shared.key.clone() else { return };
     let api = ItemApi {
         client: shared.client.clone(),
-        credential: Credential::Environment(key),
+        credential: key,
         environment: ids.environment.as_str().into(),
         work: item.id.as_str().into(),
     };
@@ -179,7 +192,7 @@ async fn lead<H: Host>(
     let view = Arc::new(watch::Sender::new(first_view(shared.uptime.now())));
     let finished = CancelToken::new();
     let keeper = Keeper {
-        api: ItemApi { client: shared.lease_client.clone(), ..api.clone() },
+        api: ItemApi { client: shared.lease_client.under(api.client.span()), ..api.clone() },
         ids: ids.clone(),
         uptime: Arc::clone(&shared.uptime),
         finished: finished.clone(),

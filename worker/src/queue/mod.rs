@@ -9,6 +9,7 @@
 //! reads its events; and on a thread of its own one task per lease, which nothing else can delay.
 
 mod api;
+mod authenticate;
 mod client;
 mod clock;
 mod credential;
@@ -38,6 +39,7 @@ mod skills_api;
 mod sse;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod transport;
 mod trigger;
 mod wire;
@@ -45,10 +47,11 @@ mod wire;
 use std::sync::Arc;
 
 pub use api::ItemApi;
+pub use authenticate::{AuthenticationError, Authenticator, PlatformCredential};
 pub use client::ApiError;
 use client::Client;
 use clock::BootTime;
-pub use credential::{EnvironmentKey, EnvironmentKeySetter};
+pub use credential::{Credential, EnvironmentKey, EnvironmentKeySetter};
 pub use events::{Ids, Progress};
 pub use gate::Owner;
 use gate::REMEMBERED_MAX;
@@ -63,13 +66,12 @@ pub use memory_api::{ContentHash, Memory, MemoryError, MemoryPage, Pages, View};
 pub use operate::{Operator, OperatorKey, Stopped};
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
-use settings::SettingsError;
-pub use settings::{Cadence, Drive, QueueSettings};
+pub use settings::{Cadence, Drive, QueueSettings, SettingsError};
 pub use shutdown::{Level, Shutdown, ShutdownWatch};
 pub use single::ItemRequest;
 pub use skills_api::{Archive, FoundSkill};
-pub use transport::BoxFuture;
-use transport::HttpTransport;
+pub use trace::{OpenSpan, Span, SpanEnd, Tracer};
+pub use transport::{BoxFuture, HttpTransport, Outgoing, Transport};
 #[cfg(test)]
 pub use trigger::Rests;
 pub use trigger::Trigger;
@@ -104,7 +106,7 @@ impl<H: Host> Queue<H> {
     /// Settings that cannot work; no thread to be had.
     pub fn new(
         settings: QueueSettings,
-        key: Option<EnvironmentKey>,
+        key: Option<Credential>,
         host: Arc<H>,
         journals: Arc<dyn JournalStore>,
         drive: Drive,

@@ -15,6 +15,7 @@ use super::host::{CancelToken, Host, SessionTools as _};
 use super::journal::{Known, SharedJournal, sha256_hex};
 use super::post::{Posted, Poster};
 use super::settings::QueueSettings;
+use super::trace::SpanEnd;
 use super::wire::event::{Call, CallKind};
 use super::wire::outcome::{CallOutcome, result_body};
 
@@ -144,6 +145,7 @@ impl<H: Host> Performer<H> {
         }
         emit!(debug, self.ids, "call.starting", "executing tool", tool_use_id = %call.id,
             tool = %call.name, input_bytes = call.input.get().len());
+        let span = self.poster.api.client.tool_span(&self.ids, call);
         let start = Instant::now();
         let stop = to.kill.child_token();
         let limit = start + self.limits.of(call);
@@ -164,6 +166,12 @@ impl<H: Host> Performer<H> {
                     tool_use_id = %call.id);
             }
             outcome = why.outcome(&call.name);
+        }
+        // OBS-2: before the post.
+        if let Some(span) = &span {
+            outcome.iter().for_each(|outcome| span.gave(outcome));
+            let whole = outcome.as_ref().filter(|_| !matches!(why, Some(Stopped::Drained)));
+            span.end(SpanEnd::of_run(whole));
         }
         let timed_out = matches!(why, Some(Stopped::TimedOut));
         let is_error = outcome.as_ref().is_none_or(|outcome| outcome.is_error);

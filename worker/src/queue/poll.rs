@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::api::QueueApi;
 use super::client::ApiError;
-use super::credential::Credential;
 use super::events::{Ids, Progress, emit};
 use super::handover;
 use super::host::{Host, ItemEnd};
@@ -19,6 +18,7 @@ use super::item::{self, Shared, ids_of};
 use super::random::{discard_backoff, loop_backoff};
 use super::settings::{Cadence, EAGER_SPACING};
 use super::shutdown::{Level, ShutdownWatch};
+use super::trace::SpanEnd;
 use super::trigger::Rests;
 use super::wire::work::{WorkItem, parse_poll};
 
@@ -55,7 +55,7 @@ pub async fn run<H: Host>(
     emit!(info, ids, "poll.starting", "polling", worker_id = %settings.worker_id);
     let api = QueueApi {
         client: shared.client.clone(),
-        credential: Credential::Environment(key),
+        credential: key,
         environment: settings.environment_id.clone(),
     };
     let now = Instant::now();
@@ -209,7 +209,13 @@ impl<H: Host> Poller<H> {
             // SHUT-3: not acked, so it is handed out again.
             return Duration::ZERO;
         }
-        if let Err(error) = self.api.ack(&item.id).await {
+        // OBS-1: from here until the item has been handed back.
+        let span = self.api.client.work_span(&ids);
+        let api = QueueApi { client: self.api.client.under(span.clone()), ..self.api.clone() };
+        if let Err(error) = api.ack(&item.id).await {
+            if let Some(span) = &span {
+                span.end(SpanEnd::of_request(&error));
+            }
             return self.ack_failed(item, &ids, &error).await;
         }
         (self.ack_failures, self.discards) = (0, 0);
@@ -217,10 +223,14 @@ impl<H: Host> Poller<H> {
         self.rests.claimed();
         let (shared, shutdown) = (Arc::clone(&self.shared), self.shutdown.clone());
         self.items.spawn(async move {
+            let within = span.clone();
             let how = match shared.drive.handler.clone() {
-                Some(handler) => handover::serve(shared, handler, item, shutdown).await,
-                None => item::serve(shared, item.without_text(), shutdown).await,
+                Some(handler) => handover::serve(shared, handler, item, shutdown, within).await,
+                None => item::serve_within(shared, item.without_text(), shutdown, within).await,
             };
+            if let Some(span) = &span {
+                span.end(SpanEnd::of_item(how));
+            }
             emit!(info, ids, "work.ended", "work item ended", how = how.label());
             drop(permit);
             how

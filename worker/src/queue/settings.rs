@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use url::{Host, Url};
 
 use super::handover::Handler;
+use super::trace::Tracer;
 use super::trigger::Trigger;
 
 /// What makes a worker poll, and who serves what it claims. The default: it polls all the time and
@@ -58,6 +59,8 @@ pub struct QueueSettings {
     pub stream_silence: Duration,
     /// Roots that count beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// Makes spans of items, tool runs and requests (OBS-1 to OBS-3).
+    pub tracer: Option<Arc<dyn Tracer>>,
 }
 
 /// When to poll again after an empty poll.
@@ -120,6 +123,7 @@ impl QueueSettings {
             handed_over_ttl: Duration::from_secs(90),
             stream_silence: Duration::from_secs(600),
             ca_file: None,
+            tracer: None,
         }
     }
 

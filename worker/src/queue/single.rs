@@ -51,7 +51,8 @@ pub async fn run<H: Host>(
         body: SecretString::default(),
     };
     let ids = ids_of(&shared.settings, &item);
-    let how = item::serve(shared, item, shutdown).await;
+    // OBS-1: the span of the item is its claimer's.
+    let how = item::serve_within(shared, item, shutdown, None).await;
     emit!(info, ids, "work.ended", "work item ended", how = how.label());
     how
 }

@@ -85,9 +85,24 @@ impl HttpTransport {
         pools?.try_into().map_err(wrong)
     }
 
+    /// One pool that disobeys the proxy variables: for addresses of this host and its link.
+    ///
+    /// # Errors
+    /// As for [`HttpTransport::pools`].
+    pub fn direct(ca_file: Option<&Path>) -> Result<HttpTransport, SettingsError> {
+        HttpTransport::build(reqwest::Client::builder().no_proxy(), tls(ca_file)?)
+    }
+
     fn new(config: rustls::ClientConfig) -> Result<HttpTransport, SettingsError> {
+        HttpTransport::build(reqwest::Client::builder(), config)
+    }
+
+    fn build(
+        builder: reqwest::ClientBuilder,
+        config: rustls::ClientConfig,
+    ) -> Result<HttpTransport, SettingsError> {
         let wrong = |reason: String| SettingsError::Tls { reason };
-        let client = reqwest::Client::builder()
+        let client = builder
             .tls_backend_preconfigured(config)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)

@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::frame::{self, Frame, Kind};
-use crate::credential::variable;
+use crate::credential::{hidden, variable};
 
 /// The name by which this program knows that it is to be the script starter.
 const NAME: &str = "stockade-script-starter";
@@ -59,7 +59,7 @@ impl Starter {
             .process_group(0)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null());
-        for name in variable::descriptor_names().chain(DROPPED) {
+        for name in variable::descriptor_names().chain([hidden::DESCRIPTOR]).chain(DROPPED) {
             command.env_remove(name);
         }
         // Not waited for: it ends when the socket does.

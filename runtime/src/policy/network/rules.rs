@@ -324,6 +324,7 @@ mod tests {
             rules.may_dial(&host, 443, &allowed, address, AddressClass::of(address)).is_ok()
         };
         assert!(dial("203.0.113.7"));
+        // AWS-8: the metadata service of a cloud gives out credentials.
         assert!(!dial("10.0.0.1") && !dial("127.0.0.1") && !dial("169.254.169.254"));
         assert_eq!(rules.decide(&host, 443, 100), Verdict::Deny(DenyReason::NoRule));
         // Nobody listens on other ports, so `why` may not say that they are open.

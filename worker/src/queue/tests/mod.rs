@@ -9,6 +9,7 @@ mod lease;
 mod log;
 mod modes;
 mod operate;
+mod platform;
 mod poll;
 mod races;
 mod requests;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::super::api::ItemApi;
-use super::super::credential::Credential;
 use super::super::feed::{Feed, News};
 use super::super::*;
 use super::secrets::captured;
@@ -486,7 +485,7 @@ async fn history_of(pages: usize) -> (bool, usize) {
     let Shared { client, key, random, .. } = &*world.shared;
     let api = ItemApi {
         client: client.clone(),
-        credential: Credential::Environment(key.clone().expect("a key")),
+        credential: key.clone().expect("a key"),
         environment: "env_1".into(),
         work: "work_1".into(),
     };

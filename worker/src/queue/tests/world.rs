@@ -511,7 +511,7 @@ impl World {
         let shared = Arc::new(Shared {
             host: Arc::new(Arc::clone(&host)),
             settings,
-            key: Some(key),
+            key: Some(key.into()),
             drive: Drive::default(),
             lease_client: client.clone(),
             client,
