@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::host::{CgroupOffer, HostFacts, Level};
 use crate::policy::{Layer, Policy, Storage};
 
+use super::custom_tool::CustomToolPlan;
 use super::egress::EgressPlan;
 use super::etc::Account;
 use super::plan::{
@@ -65,6 +66,8 @@ pub struct Request {
     pub outputs_child: Option<String>,
     /// Whether the jail is a session's: it runs tools, and `argv` is its shell.
     pub tools: bool,
+    /// The operator's own tools, in the jail of a session.
+    pub custom: Vec<CustomToolPlan>,
     /// Test aid, see [`JailSpec::halt_at`].
     pub halt_at: Option<String>,
 }
@@ -103,6 +106,14 @@ pub enum SpecError {
         /// What is in the way.
         reason: &'static str,
     },
+    /// A custom tool cannot be run as it is.
+    #[error("cannot run the tool {name}: {reason}")]
+    CustomTool {
+        /// Which.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Network rules without a network of the jail's own.
     #[error(
         "cannot enforce the policy's network rules: the layer `net-namespace` is off or may be missing"
@@ -134,6 +145,9 @@ impl SpecError {
                 "require `net-namespace`, or remove `network.allow` and `network.presets`"
                     .to_owned()
             }
+            SpecError::CustomTool { .. } => {
+                "correct its `[[custom_tool]]` in the configuration file".to_owned()
+            }
             SpecError::Place { .. } => {
                 "choose a directory below /home, /srv or /tmp of the host".to_owned()
             }
@@ -153,6 +167,9 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
             offered: level,
             origin: policy.require.level.origin.to_string(),
         });
+    }
+    if let Some((name, reason)) = CustomToolPlan::first_mistake(&request.custom) {
+        return Err(SpecError::CustomTool { name, reason });
     }
     let layers = plan_layers(policy, facts)?;
     check_storage(policy, facts, &request)?;
@@ -179,6 +196,7 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
     let tools = request.tools.then(|| ToolsPlan {
         roots: vec![workdir.clone(), PathBuf::from("/").join(tree::OUTPUTS)],
         call_time_ms_max: wall_time_ms,
+        custom: request.custom.clone(),
     });
     let mut tree = tree::lay_out(policy, facts, &account, bound, request.workspace_in_place);
     let overlaid = tree.mounts.bound.iter().any(|bound| bound.limit == BoundLimit::Overlay);

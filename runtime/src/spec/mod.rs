@@ -2,6 +2,7 @@
 //! Pure: no I/O, nothing left to decide afterwards.
 
 mod build;
+mod custom_tool;
 mod egress;
 mod etc;
 mod plan;
@@ -11,5 +12,6 @@ mod tree;
 mod tests;
 
 pub use build::{BoundRequest, Request, SpecError, build};
+pub use custom_tool::CustomToolPlan;
 pub use egress::{EgressLimits, EgressPlan};
 pub use plan::*;

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::host::Level;
 use crate::policy::{Layer, Storage};
 
+use super::custom_tool::CustomToolPlan;
 use super::egress::EgressPlan;
 
 /// What happens to one layer.
@@ -255,6 +256,8 @@ pub struct ToolsPlan {
     pub roots: Vec<PathBuf>,
     /// Longest time of one command, in milliseconds.
     pub call_time_ms_max: Option<u64>,
+    /// The operator's own tools, which the executor has started by name.
+    pub custom: Vec<CustomToolPlan>,
 }
 
 /// The immutable plan of one jail.
@@ -304,7 +307,7 @@ pub struct JailSpec {
 
 impl JailSpec {
     /// The current [`version`](Self::version).
-    pub const VERSION: u16 = 3;
+    pub const VERSION: u16 = 4;
 
     /// The bytes that are sent and digested: equal specs have equal bytes.
     pub fn canonical_bytes(&self) -> Vec<u8> {
