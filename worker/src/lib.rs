@@ -32,6 +32,7 @@ pub fn main() -> ExitCode {
     // Before anything else: a process started as the launcher must not read arguments, files or
     // the environment, and one started as the key reader only what it was started for.
     stockade_runtime::session::become_launcher_if_asked();
+    stockade_runtime::session::become_unjailed_if_asked();
     credential::reader::become_key_reader_if_asked();
     cli::run(cli::Cli::parse())
 }

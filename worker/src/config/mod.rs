@@ -4,10 +4,13 @@
 //! table per subject, each with a file of its own here; unknown keys are refused. What sessions may do
 //! is not decided here but in the policy.
 
+pub mod custom_tool;
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use toml::Spanned;
 
 /// Longest configuration file.
 const BYTES_MAX: u64 = 1 << 20;
@@ -15,7 +18,10 @@ const BYTES_MAX: u64 = 1 << 20;
 /// A configuration as written; what is left out has its default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {}
+pub struct Config {
+    /// Programs that serve custom tools; checked when the file is read.
+    pub custom_tool: Vec<Spanned<custom_tool::Written>>,
+}
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +42,16 @@ pub enum ConfigError {
         /// Where and why.
         source: Box<toml::de::Error>,
     },
+    /// It says something that cannot be done.
+    #[error("cannot use the configuration {path}: line {line}: {reason}")]
+    Value {
+        /// Which.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: usize,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Reads a configuration file.
@@ -53,10 +69,15 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         Ok(text)
     };
     let text = read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|source| {
+    let config: Config = toml::from_str(&text).map_err(|source| {
         let (path, source) = (path.to_owned(), Box::new(source));
         ConfigError::Syntax { path, source }
-    })
+    })?;
+    custom_tool::check(&config.custom_tool).map_err(|mistake| {
+        let line = text[..mistake.at.start].matches('\n').count() + 1;
+        ConfigError::Value { path: path.to_owned(), line, reason: mistake.reason }
+    })?;
+    Ok(config)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! when to stop, `record` writes the audit log before each effect.
 
 mod admission;
+mod custom;
 mod egress;
 mod jails;
 mod prepare;
@@ -26,16 +27,18 @@ use stockade_runtime::policy::Policy;
 
 use crate::cli::policy::chain;
 use crate::cli::poll::{Cadence, Ready};
+use crate::config::custom_tool;
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
-    self, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Progress, Queue,
-    QueueEnd, QueueSettings, Shutdown,
+    self, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Owner, Progress,
+    Queue, QueueEnd, QueueSettings, Shutdown,
 };
 use crate::settings::Settings;
 use crate::sweep::run_directory;
 
 use admission::{Admission, Slot};
+use custom::CustomTools;
 use jails::{Jails, Template};
 use record::{Record, audit_ids};
 use tools::Tools;
@@ -52,11 +55,17 @@ struct Daemon {
     admission: Admission,
     jails: Arc<Jails>,
     record: Arc<Record>,
+    custom: Arc<CustomTools>,
 }
 
 impl Host for Daemon {
     type Tools = Tools;
     type Permit = Slot;
+
+    fn owner(&self) -> Owner {
+        let custom = Arc::clone(&self.custom);
+        Box::new(move |name, kind| custom.owns(name, kind))
+    }
 
     async fn admit(&self) -> Slot {
         self.admission.admit().await
@@ -75,7 +84,9 @@ impl Host for Daemon {
             OpenError { for_model, for_log }
         })?;
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
-        Ok(Tools { ids, session_id, jails, record, session: Some(session), replaced: false })
+        let custom = Arc::clone(&self.custom);
+        let session = Some(session);
+        Ok(Tools { ids, session_id, jails, record, custom, session, replaced: false })
     }
 
     async fn close(&self, tools: Tools, how: ItemEnd) {
@@ -114,8 +125,17 @@ pub fn run(
             return Ok(Exit::Usage);
         }
     };
+    let custom = custom_tool::check(&ready.config.custom_tool)
+        .map_err(|mistake| anyhow::anyhow!("the configuration was checked before: {}", mistake.reason))?;
+    let custom = match CustomTools::start(custom, level) {
+        Ok(custom) => Arc::new(custom),
+        Err(error) => {
+            explain::complain(&error, error.hint());
+            return Ok(Exit::Policy);
+        }
+    };
     let template = match template(settings, level, &ready.policy)? {
-        Ok(template) => template,
+        Ok(template) => Template { custom: custom.in_jails(), ..template },
         Err(exit) => return Ok(exit),
     };
     let mut launcher = launcher;
@@ -150,7 +170,9 @@ pub fn run(
         Arc::clone(&record),
         Arc::clone(&shutdown),
     ));
-    let daemon = Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record) };
+    let outside = custom.records();
+    let daemon =
+        Daemon { admission, jails: Arc::clone(&jails), record: Arc::clone(&record), custom };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
@@ -175,7 +197,9 @@ pub fn run(
             }
         };
         let nothing = AuditIds { environment: started.0, ..AuditIds::default() };
-        if !record.write(&nothing, &started.1) {
+        if !record.write(&nothing, &started.1)
+            || !outside.iter().all(|event| record.write(&nothing, event))
+        {
             return Ok(Exit::Evidence);
         }
         announce(settings, level);
@@ -306,6 +330,7 @@ fn template(
         workdir,
         outputs,
         writable,
+        custom: Vec::new(),
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),

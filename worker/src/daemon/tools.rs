@@ -1,19 +1,18 @@
-//! The tools of one session: its calls go to the executor of its jail.
+//! The tools of one session: its calls go to the executor of its jail, or to a custom tool on the host.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stockade_runtime::audit::{CallStatus, Event, Fingerprint, Ids as AuditIds};
 use stockade_runtime::jail::LimitHit;
 use stockade_runtime::session::{CallError, Called, Session};
 use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 
+use super::custom::{CustomTools, too_long};
 use super::jails::Jails;
 use super::record::Record;
 use crate::footer;
-use crate::queue::{Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools};
-
-/// What a session worker of the toolset `agent_toolset_20260401` runs (protocol §6).
-const OWNED: [&str; 6] = ["bash", "read", "write", "edit", "glob", "grep"];
+use crate::queue::{Call, CallOutcome, CancelToken, Owner, SessionTools};
 
 /// See [`SessionTools`].
 pub struct Tools {
@@ -21,6 +20,7 @@ pub struct Tools {
     pub(super) session_id: String,
     pub(super) jails: Arc<Jails>,
     pub(super) record: Arc<Record>,
+    pub(super) custom: Arc<CustomTools>,
     /// None after the jail ended by itself, until the next call.
     pub(super) session: Option<Session>,
     pub(super) replaced: bool,
@@ -28,7 +28,12 @@ pub struct Tools {
 
 impl SessionTools for Tools {
     fn owner(&self) -> Owner {
-        Box::new(|name, kind| kind == CallKind::Builtin && OWNED.contains(&name))
+        let custom = Arc::clone(&self.custom);
+        Box::new(move |name, kind| custom.owns(name, kind))
+    }
+
+    fn limit(&self, call: &Call) -> Option<Duration> {
+        self.custom.limit(call)
     }
 
     async fn run(&mut self, call: &Call, stop: CancelToken) -> CallOutcome {
@@ -43,19 +48,25 @@ impl SessionTools for Tools {
                 "{name}: not run: the audit log of this host cannot be written"
             ));
         }
-        let (result, hits) = self.perform(call, stop).await;
+        let (mut result, hits) = match self.custom.run_outside(call, stop.clone()).await {
+            Some(result) => (result, Vec::new()),
+            None => self.perform(call, stop).await,
+        };
         for hit in &hits {
             self.record.write(&ids, &limit_event(hit));
         }
+        // Before the result is taken apart, and of what will be posted in the main.
+        let output = fingerprint(&result);
+        let content = self.custom.blocks(call, &mut result);
         let event = Event::CallEnded {
             status: status(&result),
-            output: fingerprint(&result),
+            output,
             duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             truncated: result.facts.truncated,
             timed_out: result.facts.timed_out,
         };
         self.record.write(&ids, &event);
-        outcome(result)
+        CallOutcome { content, is_error: result.is_error }
     }
 }
 
@@ -103,10 +114,7 @@ impl Tools {
                 }
                 (result, hits)
             }
-            Err(CallError::TooLong { bytes }) => {
-                let text = format!("invalid {name} input: {bytes} bytes are too many");
-                (ToolResult::error(text), Vec::new())
-            }
+            Err(CallError::TooLong { bytes }) => (too_long(name, bytes), Vec::new()),
             Err(error) => (self.lost(name, error).await, Vec::new()),
         }
     }
@@ -145,18 +153,6 @@ fn note(result: &mut ToolResult, text: &str) {
             last.push_str(text);
         }
         _ => result.content.push(Block::Text(text.to_owned())),
-    }
-}
-
-fn outcome(result: ToolResult) -> CallOutcome {
-    let block = |block| match block {
-        Block::Text(text) => ContentBlock::Text(text),
-        Block::Image { media_type, data } => ContentBlock::Image { media_type, data },
-        Block::Document { media_type, data } => ContentBlock::Document { media_type, data },
-    };
-    CallOutcome {
-        content: result.content.into_iter().map(block).collect(),
-        is_error: result.is_error,
     }
 }
 

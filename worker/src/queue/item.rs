@@ -20,7 +20,7 @@ use super::credential::{Credential, EnvironmentKey, WorkSecret, item_credential}
 use super::events::{Ids, Progress, emit};
 use super::feed::Feed;
 use super::gate::{Gate, Owner};
-use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening};
+use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools as _};
 use super::journal::{Journal, JournalError, JournalStore, SharedJournal};
 use super::lease::{Keeper, LeaseView, first_view, keep};
 use super::perform::{Bench, Performer};
@@ -29,7 +29,6 @@ use super::random::Random;
 use super::runner::{self, Session as Attached};
 use super::settings::QueueSettings;
 use super::shutdown::{Level, ShutdownWatch};
-use super::wire::event::CallKind;
 use super::wire::session::{Session, SessionStatus, parse_session};
 use super::wire::work::{WorkItem, WorkKind};
 
@@ -57,8 +56,6 @@ const STOP_LIMIT_CANCELLED: Duration = Duration::from_secs(2);
 /// How long a session waits for the item that held it before: a killed call and a teardown.
 const JOURNAL_WAIT_MAX: Duration = Duration::from_secs(30);
 const JOURNAL_RETRY: Duration = Duration::from_millis(50);
-/// Names served by the local toolset; what a session without tools answers for.
-const TOOLSET: &[&str] = &["bash", "read", "write", "edit", "glob", "grep"];
 
 /// Serves an item that was acked; returns how it ended, after the stop.
 pub async fn serve<H: Host>(
@@ -287,7 +284,7 @@ impl<H: Host> Work<'_, H> {
         journal: &SharedJournal,
     ) -> (ItemEnd, Bench<H::Tools>) {
         let (shared, settings) = (self.shared, &self.shared.settings);
-        let served = Served::of(&bench, settings);
+        let served = Served::of(&bench, shared.host.as_ref(), settings);
         let random = shared.random.clone();
         let attached = Attached {
             ids: self.ids.clone(),
@@ -348,13 +345,13 @@ struct Served {
 }
 
 impl Served {
-    fn of<T: super::host::SessionTools>(bench: &Bench<T>, settings: &QueueSettings) -> Served {
+    fn of<H: Host>(bench: &Bench<H::Tools>, host: &H, settings: &QueueSettings) -> Served {
         match bench {
             Bench::Tools(tools) => {
                 Served { owner: tools.owner(), max_idle: settings.max_idle, at_most: None }
             }
             Bench::Refusing { .. } => Served {
-                owner: Box::new(|name, kind| kind == CallKind::Builtin && TOOLSET.contains(&name)),
+                owner: host.owner(),
                 // The turn is over when the model has heard of it.
                 max_idle: Some(Duration::from_secs(1)),
                 at_most: Some(settings.refusal_limit),

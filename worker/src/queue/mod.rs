@@ -47,7 +47,7 @@ pub use events::{Ids, Progress};
 pub use gate::Owner;
 use gate::REMEMBERED_MAX;
 use heartbeat::HeartbeatThread;
-pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools};
+pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools, TOOLSET};
 use item::Shared;
 use journal::JournalStore;
 pub use journal_file::FileJournals;

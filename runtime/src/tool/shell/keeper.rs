@@ -306,7 +306,7 @@ impl Keeper {
             Forked::Child => {
                 let error = self.become_shell().unwrap_or_else(|error| error);
                 let text = format!("bash: cannot start the shell: {error}\n");
-                let _nobody_left_to_tell = write_all(self.output.as_fd(), text.as_bytes());
+                say_in_child(&self.output, &text);
                 std::process::exit(126)
             }
         }
@@ -337,7 +337,7 @@ impl Keeper {
             Forked::Child => {
                 let error = self.become_tool(tool).unwrap_or_else(|error| error);
                 let text = format!("{}: cannot start the program: {error}\n", tool.name);
-                let _nobody_left_to_tell = write_all(self.tool_output[1].as_fd(), text.as_bytes());
+                say_in_child(&self.tool_output[1], &text);
                 let missing = error.kind() == io::ErrorKind::NotFound;
                 std::process::exit(if missing { 127 } else { 126 })
             }
@@ -350,11 +350,22 @@ impl Keeper {
         let name = format!("/proc/self/fd/{}", self.script.as_raw_fd());
         let input = rustix::fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let [output, errors] = &self.tool_output;
-        prepare_child(&[&input, output, errors], &[0, 1, 2])?;
+        let prepared = prepare_child(&[&input, output, errors], &[0, 1, 2]);
+        // Closed by now, with all that this process must not have.
+        std::mem::forget(input);
+        prepared?;
         std::env::set_current_dir(&tool.workdir)?;
         let path = tool.argv.first().ok_or(io::ErrorKind::InvalidInput)?;
         Ok(sys::exec_path(path, &tool.argv, &tool.environment))
     }
+}
+
+/// The last words of a child that could not become what it should. Its errors go to `pipe`, which has
+/// become descriptor 2 and is closed otherwise, unless that is what failed.
+fn say_in_child(pipe: &OwnedFd, text: &str) {
+    let said = write_all(pipe.as_fd(), text.as_bytes());
+    // Nobody is left to tell.
+    let _unheard = said.or_else(|_| write_all(rustix::stdio::stderr(), text.as_bytes()));
 }
 
 fn started(result: io::Result<()>) -> FromKeeper {
@@ -382,6 +393,7 @@ fn prepare_child(from: &[&OwnedFd], to: &[i32]) -> io::Result<()> {
     for (fd, number) in moved.iter().zip(to) {
         sys::install_at(fd.as_fd(), *number)?;
     }
+    drop(moved);
     sys::close_all_but(3, &mut to.to_vec())?;
     // Only a preference: a kernel that refuses takes whom it likes, and that is reported.
     let _preferred = prefer_as_victim();
