@@ -360,7 +360,8 @@ fn as_root_a_tool_on_the_host_may_have_a_user_of_its_own() {
         let poll = |poll| configured(poll, &tools);
         if level == Level::Rootless {
             let server = Devserver::start();
-            let ran = poll(Poll::at(level)).serve(&server).wait().ended(3);
+            // Its audit log was opened and holds nothing.
+            let ran = poll(Poll::at(level)).may_leave().serve(&server).wait().ended(3);
             let want = "cannot run the tool who as user 4711: the worker was started without root";
             assert!(ran.stderr.contains(want), "{}", ran.stderr);
             continue;

@@ -35,7 +35,7 @@ pub struct Written {
     #[serde(rename = "where")]
     place: Spanned<Whereabouts>,
     timeout: Option<Spanned<String>>,
-    output_max: Option<Spanned<ByteSize>>,
+    output_max: Option<Spanned<String>>,
     #[serde(default)]
     environment: BTreeMap<String, Spanned<SecretString>>,
     #[serde(default)]
@@ -145,10 +145,7 @@ impl Written {
             environment: self.environment(on_host)?,
             workdir: self.directory(on_host)?,
             time_ms_max: self.timeout()?,
-            output_bytes_max: match &self.output_max {
-                Some(size) => size.get_ref().bytes(),
-                None => OUTPUT_BYTES_MAX,
-            },
+            output_bytes_max: self.output_bytes_max()?,
             verbatim: self.result == ResultForm::Json,
         };
         if let Some(reason) = plan.mistake() {
@@ -191,6 +188,14 @@ impl Written {
         match parse_duration(written.get_ref()) {
             Ok(duration) => Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
             Err(error) => wrong(written, format!("`timeout`: {error}")),
+        }
+    }
+
+    fn output_bytes_max(&self) -> Result<u64, Mistake> {
+        let Some(written) = &self.output_max else { return Ok(OUTPUT_BYTES_MAX) };
+        match written.get_ref().parse::<ByteSize>() {
+            Ok(size) => Ok(size.bytes()),
+            Err(error) => wrong(written, format!("`output_max`: {error}")),
         }
     }
 
@@ -281,6 +286,7 @@ mod tests {
             (format!("{JAIL}timeout = \"2h\"\n"),                2, "time limit"),
             (format!("{JAIL}timeout = \"soon\"\n"),              5, "`timeout`: "),
             (format!("{JAIL}output_max = \"2MiB\"\n"),           2, "output limit"),
+            (format!("{JAIL}output_max = \"much\"\n"),           5, "`output_max`: "),
             (HOST.replace("why = \"w\"\n", ""),                  4, "outside the jail"),
             (HOST.replace("\"w\"", "\" \""),                     4, "say `why = "),
             (HOST.replace("\"w\"", &format!("\"{}\"", "w".repeat(501))), 5, "longer than 500 bytes"),

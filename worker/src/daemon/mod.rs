@@ -6,13 +6,13 @@
 //! when to stop, `record` writes the audit log before each effect.
 
 mod admission;
-mod custom;
+pub mod custom;
 mod egress;
-mod jails;
+pub mod jails;
 mod prepare;
-mod record;
+pub mod record;
 mod signals;
-mod tools;
+pub mod tools;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::config::custom_tool;
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
-    self, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Owner, Progress,
+    self, Drive, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Owner, Progress,
     Queue, QueueEnd, QueueSettings, Shutdown,
 };
 use crate::settings::Settings;
@@ -186,9 +186,10 @@ pub fn run(
         }
         let queue = match Queue::new(
             queue_settings(settings)?,
-            key,
+            Some(key),
             Arc::new(daemon),
             Arc::new(journals),
+            Drive::default(),
         ) {
             Ok(queue) => queue,
             Err(error) => {

@@ -16,14 +16,14 @@ use crate::queue::{Call, CallOutcome, CancelToken, Owner, SessionTools};
 
 /// See [`SessionTools`].
 pub struct Tools {
-    pub(super) ids: AuditIds,
-    pub(super) session_id: String,
-    pub(super) jails: Arc<Jails>,
-    pub(super) record: Arc<Record>,
-    pub(super) custom: Arc<CustomTools>,
+    pub ids: AuditIds,
+    pub session_id: String,
+    pub jails: Arc<Jails>,
+    pub record: Arc<Record>,
+    pub custom: Arc<CustomTools>,
     /// None after the jail ended by itself, until the next call.
-    pub(super) session: Option<Session>,
-    pub(super) replaced: bool,
+    pub session: Option<Session>,
+    pub replaced: bool,
 }
 
 impl SessionTools for Tools {

@@ -77,8 +77,16 @@ impl ItemApi {
 
     /// E-STOP with force; 409 means that it is stopped already (LEASE-12).
     pub async fn force_stop(&self, limit: Duration) -> Result<(), ApiError> {
+        self.stop(Bytes::from_static(br#"{"force":true}"#), limit).await
+    }
+
+    /// E-STOP without force, as a poller sends it (POLL-10).
+    pub async fn ask_stop(&self, limit: Duration) -> Result<(), ApiError> {
+        self.stop(Bytes::from_static(b"{}"), limit).await
+    }
+
+    async fn stop(&self, body: Bytes, limit: Duration) -> Result<(), ApiError> {
         let request = self.work_request("stop")?;
-        let body = Bytes::from_static(br#"{"force":true}"#);
         let request = request.json(body).conflict_is_final().timeout(limit);
         match self.client.send(&self.credential, &request).await {
             Err(error) if error.status() == Some(409) => Ok(()),

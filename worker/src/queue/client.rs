@@ -36,6 +36,8 @@ pub enum ApiError {
     Unreadable { what: &'static str },
     #[error(transparent)]
     Id(#[from] BadId),
+    #[error("there is no environment key to ask with")]
+    NoKey,
 }
 
 impl ApiError {
@@ -45,7 +47,7 @@ impl ApiError {
             ApiError::Status { status, .. } => {
                 (400..500).contains(status) && !matches!(status, 408 | 409 | 429)
             }
-            ApiError::Id(_) => true,
+            ApiError::Id(_) | ApiError::NoKey => true,
             _ => false,
         }
     }
@@ -70,7 +72,7 @@ impl ApiError {
     pub fn is_ambiguous(&self) -> bool {
         match self {
             ApiError::Status { status, .. } => *status >= 500,
-            ApiError::Id(_) => false,
+            ApiError::Id(_) | ApiError::NoKey => false,
             _ => true,
         }
     }
@@ -87,6 +89,7 @@ impl ApiError {
             ApiError::TooLarge { .. } => "too large".to_owned(),
             ApiError::Unreadable { .. } => "unreadable".to_owned(),
             ApiError::Id(_) => "bad id".to_owned(),
+            ApiError::NoKey => "no environment key".to_owned(),
         }
     }
 }

@@ -83,6 +83,8 @@ pub enum ItemEnd {
     NotASession,
     /// No credential at all (AUTH-4).
     NoCredential,
+    /// Somebody else had it, and is done with it.
+    HandedBack,
 }
 
 impl ItemEnd {
@@ -103,6 +105,7 @@ impl ItemEnd {
             ItemEnd::Failed => "failed",
             ItemEnd::NotASession => "not a session",
             ItemEnd::NoCredential => "no credential",
+            ItemEnd::HandedBack => "handed back",
         }
     }
 

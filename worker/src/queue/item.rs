@@ -22,12 +22,12 @@ use super::feed::Feed;
 use super::gate::{Gate, Owner};
 use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools as _};
 use super::journal::{Journal, JournalError, JournalStore, SharedJournal};
-use super::lease::{Keeper, LeaseView, first_view, keep};
+use super::lease::{Keeper, LeaseView, first_view, keep, no_lease};
 use super::perform::{Bench, Performer};
 use super::post::Poster;
 use super::random::Random;
 use super::runner::{self, Session as Attached};
-use super::settings::QueueSettings;
+use super::settings::{Drive, QueueSettings};
 use super::shutdown::{Level, ShutdownWatch};
 use super::wire::session::{Session, SessionStatus, parse_session};
 use super::wire::work::{WorkItem, WorkKind};
@@ -36,7 +36,10 @@ use super::wire::work::{WorkItem, WorkKind};
 pub struct Shared<H: Host> {
     pub host: Arc<H>,
     pub settings: QueueSettings,
-    pub key: EnvironmentKey,
+    /// None: only items with a token of their own can be served (AUTH-4).
+    pub key: Option<EnvironmentKey>,
+    /// Who serves what is claimed.
+    pub drive: Drive,
     /// For everything but heartbeats.
     pub client: Client,
     /// For heartbeats: connections of its own, driven by `heartbeats`.
@@ -64,7 +67,7 @@ pub async fn serve<H: Host>(
     shutdown: ShutdownWatch,
 ) -> ItemEnd {
     let ids = ids_of(&shared.settings, &item);
-    let Some(credential) = item_credential(&item.secret, Some(&shared.key)) else {
+    let Some(credential) = item_credential(&item.secret, shared.key.as_ref()) else {
         return ItemEnd::NoCredential;
     };
     if matches!(item.secret, WorkSecret::Unusable) {
@@ -95,7 +98,7 @@ pub async fn serve<H: Host>(
     };
     shared.host.observe(&ids, &Progress::Ended { how });
     if how.stops() {
-        stop(&api, &ids, shutdown).await;
+        stop(&api, &ids, Stop::Force, shutdown).await;
     } else {
         emit!(warn, ids, "work.released", "lease lost, released without stopping");
     }
@@ -118,29 +121,68 @@ pub async fn discard<H: Host>(
     ids: &Ids,
     shutdown: ShutdownWatch,
 ) {
+    let Some(key) = shared.key.clone() else { return };
     let api = ItemApi {
         client: shared.client.clone(),
-        credential: Credential::Environment(shared.key.clone()),
+        credential: Credential::Environment(key),
         environment: ids.environment.as_str().into(),
         work: item.id.as_str().into(),
     };
-    stop(&api, ids, shutdown).await;
+    stop(&api, ids, Stop::Force, shutdown).await;
+}
+
+/// How an item is handed back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// By whoever served it (LEASE-12).
+    Force,
+    /// By whoever only claimed it (POLL-10).
+    Ask,
+}
+
+/// Serves a session without a work item: nothing beats and nothing is stopped (protocol §5). The window
+/// for posting is that of a lease before its first beat (RUN-24).
+pub async fn attend<H: Host>(
+    shared: &Arc<Shared<H>>,
+    session: &str,
+    credential: Credential,
+    shutdown: ShutdownWatch,
+) -> ItemEnd {
+    let ids = Ids { session: session.to_owned(), ..Ids::default() };
+    let api = ItemApi {
+        client: shared.client.clone(),
+        credential,
+        environment: "".into(),
+        work: "".into(),
+    };
+    let view = watch::Sender::new(no_lease());
+    let (metadata, lease) = (BTreeMap::new(), view.subscribe());
+    let work = Work { shared, metadata: &metadata, api: &api, ids: &ids, lease, shutdown };
+    let how = work.session(session).await;
+    shared.host.observe(&ids, &Progress::Ended { how });
+    how
 }
 
 /// LEASE-12: once, on a fresh time limit.
-async fn stop(api: &ItemApi, ids: &Ids, mut shutdown: ShutdownWatch) {
+pub async fn stop(api: &ItemApi, ids: &Ids, how: Stop, mut shutdown: ShutdownWatch) {
+    let request = async {
+        match how {
+            Stop::Force => api.force_stop(STOP_LIMIT).await,
+            Stop::Ask => api.ask_stop(STOP_LIMIT).await,
+        }
+    };
     let hurried = async {
         shutdown.reached(Level::Cancel).await;
         tokio::time::sleep(STOP_LIMIT_CANCELLED).await;
     };
     let done = tokio::select! {
         biased;
-        answer = api.force_stop(STOP_LIMIT) => answer.map_err(|error| error.label()),
+        answer = request => answer.map_err(|error| error.label()),
         () = tokio::time::sleep(STOP_LIMIT) => Err("timeout".to_owned()),
         () = hurried => Err("timeout".to_owned()),
     };
     if let Err(error) = &done {
-        emit!(warn, ids, "work.stop_failed", "force-stop failed", error = %error);
+        emit!(warn, ids, "work.stop_failed", "the item was not stopped", error = %error);
     }
 }
 

@@ -15,12 +15,14 @@ mod credential;
 mod events;
 mod feed;
 mod gate;
+mod handover;
 mod heartbeat;
 mod host;
 mod idle;
 mod item;
 mod journal;
 mod journal_file;
+mod journal_memory;
 mod lease;
 mod perform;
 mod poll;
@@ -30,6 +32,7 @@ mod request;
 mod runner;
 mod settings;
 mod shutdown;
+mod single;
 mod sse;
 #[cfg(test)]
 mod tests;
@@ -42,23 +45,27 @@ pub use api::ItemApi;
 pub use client::ApiError;
 use client::Client;
 use clock::BootTime;
-pub use credential::{EnvironmentKey, EnvironmentKeySetter};
+use credential::Credential;
+pub use credential::{CredentialError, EnvironmentKey, EnvironmentKeySetter};
 pub use events::{Ids, Progress};
 pub use gate::Owner;
 use gate::REMEMBERED_MAX;
+pub use handover::{HandOverEnd, HandedOver, Handler};
 use heartbeat::HeartbeatThread;
 pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools, TOOLSET};
 use item::Shared;
-use journal::JournalStore;
+pub use journal::JournalStore;
 pub use journal_file::FileJournals;
+pub use journal_memory::MemoryJournals;
 pub use lease::LeaseEnd;
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
-use settings::SettingsError;
-pub use settings::{Cadence, QueueSettings};
-#[cfg(test)]
-pub use shutdown::Level;
-pub use shutdown::{Shutdown, ShutdownWatch};
+use secrecy::SecretString;
+pub use settings::SettingsError;
+pub use settings::{Cadence, Drive, QueueSettings};
+pub use shutdown::{Level, Shutdown, ShutdownWatch};
+pub use single::ItemRequest;
+pub use transport::BoxFuture;
 use transport::HttpTransport;
 pub use wire::event::{Call, CallKind};
 pub use wire::outcome::{CallOutcome, ContentBlock};
@@ -81,15 +88,17 @@ pub enum QueueError {
 }
 
 impl<H: Host> Queue<H> {
-    /// Checks the settings and makes the connections' pools; no request is sent yet.
+    /// Checks the settings and makes the connections' pools; no request is sent yet. Without a key
+    /// only [`Queue::run_item`] and [`Queue::attend`] can do something.
     ///
     /// # Errors
     /// Settings that cannot work; no thread to be had.
     pub fn new(
         settings: QueueSettings,
-        key: EnvironmentKey,
+        key: Option<EnvironmentKey>,
         host: Arc<H>,
         journals: Arc<dyn JournalStore>,
+        drive: Drive,
     ) -> Result<Queue<H>, QueueError> {
         settings.check()?;
         let heartbeats =
@@ -101,6 +110,7 @@ impl<H: Host> Queue<H> {
         let shared = Shared {
             host,
             key,
+            drive,
             client,
             lease_client,
             heartbeats: heartbeats.handle(),
@@ -111,6 +121,25 @@ impl<H: Host> Queue<H> {
             settings,
         };
         Ok(Queue { shared: Arc::new(shared), _heartbeats: heartbeats })
+    }
+
+    /// Serves one item that somebody else has claimed and acked; neither polls nor acks (WRUN-2).
+    pub async fn run_item(&self, request: ItemRequest, shutdown: ShutdownWatch) -> ItemEnd {
+        single::run(Arc::clone(&self.shared), request, shutdown).await
+    }
+
+    /// Serves a session that is no work item, with `token` or the environment key.
+    pub async fn attend(
+        &self,
+        session: &str,
+        token: Option<SecretString>,
+        shutdown: ShutdownWatch,
+    ) -> ItemEnd {
+        let key = || self.shared.key.clone().map(Credential::Environment);
+        let Some(credential) = token.map(Credential::Session).or_else(key) else {
+            return ItemEnd::NoCredential;
+        };
+        item::attend(&self.shared, session, credential, shutdown).await
     }
 
     /// Polls until shutdown, or until the queue is empty if the settings say `drain`. Every item

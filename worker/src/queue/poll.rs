@@ -13,6 +13,7 @@ use super::api::QueueApi;
 use super::client::ApiError;
 use super::credential::Credential;
 use super::events::{Ids, Progress, emit};
+use super::handover;
 use super::host::{Host, ItemEnd};
 use super::item::{self, Shared, ids_of};
 use super::random::{discard_backoff, loop_backoff};
@@ -50,9 +51,10 @@ pub async fn run<H: Host>(
     let settings = &shared.settings;
     let ids = Ids { environment: settings.environment_id.clone(), ..Ids::default() };
     emit!(info, ids, "poll.starting", "polling", worker_id = %settings.worker_id);
+    let key = shared.key.clone().ok_or(PollRefused { source: ApiError::NoKey })?;
     let api = QueueApi {
         client: shared.client.clone(),
-        credential: Credential::Environment(shared.key.clone()),
+        credential: Credential::Environment(key),
         environment: settings.environment_id.clone(),
     };
     let now = Instant::now();
@@ -208,7 +210,10 @@ impl<H: Host> Poller<H> {
         host.observe(&ids, &Progress::Acked);
         let (shared, shutdown) = (Arc::clone(&self.shared), self.shutdown.clone());
         self.items.spawn(async move {
-            let how = item::serve(shared, item, shutdown).await;
+            let how = match shared.drive.handler.clone() {
+                Some(handler) => handover::serve(shared, handler, item, shutdown).await,
+                None => item::serve(shared, item, shutdown).await,
+            };
             emit!(info, ids, "work.ended", "work item ended", how = how.label());
             drop(permit);
             how

@@ -1,10 +1,13 @@
 //! What the queue must be told. The daemon fills this from flags, environment and files.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use url::{Host, Url};
+
+use super::handover::Handler;
 
 /// Settings of one environment's queue.
 #[derive(Debug, Clone)]
@@ -41,6 +44,13 @@ pub struct QueueSettings {
     pub stream_silence: Duration,
     /// Roots that count beside the system's.
     pub ca_file: Option<PathBuf>,
+}
+
+/// Who serves what is claimed. The default: the queue itself.
+#[derive(Default)]
+pub struct Drive {
+    /// Sessions are handed over to it (POLL-10).
+    pub handler: Option<Arc<dyn Handler>>,
 }
 
 /// When to poll again after an empty poll.

@@ -486,7 +486,7 @@ async fn history_of(pages: usize) -> (bool, usize) {
     let Shared { client, key, random, .. } = &*world.shared;
     let api = ItemApi {
         client: client.clone(),
-        credential: Credential::Environment(key.clone()),
+        credential: Credential::Environment(key.clone().expect("a key")),
         environment: "env_1".into(),
         work: "work_1".into(),
     };

@@ -466,7 +466,8 @@ impl World {
         let shared = Arc::new(Shared {
             host: Arc::new(Arc::clone(&host)),
             settings,
-            key,
+            key: Some(key),
+            drive: Drive::default(),
             lease_client: client.clone(),
             client,
             heartbeats: tokio::runtime::Handle::current(),

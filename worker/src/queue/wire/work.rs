@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use secrecy::SecretString;
 use serde_json::Value;
 
 use super::super::credential::{WorkSecret, decode_secret};
@@ -17,6 +18,8 @@ pub struct WorkItem {
     pub metadata: BTreeMap<String, String>,
     /// Never printed, never serialised.
     pub secret: WorkSecret,
+    /// The same as it was sent, for whoever the item is handed over to.
+    pub secret_text: Option<SecretString>,
 }
 
 /// What an item asks for.
@@ -76,7 +79,9 @@ fn item(value: &Value) -> Option<WorkItem> {
         Some(Value::String(secret)) => decode_secret(secret),
         Some(_) => WorkSecret::Unusable,
     };
-    Some(WorkItem { id: text(value, "id")?, kind, metadata: metadata(value), secret })
+    let secret_text = value.get("secret").and_then(Value::as_str).filter(|text| !text.is_empty());
+    let secret_text = secret_text.map(SecretString::from);
+    Some(WorkItem { id: text(value, "id")?, kind, metadata: metadata(value), secret, secret_text })
 }
 
 /// Answer to a heartbeat.

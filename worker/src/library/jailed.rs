@@ -1,0 +1,158 @@
+//! Jails for programs that use the library: what `daemon` makes its own from, without its command line.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use stockade_runtime::audit::AuditLog;
+use stockade_runtime::egress::Broker;
+use stockade_runtime::host::HostFacts;
+use stockade_runtime::jail::{self, Launcher};
+use stockade_runtime::policy::{Policy, Resolver};
+use stockade_runtime::spec::BoundRequest;
+
+use super::error::{Error, ErrorKind};
+use crate::cli::policy::{chain, read_policy_file, timely};
+use crate::cli::syscall_groups;
+use crate::daemon::custom::CustomTools;
+use crate::daemon::jails::{Jails, Template};
+use crate::daemon::record::{Record, audit_ids};
+use crate::daemon::tools::Tools;
+use crate::queue::{
+    Call, CallOutcome, CancelToken, Ids, OpenError, Progress, SessionTools as _, Shutdown,
+};
+use crate::sweep::run_directory;
+
+/// What jails may do, and where it is recorded.
+#[derive(Debug, Clone)]
+pub struct JailPolicy {
+    policy: String,
+    directories: Vec<PathBuf>,
+    audit_file: PathBuf,
+    workdir: Option<PathBuf>,
+}
+
+impl JailPolicy {
+    /// A shipped policy (`default`, see `worker policy list`) or a file, and the audit log to append
+    /// to. No two programs can have one log.
+    pub fn new(policy: impl Into<String>, audit_file: impl Into<PathBuf>) -> JailPolicy {
+        let (policy, audit_file) = (policy.into(), audit_file.into());
+        JailPolicy { policy, directories: Vec::new(), audit_file, workdir: None }
+    }
+
+    /// Looks for `NAME.toml` in this directory as well.
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> JailPolicy {
+        self.directories.push(directory.into());
+        self
+    }
+
+    /// Shows this directory to sessions as their workspace; changes are copied back at the end of each
+    /// [default: a fresh one for each session].
+    pub fn workdir(self, directory: impl Into<PathBuf>) -> JailPolicy {
+        JailPolicy { workdir: Some(directory.into()), ..self }
+    }
+}
+
+/// The source of jails.
+pub(super) struct Jailed {
+    jails: Arc<Jails>,
+    record: Arc<Record>,
+}
+
+impl std::fmt::Debug for Jailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jailed").finish_non_exhaustive()
+    }
+}
+
+impl Jailed {
+    pub fn start(choice: JailPolicy) -> Result<Jailed, Error> {
+        let host = |text: &'static str| move |error| Error::because(ErrorKind::Host, text, error);
+        if std::fs::read_dir("/proc/self/task").map_err(host("cannot count threads"))?.count() > 1 {
+            let text = "cannot split off what makes jails: this program has more than one thread";
+            return Err(Error::new(ErrorKind::Settings, text));
+        }
+        let level = HostFacts::level_here().map_err(host("cannot look at this process"))?;
+        let launcher = Launcher::start(level)
+            .map_err(|error| Error::because(ErrorKind::Host, "cannot start the launcher", error))?;
+        let policy = resolve(&choice)?;
+        let audit = AuditLog::open(&choice.audit_file).map_err(|error| {
+            Error::because(ErrorKind::Audit, "cannot open the audit log", error)
+        })?;
+        let (shutdown, _) = Shutdown::new();
+        let shutdown = Arc::new(shutdown);
+        let record = Arc::new(Record::new(audit, Arc::clone(&shutdown)));
+        let swept = jail::sweep(level, &run_directory());
+        swept.map_err(host("cannot remove what an earlier program left"))?;
+        let inspect = |path: &Path, what: &str| -> Result<BoundRequest, Error> {
+            jail::inspect(path, what).map_err(|error| {
+                Error::because(ErrorKind::Settings, "cannot use a directory", error)
+            })
+        };
+        let workdir = choice.workdir.as_deref().map(|path| inspect(path, "the working directory"));
+        let writable = policy.filesystem.writable.iter();
+        let writable = writable.map(|path| inspect(&path.value, "a writable path of the policy"));
+        let template = Template {
+            facts: jail::probe_host(level).map_err(host("cannot look at this host"))?,
+            run_directory: run_directory(),
+            workdir: workdir.transpose()?,
+            outputs: None,
+            writable: writable.collect::<Result<_, _>>()?,
+            custom: Vec::new(),
+            environment: std::env::vars_os()
+                .filter_map(|(name, value)| {
+                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                })
+                .collect(),
+            retained_max: 0,
+            halt_at: None,
+        };
+        let broker = Broker::start().map_err(host("cannot start the broker"))?;
+        let own = Arc::clone(&record);
+        let jails = Arc::new(Jails::new(template, policy, launcher, broker, own, shutdown));
+        Ok(Jailed { jails, record })
+    }
+
+    pub async fn open(&self, ids: &Ids) -> Result<JailedTools, OpenError> {
+        let (ids, session_id) = (audit_ids(ids), ids.session.clone());
+        let session = self.jails.open(&ids, &session_id).await.map_err(|error| {
+            let phase = error.phase();
+            let for_model = format!(
+                "[jail] This session has no jail on its host, so no tool was run: `{phase}` failed. \
+                 A user interrupt or message tries again."
+            );
+            OpenError { for_model, for_log: chain(&error) }
+        })?;
+        let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
+        let (custom, session) = (Arc::new(CustomTools::default()), Some(session));
+        let tools = Tools { ids, session_id, jails, record, custom, session, replaced: false };
+        Ok(JailedTools(tools))
+    }
+
+    pub fn observe(&self, ids: &Ids, progress: &Progress<'_>) {
+        self.record.observe(ids, progress);
+    }
+}
+
+fn resolve(choice: &JailPolicy) -> Result<Policy, Error> {
+    let groups = syscall_groups();
+    let load = |path: &Path| read_policy_file(path);
+    let resolver = Resolver { groups: &groups, directories: &choice.directories, load: &load };
+    let policy = resolver.resolve(&choice.policy).and_then(timely);
+    policy.map_err(|error| Error::because(ErrorKind::Settings, "cannot use the policy", error))
+}
+
+/// The tools of one session in its jail.
+pub(super) struct JailedTools(Tools);
+
+impl JailedTools {
+    pub async fn run(&mut self, call: &Call, stop: CancelToken) -> CallOutcome {
+        self.0.run(call, stop).await
+    }
+
+    pub async fn close(self) {
+        let Tools { ids, session_id, jails, session, .. } = self.0;
+        if let Some(session) = session {
+            jails.close(&ids, &session_id, session, false).await;
+        }
+    }
+}
