@@ -92,8 +92,11 @@ fn output_errors_and_exit_codes_become_results() {
                     "matches": "^\\[output truncated\\]\n(.|\n)*\n300000$"}),
             ),
             expect(plain("more"), json!({"is_error": false, "bytes_min": 150_000})),
-            expect(plain("missing"), json!({"is_error": true,
-                "matches": "^missing: cannot start the program: .*\nexit code: 127$"})),
+            expect(
+                plain("missing"),
+                json!({"is_error": true,
+                "matches": "^missing: cannot start the program: .*\nexit code: 127$"}),
+            ),
             // The toolset is as ever, and so is the shell.
             gives(bash("echo $GREETING still"), "still"),
         ]
@@ -121,7 +124,12 @@ fn input_arrives_as_it_was_sent() {
         [
             tool(place, "sum", "sha256sum", ""),
             tool(place, "deaf", "echo not read", ""),
-            tool(place, "back", "python3 -c 'import json,sys; print(json.dumps(json.load(sys.stdin)[\"text\"]))'", "result = \"json\"\noutput_max = \"1MiB\""),
+            tool(
+                place,
+                "back",
+                "python3 -c 'import json,sys; print(json.dumps(json.load(sys.stdin)[\"text\"]))'",
+                "result = \"json\"\noutput_max = \"1MiB\"",
+            ),
         ]
         .concat()
     };
@@ -143,12 +151,17 @@ const SUM_OF_EMPTY_OBJECT: &str =
 #[test]
 fn json_becomes_content_blocks() {
     // RUN-21.
-    let json_tool = |place, name: &str, script: &str| tool(place, name, script, "result = \"json\"");
+    let json_tool =
+        |place, name: &str, script: &str| tool(place, name, script, "result = \"json\"");
     let pixel = r#"{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}}"#;
     let tools = |place| {
         [
             json_tool(place, "string", "echo '\"a b\"'"),
-            json_tool(place, "blocks", &format!("echo '[{{\"type\":\"text\",\"text\":\"one\"}},{pixel}]'")),
+            json_tool(
+                place,
+                "blocks",
+                &format!("echo '[{{\"type\":\"text\",\"text\":\"one\"}},{pixel}]'"),
+            ),
             json_tool(place, "none", "echo '[]'"),
             json_tool(place, "broken", "echo '[{'"),
             json_tool(place, "number", "echo 7"),
@@ -163,9 +176,15 @@ fn json_becomes_content_blocks() {
             gives(plain("string"), "a b"),
             expect(plain("blocks"), json!({"is_error": false, "blocks": 2, "block": "text"})),
             gives(plain("none"), "(no output)"),
-            expect(plain("broken"), json!({"is_error": true,
-                "contains": "broken: its output is not a result: no JSON at line 2"})),
-            fails(plain("number"), "number: its output is not a result: neither a string nor a list of content blocks"),
+            expect(
+                plain("broken"),
+                json!({"is_error": true,
+                "contains": "broken: its output is not a result: no JSON at line 2"}),
+            ),
+            fails(
+                plain("number"),
+                "number: its output is not a result: neither a string nor a list of content blocks",
+            ),
             expect(plain("told"), json!({"is_error": false, "blocks": 2})),
             fails(plain("failed"), "\"data\"\nexit code: 1"),
             fails(plain("long"), "long: its output of 200000 bytes is longer than 102400"),
@@ -183,7 +202,8 @@ fn runs(argument: &str) -> bool {
 
 #[test]
 fn a_tool_beyond_its_time_ends_with_all_its_processes() {
-    let script = "echo part; trap '' TERM INT HUP; setsid sleep 4711.25 & sleep 4711.25 & sleep 4711.25";
+    let script =
+        "echo part; trap '' TERM INT HUP; setsid sleep 4711.25 & sleep 4711.25 & sleep 4711.25";
     let tools = |place| {
         let left = tool(place, "leaves", "sleep 4711.75 & setsid sleep 4711.75 & echo done", "");
         tool(place, "slow", script, "timeout = \"1s\"") + &left
@@ -192,12 +212,15 @@ fn a_tool_beyond_its_time_ends_with_all_its_processes() {
         for place in BOTH {
             let server = Devserver::with("", &["--keep-results"]);
             let slow = "part\nslow: timed out after 1s and was ended, with all it started";
-            let mut calls = session("slow", [
-                gives(bash("X=5; cd /tmp"), "(no output)"),
-                fails(plain("slow"), slow),
-                gives(bash("echo $X; pwd"), "5\n/tmp"),
-                gives(plain("leaves"), "done"),
-            ]);
+            let mut calls = session(
+                "slow",
+                [
+                    gives(bash("X=5; cd /tmp"), "(no output)"),
+                    fails(plain("slow"), slow),
+                    gives(bash("echo $X; pwd"), "5\n/tmp"),
+                    gives(plain("leaves"), "done"),
+                ],
+            );
             calls["end"] = json!("open");
             server.push(&calls);
             let worker = configured(Poll::at(level), &tools(place)).serve(&server);
@@ -231,7 +254,8 @@ fn permissions_hold_and_what_is_not_ours_is_left_alone() {
     for level in Level::here() {
         let marks = directory_of(level);
         fs::set_permissions(marks.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
-        let script = format!("read input; echo x > {}/$(echo $input | tr -dc a-z)", marks.path().display());
+        let script =
+            format!("read input; echo x > {}/$(echo $input | tr -dc a-z)", marks.path().display());
         let tools = tool(Where::Host, "mark", &script, "");
         let mark = |name: &str| call("mark", json!({ name: 1 }));
         let with = |mut call: Value, key: &str, value: &str| {
@@ -367,7 +391,8 @@ fn as_root_a_tool_on_the_host_may_have_a_user_of_its_own() {
             continue;
         }
         let zero = "0000000000000000";
-        let want = format!("4711\n4711\n4711\nCapEff:\t{zero}\nCapBnd:\t{zero}\nNoNewPrivs:\t1\n0022\n0");
+        let want =
+            format!("4711\n4711\n4711\nCapEff:\t{zero}\nCapBnd:\t{zero}\nNoNewPrivs:\t1\n0022\n0");
         let calls = vec![
             gives(plain("who"), &want),
             gives(plain("where_"), "/usr"),

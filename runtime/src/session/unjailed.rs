@@ -243,7 +243,8 @@ impl Outside {
             wire.send(&(), &[theirs.as_fd()])?;
             Ok(ours)
         });
-        let stream = sent.await.map_err(|error| broken(io::Error::other(error)))?.map_err(broken)?;
+        let stream =
+            sent.await.map_err(|error| broken(io::Error::other(error)))?.map_err(broken)?;
         let mut line = match tokio::time::timeout(START_MAX, Line::connect(stream)).await {
             Ok(line) => line.map_err(broken)?,
             Err(_) => return Err(broken(io::ErrorKind::TimedOut.into())),

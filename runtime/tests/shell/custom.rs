@@ -121,9 +121,11 @@ fn long_output_keeps_its_end_and_data_is_never_cut() {
 
 fn a_tool_cannot_spoil_the_pipes_for_the_next_one() {
     let mut tree = Tree::new();
-    let nonblocking = "python3 -c 'import os; os.set_blocking(1, False); os.set_blocking(2, False)'";
+    let nonblocking =
+        "python3 -c 'import os; os.set_blocking(1, False); os.set_blocking(2, False)'";
     assert_eq!(script(&mut tree, nonblocking), ("(no output)".to_owned(), false));
-    let (text, is_error) = script(&mut tree, "head -c 300000 /dev/zero | tr '\\0' x; echo; echo end");
+    let (text, is_error) =
+        script(&mut tree, "head -c 300000 /dev/zero | tr '\\0' x; echo; echo end");
     assert!(!is_error && text.ends_with("\nend"), "a write would have failed");
     // What comes late is of no call.
     assert_eq!(script(&mut tree, "(sleep 0.2; echo late) & echo now").0, "now");

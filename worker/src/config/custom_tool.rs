@@ -245,7 +245,8 @@ mod tests {
         check(&file.custom_tool)
     }
 
-    const JAIL: &str = "[[custom_tool]]\nname = \"a\"\ncommand = [\"/bin/a\", \"x\"]\nwhere = \"jail\"\n";
+    const JAIL: &str =
+        "[[custom_tool]]\nname = \"a\"\ncommand = [\"/bin/a\", \"x\"]\nwhere = \"jail\"\n";
     const HOST: &str =
         "[[custom_tool]]\nname = \"b\"\ncommand = [\"/bin/b\"]\nwhere = \"host\"\nwhy = \"w\"\n";
 
@@ -254,7 +255,10 @@ mod tests {
         let tools = read(&format!("{JAIL}{HOST}")).expect("valid");
         let (jail, host) = (&tools[0], &tools[1]);
         assert_eq!((jail.plan.time_ms_max, jail.plan.output_bytes_max), (120_000, 102_400));
-        assert_eq!((&jail.place, jail.result, jail.plan.verbatim), (&Place::Jail, ResultForm::Text, false));
+        assert_eq!(
+            (&jail.place, jail.result, jail.plan.verbatim),
+            (&Place::Jail, ResultForm::Text, false)
+        );
         assert_eq!((jail.plan.environment.len(), &jail.plan.workdir), (0, &None));
         assert_eq!(host.plan.environment, [HOST_PATH.as_bytes()]);
         assert_eq!(host.plan.workdir.as_deref(), Some(std::path::Path::new("/")));
@@ -299,7 +303,11 @@ mod tests {
         for (text, line, want) in cases {
             let mistake = read(&text).expect_err(&text);
             assert!(mistake.reason.contains(want), "{text}: {}", mistake.reason);
-            assert_eq!(text[..mistake.at.start].matches('\n').count() + 1, line, "{text}: {mistake:?}");
+            assert_eq!(
+                text[..mistake.at.start].matches('\n').count() + 1,
+                line,
+                "{text}: {mistake:?}"
+            );
         }
     }
 }

@@ -31,8 +31,8 @@ use crate::config::custom_tool;
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
-    self, Drive, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Owner, Progress,
-    Queue, QueueEnd, QueueSettings, Shutdown,
+    self, Drive, EnvironmentKey, FileJournals, Host, Ids, ItemEnd, OpenError, Opening, Owner,
+    Progress, Queue, QueueEnd, QueueSettings, Shutdown,
 };
 use crate::settings::Settings;
 use crate::sweep::run_directory;
@@ -125,8 +125,9 @@ pub fn run(
             return Ok(Exit::Usage);
         }
     };
-    let custom = custom_tool::check(&ready.config.custom_tool)
-        .map_err(|mistake| anyhow::anyhow!("the configuration was checked before: {}", mistake.reason))?;
+    let custom = custom_tool::check(&ready.config.custom_tool).map_err(|mistake| {
+        anyhow::anyhow!("the configuration was checked before: {}", mistake.reason)
+    })?;
     let custom = match CustomTools::start(custom, level) {
         Ok(custom) => Arc::new(custom),
         Err(error) => {

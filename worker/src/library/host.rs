@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::error::{Error, ErrorKind};
 use super::environment::Environment;
+use super::error::{Error, ErrorKind};
 use super::toolset::{SessionToolset, Toolset};
 use crate::queue::{
     CallKind, Drive, Host, Ids, ItemEnd, JournalStore, OpenError, Opening, Owner, Progress, Queue,

@@ -19,6 +19,7 @@ use crate::daemon::record::{Record, audit_ids};
 use crate::daemon::tools::Tools;
 use crate::queue::{
     Call, CallOutcome, CancelToken, Ids, OpenError, Progress, SessionTools as _, Shutdown,
+    ShutdownWatch,
 };
 use crate::sweep::run_directory;
 
@@ -56,6 +57,7 @@ impl JailPolicy {
 pub(super) struct Jailed {
     jails: Arc<Jails>,
     record: Arc<Record>,
+    unusable: ShutdownWatch,
 }
 
 impl std::fmt::Debug for Jailed {
@@ -78,7 +80,7 @@ impl Jailed {
         let audit = AuditLog::open(&choice.audit_file).map_err(|error| {
             Error::because(ErrorKind::Audit, "cannot open the audit log", error)
         })?;
-        let (shutdown, _) = Shutdown::new();
+        let (shutdown, unusable) = Shutdown::new();
         let shutdown = Arc::new(shutdown);
         let record = Arc::new(Record::new(audit, Arc::clone(&shutdown)));
         let swept = jail::sweep(level, &run_directory());
@@ -109,7 +111,7 @@ impl Jailed {
         let broker = Broker::start().map_err(host("cannot start the broker"))?;
         let own = Arc::clone(&record);
         let jails = Arc::new(Jails::new(template, policy, launcher, broker, own, shutdown));
-        Ok(Jailed { jails, record })
+        Ok(Jailed { jails, record, unusable })
     }
 
     pub async fn open(&self, ids: &Ids) -> Result<JailedTools, OpenError> {
@@ -126,6 +128,11 @@ impl Jailed {
         let (custom, session) = (Arc::new(CustomTools::default()), Some(session));
         let tools = Tools { ids, session_id, jails, record, custom, session, replaced: false };
         Ok(JailedTools(tools))
+    }
+
+    /// Drains when the audit log cannot be written or the launcher is gone.
+    pub fn unusable(&self) -> ShutdownWatch {
+        self.unusable.clone()
     }
 
     pub fn observe(&self, ids: &Ids, progress: &Progress<'_>) {

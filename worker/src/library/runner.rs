@@ -74,6 +74,7 @@ impl SessionRunner {
         let host = LibraryHost::new(self.toolset.clone(), 1);
         let (environment, journals) = (&self.environment, self.choice.journals()?);
         let queue = host::queue(environment, settings, host, journals, Drive::default())?;
-        Ok(Outcome::of(queue.attend(&self.session_id, self.token.clone(), stop.0).await))
+        let shutdown = stop.joined_with(self.toolset.unusable());
+        Ok(Outcome::of(queue.attend(&self.session_id, self.token.clone(), shutdown).await))
     }
 }

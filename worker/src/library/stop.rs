@@ -24,6 +24,25 @@ impl Stop {
         Stop::new().1
     }
 
+    /// For a queue: ends as this says, and drains when `also` drains.
+    pub(super) fn joined_with(self, also: Option<ShutdownWatch>) -> ShutdownWatch {
+        let (joined, watch) = Shutdown::new();
+        tokio::spawn(async move {
+            let (mut own, mut until) = (self.0.clone(), self.0);
+            match also {
+                Some(mut also) => tokio::select! {
+                    () = own.reached(Level::Drain) => {}
+                    () = also.reached(Level::Drain) => {}
+                },
+                None => own.reached(Level::Drain).await,
+            }
+            joined.drain();
+            until.reached(Level::Cancel).await;
+            joined.cancel();
+        });
+        watch
+    }
+
     /// Returns when the end was asked for.
     pub async fn asked(&self) {
         self.0.clone().reached(Level::Drain).await;

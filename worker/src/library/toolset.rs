@@ -10,7 +10,7 @@ use super::jailed::{JailPolicy, Jailed, JailedTools};
 use super::tool::{Functions, ToolInput, ToolOutput};
 use crate::queue::{
     Call, CallKind, CallOutcome, CancelToken, ContentBlock, Ids, OpenError, Owner, Progress,
-    SessionTools,
+    SessionTools, ShutdownWatch,
 };
 use stockade_runtime::session::Unjailed;
 use stockade_runtime::tool::Block;
@@ -32,7 +32,9 @@ pub struct Toolset {
 enum Back {
     /// No builtin is ours.
     None,
-    InProcess { directory: PathBuf },
+    InProcess {
+        directory: PathBuf,
+    },
     Jailed(Arc<Jailed>),
 }
 
@@ -120,6 +122,14 @@ impl Toolset {
             CallKind::Custom => functions.has(name),
             CallKind::Builtin => builtins && is_builtin(name, kind),
         })
+    }
+
+    /// Drains when no further session can be served.
+    pub(super) fn unusable(&self) -> Option<ShutdownWatch> {
+        match &self.back {
+            Back::Jailed(jailed) => Some(jailed.unusable()),
+            Back::None | Back::InProcess { .. } => None,
+        }
     }
 
     /// The processes of one session.

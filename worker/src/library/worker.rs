@@ -182,7 +182,8 @@ impl EnvironmentWorker {
     pub async fn run(&self, stop: Stop) -> Result<(), Error> {
         let mut settings = self.environment.settings()?;
         settings.drain = self.drain;
-        match self.queue(settings)?.run(stop.0).await {
+        let shutdown = stop.joined_with(self.toolset.unusable());
+        match self.queue(settings)?.run(shutdown).await {
             Ok(_) => Ok(()),
             Err(refused) => {
                 let text = "cannot poll: the control plane refuses it for good";
@@ -201,7 +202,8 @@ impl EnvironmentWorker {
         let queue = self.queue(self.environment.settings()?)?;
         let WorkToServe { work_id: work, session_id: session, secret } = item;
         let request = ItemRequest { work, session, secret };
-        Ok(Outcome::of(queue.run_item(request, stop.0).await))
+        let shutdown = stop.joined_with(self.toolset.unusable());
+        Ok(Outcome::of(queue.run_item(request, shutdown).await))
     }
 
     fn queue(&self, mut settings: QueueSettings) -> Result<Queue<LibraryHost>, Error> {

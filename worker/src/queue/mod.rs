@@ -46,7 +46,7 @@ pub use client::ApiError;
 use client::Client;
 use clock::BootTime;
 use credential::Credential;
-pub use credential::{CredentialError, EnvironmentKey, EnvironmentKeySetter};
+pub use credential::{EnvironmentKey, EnvironmentKeySetter};
 pub use events::{Ids, Progress};
 pub use gate::Owner;
 use gate::REMEMBERED_MAX;

@@ -21,8 +21,14 @@ pub const NO_OUTPUT: &str = "(no output)";
 #[derive(Clone, PartialEq)]
 pub enum ContentBlock {
     Text(String),
-    Image { media_type: String, data: Vec<u8> },
-    Document { media_type: String, data: Vec<u8> },
+    Image {
+        media_type: String,
+        data: Vec<u8>,
+    },
+    Document {
+        media_type: String,
+        data: Vec<u8>,
+    },
     /// An image, a document or a search result as the tool wrote it (RUN-21); made by [`passed`]
     /// only.
     ///
