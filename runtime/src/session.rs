@@ -30,7 +30,9 @@ use crate::tool::{self, FileHelper, FullPlace, ToolCall, ToolResult, shell};
 use host::Host;
 use line::{CANCEL_GRACE, Line, LineError};
 pub use network::{Egress, Network, NetworkError, inside};
-pub use unjailed::{Outside, OutsideError, OutsidePlan, Unjailed, become_unjailed_if_asked};
+pub use unjailed::{
+    Outside, OutsideCallError, OutsideError, OutsidePlan, Unjailed, become_unjailed_if_asked,
+};
 
 /// A successful call that took no longer and left nothing running has met no limit worth a question.
 const UNEVENTFUL_US: u64 = 20_000;

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 const RUN: &[&str] = &[
     "README.md",
     "docs/audit.md",
+    "docs/custom-tools.md",
     "docs/devserver.md",
     "docs/egress.md",
     "docs/exit-codes.md",
@@ -56,6 +57,11 @@ fn examples_of_the_page_on_egress_do_what_it_says() {
 #[test]
 fn examples_of_the_page_on_poll_do_what_it_says() {
     run_examples("docs/poll.md");
+}
+
+#[test]
+fn examples_of_custom_tools_do_what_they_say() {
+    run_examples("docs/custom-tools.md");
 }
 
 #[test]
@@ -264,7 +270,7 @@ fn run_examples(document: &str) {
     let place = Place::new();
     let mut wrong = Vec::new();
     for block in blocks(&read(document)) {
-        if matches!(block.info.as_str(), "toml" | "toml script")
+        if matches!(block.info.as_str(), "toml" | "toml script" | "toml config")
             && let Some(name) = block.file_name()
         {
             fs::write(place.path().join(name), block.lines.join("\n") + "\n").expect("written");

@@ -73,6 +73,8 @@ fn start(name: &str) -> io::Result<(StdStream, Child)> {
         .arg0(name)
         .env_clear()
         .current_dir("/")
+        // What is typed at a terminal is for this program, which ends calls in order.
+        .process_group(0)
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -178,6 +180,24 @@ pub enum OutsideError {
     },
 }
 
+/// A call of a custom tool on the host has no result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutsideCallError {
+    /// Nothing was run.
+    #[error("cannot start a custom tool on the host")]
+    NotStarted {
+        /// Why.
+        source: io::Error,
+    },
+    /// What came of it is unknown, unless it was too long.
+    #[error("{reason}")]
+    Call {
+        /// As for any executor.
+        reason: CallError,
+    },
+}
+
 /// Starts custom tools on the host. Cheap to clone; ends, with all that it started, when the last
 /// clone is dropped.
 #[derive(Debug, Clone)]
@@ -227,15 +247,15 @@ impl Outside {
     /// Runs one call in an executor of its own, which ends with it and ends what the tool left.
     ///
     /// # Errors
-    /// [`CallError`] if there is no result.
+    /// [`OutsideCallError::NotStarted`] if the tool was not started; otherwise its outcome is unknown.
     pub async fn call(
         &self,
         name: &str,
         input: Vec<u8>,
         stop: impl Future<Output = ()>,
-    ) -> Result<ToolResult, CallError> {
-        checked(&input)?;
-        let broken = |source| CallError::Broken { source };
+    ) -> Result<ToolResult, OutsideCallError> {
+        checked(&input).map_err(|reason| OutsideCallError::Call { reason })?;
+        let not_started = |source| OutsideCallError::NotStarted { source };
         let connection = Arc::clone(&self.0);
         let sent = tokio::task::spawn_blocking(move || -> io::Result<StdStream> {
             let (ours, theirs) = StdStream::pair()?;
@@ -243,13 +263,13 @@ impl Outside {
             wire.send(&(), &[theirs.as_fd()])?;
             Ok(ours)
         });
-        let stream =
-            sent.await.map_err(|error| broken(io::Error::other(error)))?.map_err(broken)?;
-        let mut line = match tokio::time::timeout(START_MAX, Line::connect(stream)).await {
-            Ok(line) => line.map_err(broken)?,
-            Err(_) => return Err(broken(io::ErrorKind::TimedOut.into())),
-        };
-        line.call(name, input, stop).await.map_err(CallError::from)
+        let stream = sent.await.map_err(io::Error::other).and_then(|sent| sent);
+        let stream = stream.map_err(not_started)?;
+        let connected = tokio::time::timeout(START_MAX, Line::connect(stream)).await;
+        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let mut line = connected.map_err(not_started)?;
+        let called = line.call(name, input, stop).await;
+        called.map_err(|error| OutsideCallError::Call { reason: error.into() })
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 use stockade_runtime::audit::{Event, Text};
 use stockade_runtime::host::Level;
-use stockade_runtime::session::{CallError, Outside, OutsideError, OutsidePlan};
+use stockade_runtime::session::{CallError, Outside, OutsideCallError, OutsideError, OutsidePlan};
 use stockade_runtime::spec::CustomToolPlan;
 use stockade_runtime::tool::shell::ShellPlan;
 use stockade_runtime::tool::{Block, CallFacts, ToolResult};
@@ -123,7 +123,21 @@ impl CustomTools {
         let input = call.input.get().as_bytes().to_vec();
         let called = outside.call(name, input, stop.cancelled_owned()).await;
         Some(called.unwrap_or_else(|error| match error {
-            CallError::TooLong { bytes } => too_long(name, bytes),
+            OutsideCallError::Call { reason: CallError::TooLong { bytes } } => {
+                too_long(name, bytes)
+            }
+            OutsideCallError::NotStarted { source } => {
+                tracing::error!(
+                    event = "tool.outside_gone",
+                    tool = name,
+                    error = %source,
+                    "custom tools of this user cannot be started on the host any more"
+                );
+                ToolResult::error(format!(
+                    "{name}: not run: nothing on the host can start it any more. The operator finds \
+                     the reason in the worker's log"
+                ))
+            }
             error => {
                 tracing::error!(
                     event = "tool.outside_lost",

@@ -45,8 +45,8 @@ impl Toolset {
     }
 
     /// **No jail.** The six tools run with all rights of this program: bash can read and change
-    /// whatever its user can, reach any network, see this process and its environment variables, and
-    /// outlive nothing but its session. For tests, for machines that exist for one session only, and
+    /// whatever its user can, reach any network, and see this process and its environment variables.
+    /// What it starts ends with its session, and that is all that is promised. For tests, for machines that exist for one session only, and
     /// inside a sandbox of the caller's. Everything else wants [`jailed`](Self::jailed).
     ///
     /// `directory` is the working directory; the file tools (not bash) are kept inside it. The
@@ -258,5 +258,62 @@ fn block(block: Block) -> ContentBlock {
         Block::Text(text) => ContentBlock::Text(text),
         Block::Image { media_type, data } => ContentBlock::Image { media_type, data },
         Block::Document { media_type, data } => ContentBlock::Document { media_type, data },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::wire_call;
+
+    #[test]
+    fn jails_are_split_off_by_a_program_with_one_thread_only() {
+        // Every test has a thread of its own.
+        let policy = JailPolicy::new("default", "/nonexistent/audit.jsonl");
+        let error = Toolset::jailed(policy).expect_err("threads");
+        assert_eq!(error.kind(), ErrorKind::Settings);
+        assert!(error.to_string().contains("more than one thread"), "{error}");
+    }
+
+    #[test]
+    fn a_working_directory_must_be_one() {
+        for path in ["/nonexistent", "/proc/self/status"] {
+            let error = Toolset::in_process(path).expect_err(path);
+            assert!(error.kind() == ErrorKind::Settings && error.to_string().contains(path));
+        }
+    }
+
+    #[tokio::test]
+    async fn functions_serve_custom_calls_of_their_names_and_nothing_else() {
+        // RUN-15, RUN-16, RUN-19.
+        let tools = Toolset::none()
+            .tool("a", |_| async { Ok("first".into()) })
+            .tool("a", |input| async move { Ok(input.json().into()) })
+            .tool("bash", |_| async { Err("no".to_owned()) })
+            .tool("slow", |input| async move {
+                input.cancelled().await;
+                Ok("ended".into())
+            })
+            .tool("panics", |_| async { panic!("planted words") });
+        let owner = tools.owner();
+        assert!(owner("a", CallKind::Custom) && owner("bash", CallKind::Custom));
+        assert!(!owner("a", CallKind::Builtin) && !owner("bash", CallKind::Builtin));
+        assert!(!owner("b", CallKind::Custom));
+        let mut session = tools.open(&Ids::default()).await.expect("nothing to open");
+        let stop = CancelToken::new();
+        stop.cancel();
+        for (name, text, is_error) in [
+            ("a", "{\"x\":1}", false),
+            ("bash", "no", true),
+            ("slow", "ended", false),
+            ("panics", "panics: the tool failed", true),
+        ] {
+            let call = wire_call("agent.custom_tool_use", name, "{\"x\":1}");
+            let outcome = session.run(&call, stop.clone()).await;
+            assert!(outcome.content == [ContentBlock::Text(text.to_owned())], "{name}");
+            assert_eq!(outcome.is_error, is_error, "{name}");
+        }
+        let builtin = wire_call("agent.tool_use", "bash", "{}");
+        assert!(session.run(&builtin, stop).await.is_error);
     }
 }

@@ -151,3 +151,13 @@ impl<H: Host> Queue<H> {
         poll::run(Arc::clone(&self.shared), shutdown).await
     }
 }
+
+/// A call as it would arrive.
+#[cfg(test)]
+pub fn wire_call(kind: &str, name: &str, input: &str) -> Call {
+    let json = format!(r#"{{"type":"{kind}","id":"t","name":"{name}","input":{input}}}"#);
+    match wire::event::parse_event(json.as_bytes()) {
+        Ok(wire::event::Event::Call(call)) => call,
+        other => panic!("{other:?}"),
+    }
+}
