@@ -33,10 +33,8 @@ pub use worker::{EnvironmentWorker, Outcome, WorkToServe};
 /// instead, because the helper does not answer.
 ///
 /// ```no_run
-/// fn main() {
-///     stockade_worker::become_helper_if_asked();
-///     // Arguments, threads and everything else come after.
-/// }
+/// stockade_worker::become_helper_if_asked();
+/// // Arguments, threads and everything else come after.
 /// ```
 pub fn become_helper_if_asked() {
     stockade_runtime::session::become_launcher_if_asked();

@@ -126,10 +126,8 @@ impl WorkPoller {
     ) -> Result<WorkPoller, Error> {
         let mut settings = environment.settings()?;
         let milliseconds = |duration: Duration| duration.as_millis();
-        settings.block_ms = match options.block.map(milliseconds) {
-            None => None,
-            Some(block) => Some(u16::try_from(block).unwrap_or(u16::MAX)),
-        };
+        let block = options.block.map(milliseconds);
+        settings.block_ms = block.map(|block| u16::try_from(block).unwrap_or(u16::MAX));
         let reclaim = options.reclaim_older_than.map(milliseconds);
         settings.reclaim_older_than_ms = reclaim.map(|age| u64::try_from(age).unwrap_or(u64::MAX));
         settings.drain = options.drain;

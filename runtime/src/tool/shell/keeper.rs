@@ -95,7 +95,8 @@ pub fn keep(ends: KeeperEnds, plan: ShellPlan) -> ! {
         Ok(mut keeper) => {
             let failed = keeper.serve().is_err();
             // The end of a namespace ends what is in it; elsewhere that is for us to do.
-            failed | keeper.kill_all().is_err()
+            let all = keeper.processes.are_a_namespace() || keeper.kill_all().is_ok_and(|all| all);
+            failed || !all
         }
         Err(_refused) => true,
     };
