@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(host.plan.workdir.as_deref(), Some(std::path::Path::new("/")));
         assert_eq!(host.place, Place::Host { user: None, why: "w".to_owned() });
         let all = read(&format!(
-            "{HOST}user = 4711\ndirectory = \"/srv\"\ntimeout = \"5min\"\noutput_max = \"1MiB\"\n\
+            "{HOST}user = 4711\ndirectory = \"/srv\"\ntimeout = \"5m\"\noutput_max = \"1MiB\"\n\
              result = \"json\"\nenvironment = {{ TOKEN = \"sk-planted\", PATH = \"/x\" }}\n"
         ));
         let all = &all.expect("valid")[0];
