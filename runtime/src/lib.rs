@@ -10,6 +10,7 @@ pub mod egress;
 pub mod host;
 pub mod jail;
 pub mod policy;
+pub mod porter;
 pub mod session;
 pub mod spec;
 pub mod sys;

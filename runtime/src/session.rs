@@ -4,16 +4,17 @@
 //! the jail waits on descriptors. Dropping a session ends its jail: the launcher sees the connection
 //! close and takes everything apart.
 //!
-//! `host` is its launcher's end of it, `line` its executor's, `network` its part of the broker. `unjailed`
-//! is for tools without a jail.
+//! `host` is its launcher's end of it, `line` its executor's, `network` its part of the broker, `porter`
+//! the connection to who keeps its skills and memory stores. `unjailed` is for tools without a jail.
 
 mod host;
 mod line;
 mod network;
+mod porter;
 mod unjailed;
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use crate::egress::Denial;
 use crate::jail::{
     self, CgroupEvents, Confinement, End, EnforcementReport, Event, ExecutorEnds, Failure,
-    KeeperSide, Launcher, LimitHit, Programs,
+    KeeperSide, Launcher, LimitHit, PorterEnds, Programs, UnpackConfinement,
 };
 use crate::spec::{CgroupPlan, CustomToolPlan, JailSpec};
 use crate::tool::{self, FileHelper, FullPlace, ToolCall, ToolResult, shell};
@@ -30,6 +31,7 @@ use crate::tool::{self, FileHelper, FullPlace, ToolCall, ToolResult, shell};
 use host::Host;
 use line::{CANCEL_GRACE, Line, LineError};
 pub use network::{Egress, Network, NetworkError, inside};
+pub use porter::*;
 pub use unjailed::{
     Outside, OutsideCallError, OutsideError, OutsidePlan, Unjailed, become_unjailed_if_asked,
 };
@@ -39,7 +41,7 @@ const UNEVENTFUL_US: u64 = 20_000;
 
 /// Turns this process into the launcher if it was started as one. Call first thing in `main`.
 pub fn become_launcher_if_asked() {
-    jail::become_launcher_if_asked(Programs { keeper, executor });
+    jail::become_launcher_if_asked(Programs { keeper, executor, porter: carry });
 }
 
 /// PID 1 of the tool tree.
@@ -66,11 +68,22 @@ fn custom_tools(spec: &JailSpec) -> Vec<CustomToolPlan> {
     spec.tools.as_ref().map(|plan| plan.custom.clone()).unwrap_or_default()
 }
 
+/// The process that hears [`Porter`].
+fn carry(ends: PorterEnds, mut confinement: UnpackConfinement) -> ! {
+    let PorterEnds { control, workspace, skills, stores } = ends;
+    let confine = &mut |directory: BorrowedFd<'_>| confinement.enter(directory);
+    let porter = crate::porter::Porter { control, workspace, skills, stores, confine };
+    crate::porter::serve_until_closed(porter)
+}
+
 /// The process that hears [`Session`].
 fn executor(ends: ExecutorEnds, mut confinement: Confinement, spec: &JailSpec) -> ! {
-    let roots = spec.tools.as_ref().map(|plan| plan.roots.clone()).unwrap_or_default();
+    let plan = spec.tools.as_ref();
+    let roots = plan.map(|plan| plan.roots.clone()).unwrap_or_default();
+    let read_only = plan.map(|plan| plan.read_only.clone()).unwrap_or_default();
     let memory = spec.mounts.memory.iter().map(|mount| Path::new("/").join(&mount.target));
-    let places = roots.iter().cloned().chain(memory).collect();
+    let places = roots.iter().filter(|root| !read_only.contains(root)).cloned();
+    let places = places.chain(memory).collect();
     let shell = shell::Shell::new(
         shell::ShellEnds {
             commands: ends.commands,
@@ -84,7 +97,7 @@ fn executor(ends: ExecutorEnds, mut confinement: Confinement, spec: &JailSpec) -
         limits(spec),
     );
     let confine = &mut || confinement.enter();
-    let files = Some(FileHelper { roots, confine });
+    let files = Some(FileHelper { roots, read_only, confine });
     let custom = custom_tools(spec);
     tool::Executor { control: ends.control, shell, files, custom, places }.serve()
 }
@@ -158,6 +171,7 @@ pub struct Session {
     limits: CgroupPlan,
     room: Room,
     network: Option<Arc<Network>>,
+    porter: Porter,
 }
 
 /// What a call came to.
@@ -195,11 +209,16 @@ impl Session {
         let unreachable = |whom| move |source| StartError::Unreachable { whom, source };
         let (limits, room, plan) = (spec.cgroup.clone(), Room::of(&spec), spec.egress.clone());
         let (ours, theirs) = StdStream::pair().map_err(unreachable("executor"))?;
+        let with_porter = spec.tools.as_ref().is_some_and(|plan| plan.porter);
+        let porter = with_porter.then(StdStream::pair).transpose();
+        let (porter, porters) = porter.map_err(unreachable("porter"))?.unzip();
         let host = Host::new(launcher);
         let event = host
             .with(move |launcher, _| {
-                launcher.launch(spec, &run_directory, &[theirs.as_fd()])?;
-                drop(theirs);
+                let lent: Vec<_> =
+                    [&theirs].into_iter().chain(&porters).map(|end| end.as_fd()).collect();
+                launcher.launch(spec, &run_directory, &lent)?;
+                drop((theirs, porters));
                 let mut listeners = Vec::new();
                 loop {
                     match launcher.event()? {
@@ -218,13 +237,22 @@ impl Session {
         let network = Network::attach(plan, listeners, egress, &host)
             .map_err(|source| StartError::Broker { source })?;
         let line = Line::connect(ours).await.map_err(unreachable("executor"))?;
+        let porter = porter.map_or(Ok(Porter::absent()), Porter::connect);
+        let porter = porter.map_err(unreachable("porter"))?;
         let usage = CgroupEvents::default();
-        Ok(Session { host, line, usage, report, limits, room, network })
+        Ok(Session { host, line, usage, report, limits, room, network, porter })
     }
 
     /// Its part of the broker; `None` where its jail has no network.
     pub fn network(&self) -> Option<&Arc<Network>> {
         self.network.as_ref()
+    }
+
+    /// Who unpacks its skills, keeps its memory stores and lays staged files into its workspace. It
+    /// works while a call runs, and after [`quiesce`](Self::quiesce). Every request to it is refused
+    /// ([`PorterError::Absent`]) if the spec asked for none.
+    pub fn porter(&self) -> &Porter {
+        &self.porter
     }
 
     /// What is enforced, and how it was proven.
@@ -349,7 +377,11 @@ impl Room {
             .memory
             .iter()
             .map(|mount| (Path::new("/").join(&mount.target), (mount.bytes_max, mount.inodes_max)));
-        Room { scratch, memory: memory.collect() }
+        let places = plan
+            .places
+            .iter()
+            .map(|place| (place.target.clone(), (place.bytes_max, place.inodes_max)));
+        Room { scratch, memory: memory.chain(places).collect() }
     }
 
     fn hit(&self, full: &FullPlace) -> Option<LimitHit> {

@@ -39,6 +39,11 @@ fn no_bytes_confuse_the_reader_of_client_hellos() {
     fuzz("client_hello", fuzzing::client_hello);
 }
 
+#[test]
+fn no_bytes_confuse_the_reader_of_archives() {
+    fuzz("archive", stockade_runtime::porter::fuzz_archive);
+}
+
 /// The harness itself: a bug that needs two bytes to be right is found, and one that panics.
 #[test]
 fn planted_bugs_are_found() {

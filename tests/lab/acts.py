@@ -251,6 +251,14 @@ def lookups(names):
     return {"count": found}
 
 
+def raw_datagram(host, port, send="raw"):
+    """A UDP datagram whose header is made by hand, past everything that looks at sockets' ports."""
+    data = send.encode("latin-1")
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+        raw.sendto(struct.pack("!HHHH", 40_000, port, 8 + len(data), 0) + data, (host, 0))
+    return {}
+
+
 def open_socket(family, type, protocol=0):
     socket.socket(family, type, protocol).close()
     return {}
@@ -348,8 +356,8 @@ def say(text):
     return {}
 
 
-ACTS = {f.__name__: f for f in (talk, connect, tls, hello, udp, resolver, lookup, lookups, open_socket,
-                                hold_open, many, impostor, sleep, say)}
+ACTS = {f.__name__: f for f in (talk, connect, tls, hello, udp, raw_datagram, resolver, lookup, lookups,
+                                open_socket, hold_open, many, impostor, sleep, say)}
 
 
 def attempt(act):

@@ -15,6 +15,7 @@ import sys
 import time
 
 import dns
+import inputs
 import web
 
 SOL_LINGER = struct.pack("ii", 1, 0)
@@ -230,6 +231,8 @@ async def start(log, spec, directory):
         return await made(lambda: Datagrams(log, spec["name"]), local_addr=(address, port))
     if kind == "http":
         serve = web.handler(log, spec, directory)
+    elif kind == "inputs":
+        serve = inputs.handler(log, spec, directory)
     elif kind == "websocket":
         return await web.websocket(log, spec, context)
     elif kind == "grpc":

@@ -9,6 +9,7 @@
 //! Acts (`lab/acts.py`) run in a jail, or from a plain process of the host as their control.
 
 pub mod fixtures;
+pub mod inputs;
 pub mod relay;
 pub mod rows;
 mod world;

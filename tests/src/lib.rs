@@ -5,6 +5,7 @@
 //! C program in `payload/`, which also serves as the subreaper that counts left-over processes.
 
 pub mod bait;
+pub mod claim;
 pub mod devserver;
 pub mod exec;
 pub mod hostile;
@@ -20,6 +21,7 @@ pub mod poll;
 pub mod session;
 pub mod site;
 pub mod source;
+pub mod stores;
 
 pub use devserver::Devserver;
 pub use exec::{End, Exec, Outcome};

@@ -33,6 +33,7 @@ pub struct Poll {
     options: Vec<OsString>,
     environment: Vec<(String, String)>,
     wrapper: Vec<String>,
+    command: Vec<String>,
     leaves: bool,
 }
 
@@ -44,7 +45,14 @@ impl Poll {
     pub fn at(level: Level) -> Poll {
         let place = Place::new(level);
         let (options, environment, wrapper) = (Vec::new(), Vec::new(), Vec::new());
-        Poll { level, place, options, environment, wrapper, leaves: false }
+        let command = ["poll", "--jail"].map(str::to_owned).to_vec();
+        Poll { level, place, options, environment, wrapper, command, leaves: false }
+    }
+
+    /// Runs these words of a command line instead of `poll --jail`.
+    pub fn command(mut self, words: &[&str]) -> Poll {
+        self.command = words.iter().map(|word| (*word).to_owned()).collect();
+        self
     }
 
     /// Adds options of `worker poll` or of `worker`, as written on a command line.
@@ -142,7 +150,7 @@ impl Poll {
         if !self.has("--log-format") {
             line.extend(["--log-format", "json"].map(OsString::from));
         }
-        line.extend(["poll", "--jail"].map(OsString::from));
+        line.extend(self.command.iter().map(OsString::from));
         if !self.has("--audit-file") {
             line.extend([OsString::from("--audit-file"), self.place.audit_file().into()]);
         }

@@ -27,6 +27,8 @@ pub struct Choice<'a> {
     pub policy: Option<String>,
     /// A directory of the host that is its workspace.
     pub workdir: Option<&'a Path>,
+    /// Further options of the example: places of the porter.
+    pub places: &'a [&'a str],
 }
 
 /// A session that runs.
@@ -36,6 +38,8 @@ pub struct Session {
     pub level: Level,
     /// The name of its jail.
     pub jail: String,
+    /// What it said when it was ready: places, and what the canary found.
+    pub ready: Value,
     child: Child,
     to: Option<ChildStdin>,
     from: Receiver<Value>,
@@ -118,6 +122,7 @@ impl Session {
         if let Some(workdir) = choice.workdir {
             line.extend(["--workdir".to_owned(), workdir.display().to_string()]);
         }
+        line.extend(choice.places.iter().map(|option| (*option).to_owned()));
         let mut child = Command::new(locate::probe())
             .args(&line)
             .env_clear()
@@ -141,11 +146,21 @@ impl Session {
             }
         });
         let to = child.stdin.take();
-        let mut session =
-            Session { level, jail: String::new(), child, to, from, before, place, _turn: turn };
+        let mut session = Session {
+            level,
+            jail: String::new(),
+            ready: Value::Null,
+            child,
+            to,
+            from,
+            before,
+            place,
+            _turn: turn,
+        };
         let ready = session.line(PATIENCE);
         assert!(ready["ready_us"].is_u64(), "{level:?}: not ready: {ready}");
         session.jail = ready["jail"].as_str().unwrap_or_default().to_owned();
+        session.ready = ready;
         session
     }
 
@@ -186,6 +201,42 @@ impl Session {
             facts: format!("{} {}", line["facts"], line["hits"]),
             took: Duration::from_micros(line["took_us"].as_u64().unwrap_or(0)),
         })
+    }
+
+    /// Asks the porter; `done`, `refused` or `error` of the answer says how it went.
+    pub fn ask(&mut self, request: &Value) -> Value {
+        self.begin("porter", request);
+        self.line(PATIENCE)
+    }
+
+    /// As [`ask`](Self::ask), for a request that must be carried out.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn carried_out(&mut self, request: &Value) -> Value {
+        let answer = self.ask(request);
+        assert!(answer.get("done").is_some(), "{:?}: {request}: {answer}", self.level);
+        answer["done"].clone()
+    }
+
+    /// Ends the tool tree; what the session says to that.
+    pub fn quiesce(&mut self) -> Value {
+        self.begin("quiesce", &json!({}));
+        self.line(PATIENCE)
+    }
+
+    /// The porter, if there is one: what init cloned after the executor.
+    pub fn porter(&self) -> Option<u32> {
+        let found = self.processes();
+        let depth = |pid: u32| namespace_ids(pid).len();
+        let mut others: Vec<u32> = parents()
+            .into_iter()
+            .filter(|(pid, parent)| *parent == found.init && *pid != found.executor)
+            .map(|(pid, _)| pid)
+            .filter(|pid| depth(*pid) == depth(found.init))
+            .collect();
+        others.sort_unstable();
+        others.pop()
     }
 
     /// Runs one call.

@@ -30,6 +30,7 @@ const STEPS: &[&str] = &[
     "proc",
     "memory",
     "workspace",
+    "places",
     "pivot",
     "verify-tree",
     "terminal",
@@ -53,7 +54,7 @@ const STEPS: &[&str] = &[
 ];
 
 /// Steps that only the jail of a session takes: `crash_session.rs` kills there.
-const OF_SESSIONS: &[&str] = &["executor"];
+const OF_SESSIONS: &[&str] = &["executor", "porter"];
 
 /// A run that is stopped at a step, with all its processes, the worker first.
 struct Halted {

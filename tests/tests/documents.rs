@@ -22,8 +22,13 @@ const RUN: &[&str] = &[
     "docs/devserver.md",
     "docs/egress.md",
     "docs/exit-codes.md",
+    "docs/memory.md",
     "docs/policy.md",
     "docs/poll.md",
+    "docs/queue.md",
+    "docs/skills.md",
+    "docs/run.md",
+    "docs/staging.md",
 ];
 const SECONDS_PER_BLOCK: &str = "120";
 /// Printed between two commands of a block; ASCII "record separator".
@@ -37,6 +42,11 @@ fn examples_of_the_readme_do_what_it_says() {
 #[test]
 fn examples_of_the_exit_codes_do_what_they_say() {
     run_examples("docs/exit-codes.md");
+}
+
+#[test]
+fn examples_of_the_page_on_memory_do_what_it_says() {
+    run_examples("docs/memory.md");
 }
 
 #[test]
@@ -55,6 +65,11 @@ fn examples_of_the_page_on_egress_do_what_it_says() {
 }
 
 #[test]
+fn examples_of_the_page_on_other_modes_do_what_it_says() {
+    run_examples("docs/run.md");
+}
+
+#[test]
 fn examples_of_the_page_on_poll_do_what_it_says() {
     run_examples("docs/poll.md");
 }
@@ -62,6 +77,21 @@ fn examples_of_the_page_on_poll_do_what_it_says() {
 #[test]
 fn examples_of_custom_tools_do_what_they_say() {
     run_examples("docs/custom-tools.md");
+}
+
+#[test]
+fn examples_of_the_page_on_the_queue_do_what_it_says() {
+    run_examples("docs/queue.md");
+}
+
+#[test]
+fn examples_of_the_page_on_skills_do_what_it_says() {
+    run_examples("docs/skills.md");
+}
+
+#[test]
+fn examples_of_the_page_on_staged_input_do_what_it_says() {
+    run_examples("docs/staging.md");
 }
 
 #[test]

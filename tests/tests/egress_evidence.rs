@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use e2e::lab::relay::Relay;
-use e2e::lab::{Lab, policy, policy_text};
+use e2e::lab::{Lab, policy, policy_text, standard_servers, standard_zone};
 use e2e::play::{SOON, bash, passed, session};
 use e2e::policy::PolicyFile;
-use e2e::{Devserver, Level, Poll, Ran, locate};
-use serde_json::Value;
+use e2e::{Devserver, Level, Need, Poll, Ran, locate, require};
+use serde_json::{Value, json};
 
 const RULES: &str = "allow = [\"api.example.test:7000\"]";
 
@@ -23,8 +23,12 @@ fn dial(host: &str, port: u16) -> String {
 
 /// Serves one session of a call with this policy: the worker's run, the id of the session, the result.
 fn serve(level: Level, network: &str, command: &str) -> (Ran, String, String) {
-    let (lab, server) = (Lab::standard(), Devserver::with("", &["--keep-results"]));
-    let _relay = Relay::to(&lab, server.port());
+    serve_in(&Lab::standard(), level, network, command)
+}
+
+fn serve_in(lab: &Lab, level: Level, network: &str, command: &str) -> (Ran, String, String) {
+    let server = Devserver::with("", &["--keep-results"]);
+    let _relay = Relay::to(lab, server.port());
     let file = policy(network);
     server.push(&session("one", [bash(command)]));
     let worker =
@@ -124,6 +128,90 @@ fn a_log_tells_what_was_decided_about_each_destination() {
         assert_eq!(code, 1, "control: the policy itself denies it");
         for to in ["169.254.169.254:7000", "private.example.test:7000"] {
             assert_eq!(test(&[to]).0, 1, "{level:?}: {to} is suggested");
+        }
+    }
+}
+
+#[test]
+fn the_end_of_a_connection_names_the_address_that_answered() {
+    // Nobody listens on the first of the two addresses.
+    const DEAD: &str = "203.0.113.99";
+    const ALIVE: &str = "203.0.113.10";
+    let mut zone = standard_zone();
+    zone["twice.example.test"] = json!({"A": [DEAD, ALIVE]});
+    let rules = r#"allow = ["api.example.test:7000", "twice.example.test:7000"]"#;
+    let command = [
+        dial("api.example.test", 7000),
+        dial("twice.example.test", 7000),
+        dial("other.example.test", 7000), // serve() knows the session by what was denied to it
+    ];
+    for level in Level::here() {
+        let lab = Lab::with(&standard_servers(), &zone);
+        let (ran, _, said) = serve_in(&lab, level, rules, &command.concat());
+        assert!(said.starts_with("hello\nhello\n"), "{level:?}: {said}");
+        let of = |event: &str, host: &str| {
+            let all = ran.audited(event).into_iter().filter(|one| one["host"] == host);
+            all.map(|one| one["address"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(of("egress.closed", "twice.example.test"), [ALIVE], "{level:?}");
+        assert_eq!(of("egress.allowed", "twice.example.test"), [DEAD], "{level:?}: tried first");
+        assert_eq!(of("egress.closed", "api.example.test"), [ALIVE], "{level:?}: control");
+        let audit = ran.audit_file();
+        let words = ["egress", "report", "--by-call", "--format", "json"];
+        let (code, out, err) = worker(&words, Some(&audit));
+        assert_eq!(code, 0, "{level:?}: {err}");
+        let report: Value = serde_json::from_str(&out).expect("JSON");
+        let twice = row(&report, "allowed", "twice.example.test");
+        assert_eq!(twice["addresses"], json!([ALIVE]), "{level:?}");
+        assert!(twice["session"].is_string() && twice["tool_call"].is_string(), "{twice:#}");
+    }
+}
+
+#[test]
+fn what_connections_say_is_in_no_line_of_the_log_and_in_no_record() {
+    // INV-12: paths, queries, headers, credentials and bodies, allowed and refused, in HTTP of both
+    // versions, in TLS and in nonsense. The worker of these tests logs at level debug.
+    require!(Need::Tool("curl"));
+    let rules = r#"allow = ["api.example.test:80", "api.example.test", "raw.example.test:80"]"#;
+    let request = "curl -s -o /dev/null -m 5 -H 'X-Secret: PLANTED-header' -b c=PLANTED-cookie \
+                   -u PLANTED-user:PLANTED-password -d PLANTED-body";
+    let place = "/PLANTED-path?q=PLANTED-query";
+    let command = [
+        format!("{request} http://api.example.test{place}"),
+        format!("{request} http://raw.example.test{place}"),
+        format!("{request} -H 'Host: other.example.test' http://api.example.test{place}"),
+        format!("{request} --http2-prior-knowledge http://api.example.test{place}"),
+        format!("{request} https://api.example.test{place}"),
+        format!("{request} http://203.0.113.11{place}"),
+        "(echo PLANTED-nonsense; sleep 0.2) >/dev/tcp/api.example.test/80".to_owned(),
+        "echo done".to_owned(),
+    ]
+    .join("; ");
+    for level in Level::here() {
+        let lab = Lab::standard();
+        let (ran, id, said) = serve_in(&lab, level, rules, &command);
+        assert!(said.starts_with("done"), "{level:?}: {said}");
+        let told = [&ran.stderr, &ran.stdout, &format!("{:?}", ran.audit)];
+        for text in told {
+            let line = text.lines().find(|line| line.contains("PLANTED"));
+            assert_eq!(line, None, "INV-12 {level:?}");
+        }
+        let audit = ran.audit_file();
+        for words in [&["egress", "report"][..], &["policy", "suggest"]] {
+            let (code, out, err) = worker(words, Some(&audit));
+            assert_eq!(code, 0, "{level:?} {words:?}: {err}");
+            assert!(!out.contains("PLANTED"), "INV-12 {level:?} {words:?}: {out}");
+        }
+        // Controls: it was sent, and the log was at that level.
+        let heard = format!("{:?}", lab.heard_by("203.0.113.12:80", "bytes"));
+        for part in ["header", "cookie", "path", "query", "body"] {
+            assert!(heard.contains(&format!("PLANTED-{part}")), "{level:?} {part}: {heard}");
+        }
+        assert!(ran.stderr.contains("DEBUG") && ran.stderr.contains(&id), "{}", ran.stderr);
+        let refused = ran.audited("egress.denied");
+        let reasons: Vec<_> = refused.iter().map(|one| one["reason"].clone()).collect();
+        for reason in ["other-name", "direct-address"] {
+            assert!(reasons.contains(&json!(reason)), "{level:?}: {reasons:?}");
         }
     }
 }

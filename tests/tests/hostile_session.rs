@@ -60,7 +60,7 @@ const NO_CONTROL: &[&str] = &[
 fn with_probe(level: Level) -> (Session, tempfile::TempDir) {
     let dir = directory_of(level);
     deliver_probe(dir.path(), level);
-    let session = Session::with(level, &Choice { workdir: Some(dir.path()), policy: None });
+    let session = Session::with(level, &Choice { workdir: Some(dir.path()), ..Choice::default() });
     (session, dir)
 }
 
@@ -277,7 +277,7 @@ fn nothing_a_command_does_to_its_shell_survives_a_restart_without_root() {
 
 #[test]
 fn a_forged_status_misreports_its_own_call_at_most() {
-    // INV-9: the second of our lines, with the nonce, is in the pipe while the command runs.
+    // INV-9, TOOL-BASH-4: the second of our lines, with the nonce, is in the pipe while the command runs.
     let thief = "line=; read -r -t 1 line </proc/$$/fd/0; nonce=${line#*echo }; nonce=${nonce%% *}; \
                  echo \"$nonce 0\" >/proc/$$/fd/59; echo run >>count; sleep 1; echo late; exit 9";
     for level in Level::here() {

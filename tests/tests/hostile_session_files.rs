@@ -185,7 +185,7 @@ fn with_one_layer_of_the_jail_off_no_link_leads_outside_the_roots() {
         let policy = e2e::policy::PolicyFile::without(&[layer]);
         for level in Level::here() {
             let choice =
-                Choice { policy: Some(policy.path().display().to_string()), workdir: None };
+                Choice { policy: Some(policy.path().display().to_string()), ..Choice::default() };
             let mut session = Session::with(level, &choice);
             plant(&mut session);
             for (prepare, path) in LINKS.iter().step_by(3) {

@@ -163,6 +163,42 @@ fn stores(which: Official) {
     assert_eq!(ended.report["requests"]["skill_content"]["count"], 1);
 }
 
+// SKILL-1, SKILL-2, SKILL-3, SKILL-5, SKILL-8, SKILL-9, SKILL-13: ours plays the same script in
+// tests/tests/skills.rs.
+#[test]
+fn the_python_worker_lays_out_skills_of_every_kind_of_archive() {
+    require!(Need::Tool("python3"));
+    let Some(packages) = installed() else { return };
+    let text =
+        fs::read_to_string(project().join("tests/scripts/official-skills.toml")).expect("readable");
+    let report = play(Official::Python, packages, &text);
+    assert_eq!(report["requests"]["skill"]["count"], 9);
+    assert_eq!(report["requests"]["skill_content"]["count"], 8);
+}
+
+fn memory(which: Official) {
+    let Some(packages) = installed() else { return };
+    let text =
+        fs::read_to_string(project().join("tests/scripts/official-memory.toml")).expect("readable");
+    let report = play(which, packages, &text);
+    let statuses = |endpoint: &str| report["requests"][endpoint]["statuses"].clone();
+    assert_eq!(statuses("memory_create")["413"], 1, "MEM-22: once");
+    assert_eq!(statuses("memory_delete"), json!({"200": 1}), "MEM-31: the window is waived");
+    assert!(report["requests"]["memory_get"]["count"].as_u64() >= Some(2), "MEM-21");
+}
+
+#[test]
+fn the_python_worker_keeps_memory_stores_as_the_protocol_has_it() {
+    require!(Need::Tool("python3"));
+    memory(Official::Python);
+}
+
+#[test]
+fn the_typescript_worker_keeps_memory_stores_as_the_protocol_has_it() {
+    require!(Need::Tool("npm"));
+    memory(Official::TypeScript);
+}
+
 #[test]
 fn the_python_worker_lays_out_skills_and_memories() {
     require!(Need::Tool("python3"));

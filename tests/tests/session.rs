@@ -362,6 +362,17 @@ fn searching() -> Value {
                 json!({"is_error": false, "contains": "src/a.rs:1:fn one() {}"}),
             ),
             gives(grep("nowhere"), "no matches"),
+            // TOOL-GREP-1: nothing on a path of the session's is run for it.
+            gives(
+                bash(
+                    "printf '#!/bin/sh\\necho planted; touch /workspace/was-run' > rg; chmod +x rg; \
+            ln -s rg grep; export PATH=/workspace:$PATH; rg",
+                ),
+                "planted",
+            ),
+            gives(bash("rm was-run"), "(no output)"),
+            gives(grep("nowhere"), "no matches"),
+            gives(bash("ls was-run 2>/dev/null || echo not run; rm rg grep"), "not run"),
             gives(json!({"grep": {"pattern": "x", "path": "gone"}}), "no matches"),
             fails(grep(""), "grep: pattern is required"),
             expect(grep("("), json!({"is_error": true, "matches": "^grep: invalid regex: "})),

@@ -225,16 +225,17 @@ fn once_serves_one_item_and_drain_on_empty_all_there_are() {
 
 #[test]
 fn what_must_not_be_or_is_missing_is_refused_before_anything_is_claimed() {
-    // AUTH-9, AUTH-11, WRUN-1: code, and what is said.
+    // AUTH-9, AUTH-11, WRUN-1, CLI-3, CLI-4, TOOL-PATH-6: code, and what is said.
     let server = Devserver::start();
     type Prepare = fn(Poll) -> Poll;
     #[rustfmt::skip]
-    let cases: [(Prepare, i32, &str); 10] = [
+    let cases: [(Prepare, i32, &str); 11] = [
         (|poll| poll.variable("ANTHROPIC_API_KEY", "sk-ant-api03-x"), 9, "ANTHROPIC_API_KEY"),
         (|poll| poll.variable("ANTHROPIC_ENVIRONMENT_KEY", ""),     3, "hint: "),
         (|poll| poll.variable("ANTHROPIC_ENVIRONMENT_ID", ""),      2, "no environment id given"),
         (|poll| poll.variable("ANTHROPIC_BASE_URL", "http://192.0.2.1"), 2, "has no TLS"),
         (|poll| poll.options(["--no-such-flag"]),                   2, "--no-such-flag"),
+        (|poll| poll.options(["--unrestricted-paths"]),             2, "--unrestricted-paths"),
         (|poll| poll.options(["--max-sessions", "0"]),              2, "--max-sessions"),
         (|poll| poll.options(["--block-ms", "0"]),                  2, "--block-ms"),
         (|poll| poll.options(["--policy", "nosuch"]),               3, "cannot find policy `nosuch`"),
@@ -253,6 +254,38 @@ fn what_must_not_be_or_is_missing_is_refused_before_anything_is_claimed() {
     let jailless = Command::new(locate::worker()).arg("poll").output().expect("cannot run it");
     assert_eq!(jailless.status.code(), Some(2));
     assert_eq!(server.report()["requests"].as_object().map_or(0, |all| all.len()), 0);
+}
+
+#[test]
+fn a_flag_goes_before_its_variable() {
+    // CLI-3, HDR-10.
+    let check = |flags: &[&str]| {
+        let done = Command::new(locate::worker())
+            .args(["poll", "--jail", "--check", "--format", "json", "--state-dir", "/tmp"])
+            .args(["--audit-file", "/tmp/e2e-never-written.jsonl"])
+            .args(flags)
+            .env_clear()
+            .env("PATH", locate::SEARCH_PATH)
+            .env("ANTHROPIC_ENVIRONMENT_KEY", "sk-ant-oat01-x")
+            .env("ANTHROPIC_ENVIRONMENT_ID", "env_variable")
+            .env("ANTHROPIC_WORKER_ID", "worker-variable")
+            .env("ANTHROPIC_BASE_URL", "https://variable.example")
+            .output()
+            .expect("cannot run the worker");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("text")
+    };
+    let flags =
+        ["--environment-id=env_flag", "--worker-id=worker-flag", "--base-url=https://flag.example"];
+    let (with, without) = (check(&flags), check(&[]));
+    for (flag, variable) in [
+        ("env_flag", "env_variable"),
+        ("worker-flag", "worker-variable"),
+        ("https://flag.example", "https://variable.example"),
+    ] {
+        assert!(with.contains(flag) && !with.contains(variable), "{with}");
+        assert!(without.contains(variable), "control: {without}");
+    }
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn nothing_runs_twice_whatever_happens_to_requests_of_a_session() {
 
 #[test]
 fn nothing_runs_twice_whatever_happens_to_the_stream() {
-    // RUN-1, RUN-6, RUN-9, RUN-10, EV-3: dropped, slow, split, doubled, odd, broken.
+    // RUN-1, RUN-6, RUN-9, RUN-10, SSE-1, SSE-2, SSE-4, SSE-6: dropped, slow, split, doubled, odd, broken.
     let faults = [
         json!({"on": "stream", "do": "503", "times": 2}),
         json!({"on": "stream", "do": "reset", "after": 2}),
@@ -100,7 +100,7 @@ fn nothing_runs_twice_whatever_happens_to_the_stream() {
 
 #[test]
 fn events_between_stream_and_list_and_events_that_nobody_knows_are_no_trouble() {
-    // RUN-1, RUN-7, RUN-16, API-5, PERM-1 to 6, THR-1, POLL-13.
+    // RUN-1, RUN-7, RUN-16, API-5, PERM-1…6, THR-1, POLL-13.
     let sessions = [
         session(
             "gap",
@@ -332,4 +332,49 @@ fn a_call_that_waits_for_its_post_is_bounded_by_the_lease() {
     assert_eq!(call_of(&report, "refused")["answered_us"], Value::Null);
     assert_eq!(ran.audited("call.not_posted").len(), 1);
     assert!(ran.elapsed < Duration::from_secs(30));
+}
+
+#[test]
+fn what_is_wrong_with_one_session_costs_the_others_nothing() {
+    // POLL-15, RACE-21, AUTH-3, RUN-5, RUN-25, SSE-5: 400 to every post, a session that cannot be
+    // fetched, a secret of nonsense, an event of ten mebibytes, answers of nonsense; others beside.
+    let server = Devserver::with("", &["--keep-results"]);
+    for fault in [
+        json!({"on": "send", "do": "400", "times": 1000, "session": "refused"}),
+        json!({"on": "session", "do": "404", "times": 1000, "session": "unknown"}),
+        json!({"on": "ack", "do": "garbage", "session": "garbled"}),
+        json!({"on": "heartbeat", "do": "garbage", "times": 2, "session": "garbled"}),
+        json!({"on": "send", "do": "garbage", "times": 2, "session": "garbled"}),
+    ] {
+        server.fault(&fault);
+    }
+    let mut calls: Vec<Value> = (0..3).map(|n| bash(&format!("echo {n}"))).collect();
+    calls.iter_mut().for_each(|call| call["wait"] = json!(false));
+    calls.extend([json!({"delay_ms": 1500}), json!({"disconnect": true})]);
+    calls.push(json!({"delay_ms": 1500}));
+    let refused = server.push(&session("refused", calls));
+    let mut unknown = session("unknown", []);
+    unknown["message"] = json!("please");
+    unknown["start"] = json!("at-once");
+    server.push(&unknown);
+    let long = json!({"type": "agent.message", "content": "x".repeat(10 << 20)});
+    server.push(&session("large", [json!({"emit": long}), gives(bash("echo after"), "after")]));
+    server.push(&counting("garbled", json!({})));
+    server.push(&counting("secret", json!({"secret": "garbage"})));
+    server.push(&counting("good", json!({"copies": 3})));
+    let worker = Poll::at(level()).options(["--max-sessions", "4"]).serve(&server);
+    server.wait_done(2 * SOON);
+    let ran = worker.stop().ended(0);
+    let report = passed(server.end(), &ran.stderr);
+    let of_refused = |event: &str| {
+        ran.audited(event).iter().filter(|one| one["session"] == refused[0].as_str()).count()
+    };
+    assert_eq!(of_refused("call.started"), 3, "each ran once: {:?}", ran.audit);
+    assert_eq!(of_refused("call.not_posted"), 3);
+    let sessions = report["sessions"].as_array().expect("a list");
+    for session in sessions.iter().filter(|one| one["name"] != "refused") {
+        let calls = session["calls"].as_array().expect("a list");
+        assert_eq!(calls.is_empty(), session["name"] == "unknown", "{session:#}");
+        assert!(calls.iter().all(|call| call["is_error"] == false), "{session:#}");
+    }
 }

@@ -96,7 +96,7 @@ fn ancestry(worker: &Worker, seconds: &str) -> Option<Vec<u32>> {
 
 #[test]
 fn a_call_whose_jail_dies_is_answered_as_unknown_and_the_next_one_gets_a_fresh_jail() {
-    // INV-9, INV-10.
+    // INV-9, INV-10, RUN-19: what is no error of a tool is a short text all the same.
     require!(Need::Root);
     for level in Level::here() {
         // Above the command: bash, the keeper, init.

@@ -17,6 +17,7 @@ fn largest(report: &Value, name: &str) -> u64 {
 
 #[test]
 fn fifty_sessions_at_once_complete_and_no_heartbeat_is_late() {
+    // LEASE-17, TOOL-GEN-5: neither a shell nor a file tool holds a heartbeat up.
     for level in Level::here() {
         let server = Devserver::with("[server]\nttl_seconds = 2", &[]);
         let mut many = session(

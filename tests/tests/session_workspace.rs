@@ -18,6 +18,7 @@ const PLACES: &str = "/workspace /tmp /dev/shm /mnt/session/outputs $HOME /var/t
 
 #[test]
 fn no_session_sees_files_or_processes_of_another() {
+    // POLL-3, TOOL-BASH-19: a directory and a shell of its own.
     for level in Level::here() {
         let plant = bash(&format!(
             "for place in {PLACES}; do echo secret > $place/of-another && echo $place; done 2>/dev/null; \
@@ -108,6 +109,7 @@ fn a_work_directory_is_shown_in_place_and_what_is_made_in_it_is_its_owners() {
 
 #[test]
 fn outputs_are_kept_under_the_name_of_their_session_and_nothing_else_is() {
+    // CLI-2.
     for level in Level::here() {
         let outputs = directory_of(level);
         let put = |n: u32| {

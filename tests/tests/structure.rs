@@ -14,7 +14,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("audit", &["spec", "policy", "host"]),
     ("egress", &["spec", "policy", "host"]),
     ("tool", &["spec", "policy", "host", "sys"]),
-    ("session", &["tool", "egress", "jail", "audit", "spec", "policy", "host"]),
+    ("porter", &["tool", "sys"]),
+    ("session", &["porter", "tool", "egress", "jail", "audit", "spec", "policy", "host"]),
 ];
 
 /// Modules without input and output.

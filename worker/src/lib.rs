@@ -33,12 +33,18 @@ mod exit;
 mod explain;
 mod footer;
 mod library;
+mod memory;
 mod network;
+mod ops;
 mod progress;
 mod queue;
 mod relay;
+mod scripts;
 mod settings;
+mod skills;
+mod stage;
 mod sweep;
+mod webhook;
 
 pub use library::{
     ClaimedWork, Environment, EnvironmentWorker, Error, ErrorKind, JailPolicy, Outcome, PollEnd,
@@ -50,8 +56,10 @@ pub use library::{
 #[doc(hidden)]
 pub fn main() -> ExitCode {
     // Before anything else: a process started as a helper must not read arguments, files or the
-    // environment, and one started as the key reader only what it was started for.
+    // environment, and those started as the key reader or the script starter only what they were
+    // started for.
     become_helper_if_asked();
     credential::reader::become_key_reader_if_asked();
+    scripts::starter::become_script_starter_if_asked();
     cli::run(cli::Cli::parse())
 }

@@ -65,6 +65,25 @@ const PHRASES: &[(&str, &str)] = &[
     ("lease.lost",              "lease lost: another worker has it"),
     ("lease.assumed_lost",      "lease assumed lost: no heartbeat succeeded in time"),
     ("lease.failed",            "heartbeats failed"),
+    ("work.detached",           "the script ended, the session goes on without it"),
+    ("work.not_handed_over",    "nobody serves it, its lease runs out"),
+    ("work.stop_left_to_script", "the script ran for {after_ms}, stopping the item is left to it"),
+    // Scripts and the webhook.
+    ("script.started",          "the script serves the session (process {pid})"),
+    ("script.ended",            "the script ended after {took_ms}"),
+    ("script.failed",           "the script failed with exit code {exit_code} after {took_ms}"),
+    ("script.failed",           "the script was ended by signal {signal} after {took_ms}"),
+    ("script.not_started",      "the script could not be started"),
+    ("script.bad_id",           "an id is not plain, no script gets the item"),
+    ("script.secret_too_long",  "the work secret is on the script's standard input only"),
+    ("webhook.listening",       "listening for webhooks on {address}"),
+    ("webhook.accepted",        "a webhook tells of work for {session_id}"),
+    ("webhook.refused",         "refused a delivery of the webhook: {reason} ({others} more before)"),
+    ("webhook.ignored",         "ignored a delivery about {kind}"),
+    ("webhook.repeated",        "a delivery about {session_id} came again"),
+    ("webhook.accept_failed",   "could not accept a connection"),
+    ("webhook.connection_failed", "a connection of the webhook failed"),
+    ("webhook.failed",          "the webhook's listener failed"),
     // One session.
     ("runner.starting",         "attached to the session"),
     ("session.not_fetched",     "could not ask for the session"),
@@ -102,10 +121,23 @@ const PHRASES: &[(&str, &str)] = &[
     ("egress.allowed",          "connecting to {host}, port {port}, by report mode"),
     ("egress.closed",           "closed {host}, port {port}: {out_bytes} out, {in_bytes} in"),
     ("egress.summed",           "{connections} more connections to {host}, port {port}: {out_bytes} out, {in_bytes} in"),
+    // Its memory stores.
+    ("memory.downloaded",       "memory store {store_id} has {memories} memories"),
+    ("memory.synced",           "memory store {store_id}: {created} made, {updated} updated, {deleted} deleted; {pulled} pulled, {removed} removed; {edits_lost} edits lost, {refused} refused, {failed} failed"),
+    ("memory.recovered",        "the folder of memory store {store_id} was destroyed and filled anew"),
+    ("memory.untrusted",        "the folder of memory store {store_id} lost its marker and is not synced"),
+    ("memory.sync_failed",      "memory store {store_id} could not be synced ({pass})"),
+    ("memory.cut_off",          "the time for a sync of memory store {store_id} was over: {files} files not uploaded ({pass})"),
+    ("memory.disposed",         "memory store {store_id} let go with {unsynced} changed files that are not on the server"),
+    ("memory.disposed",         "memory store {store_id} let go"),
+    ("memory.not_mounted",      "the memory stores could not be had again"),
     // Its jail.
+    ("jail.not_quiet",          "processes of the session may still run"),
+    ("jail.outdated",           "the kept jail lacks what the session needs"),
     ("jail.running",            "jail ready after {ready_us}, level {level}"),
     ("jail.kept",               "the jail is kept for the next work item"),
     ("jail.resumed",            "the jail was kept"),
+    ("jail.outdated",           "the kept jail lacks what is needed"),
     ("jail.lost",               "the jail ended by itself"),
     ("tool.outside_lost",       "the custom tool {tool} on the host has no result: {error}"),
     ("tool.outside_gone",       "the custom tool {tool} cannot be started on the host any more: {error}"),
@@ -114,6 +146,10 @@ const PHRASES: &[(&str, &str)] = &[
     ("launcher.lost",           "the launcher is gone: nothing more is started"),
     ("jail.not_exported",       "{skipped} entries were not copied back"),
     ("jail.ended",              "jail removed in {teardown_us}"),
+    // Its skills.
+    ("skill.laid",              "skill {directory}: {files} files, {bytes}"),
+    ("skill.failed",            "no skill {skill_id} ({reason})"),
+    ("skill.not_cleared",       "skills cannot be removed, the jail is not kept"),
 ];
 
 /// Writes events as lines for people.
@@ -433,12 +469,13 @@ mod tests {
         }
     }
 
-    /// Every phrase belongs to an event that is emitted, and the events of `queue` and `daemon` have one.
+    /// Every phrase belongs to an event that is emitted, and the events of `queue`, `daemon` and
+    /// `webhook` have one.
     #[test]
     fn phrases_and_events_of_sessions_are_the_same() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut source = String::new();
-        for folder in ["queue", "daemon"] {
+        for folder in ["queue", "daemon", "webhook"] {
             for entry in std::fs::read_dir(root.join(folder)).expect("listed").flatten() {
                 let of_rust = entry.path().extension().is_some_and(|extension| extension == "rs");
                 if of_rust {

@@ -1,7 +1,10 @@
-//! What `worker poll` was asked to do, checked as a whole before anything is opened or started.
+//! What `worker poll` and its kin were asked to do, checked as a whole before anything is opened or started.
 //!
 //! Looks at arguments, environment and the existence of directories; reads no credential and no
 //! policy. The first thing that is wrong is said in one sentence, with what to do.
+
+mod headers;
+mod modes;
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,36 +19,16 @@ use stockade_runtime::jail::Step;
 use crate::cli::policy::ReportFormat;
 use crate::cli::poll::{Cadence, PollArgs};
 
+pub use modes::{Mode, OnWork, Serve};
+
 /// Where the control plane is unless something else is said (HDR-10).
 const BASE_URL: &str = "https://api.anthropic.com";
 /// Longest duration that any option takes.
 const DURATION_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// Longest id; those of the control plane have about 30 bytes.
 const ID_BYTES_MAX: usize = 128;
-/// Most headers and the longest of them.
-const HEADERS_MAX: usize = 32;
-const HEADER_BYTES_MAX: usize = 8 << 10;
 /// Longest CA file.
 const CA_BYTES_MAX: u64 = 4 << 20;
-/// Headers that only this program sets: credentials (AUTH-7) and what belongs to the connection.
-const OWN_HEADERS: &[&str] = &[
-    "authorization",
-    "x-api-key",
-    "proxy-authorization",
-    "cookie",
-    "host",
-    "content-length",
-    "content-type",
-    "transfer-encoding",
-    "connection",
-    "accept",
-    "user-agent",
-    "anthropic-version",
-    "anthropic-beta",
-    "anthropic-worker-id",
-    "anthropic-workspace-id",
-];
-
 /// Why the worker does not start: its command line asks for something impossible.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -82,9 +65,11 @@ impl Surroundings {
     }
 }
 
-/// Checked options of `worker poll`.
+/// Checked options of `worker poll`, `worker run` or `worker serve`.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Where work comes from, and who serves it.
+    pub mode: Mode,
     /// The environment that work comes from.
     pub environment_id: String,
     /// Where the key file is, if one was named.
@@ -153,47 +138,56 @@ impl Settings {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(args: &PollArgs, around: &Surroundings) -> Result<Settings, Refusal> {
-        let environment_id = environment_id(args)?;
+        let mode = modes::of_poll(args)?;
+        let environment_id = environment_id(args, &mode)?;
         // Asked for only where it is needed: a service may have no home.
         let state = || state_directory(around);
-        let audit_file = match (&args.audit_file, around.level) {
+        let audit_file = match (&args.session.audit_file, around.level) {
             (Some(file), _) => file.clone(),
             (None, Level::Root) => PathBuf::from("/var/log/stockade/audit.jsonl"),
             (None, Level::Rootless) => state()?.join("audit.jsonl"),
         };
-        let state_dir = args.state_dir.clone().map_or_else(state, Ok)?;
-        let (headers, headers_dropped) = headers(args, around)?;
-        let max_idle = duration("--max-idle", args.max_idle)?;
+        let state_dir = args.session.state_dir.clone().map_or_else(state, Ok)?;
+        let (headers, headers_dropped) = headers::of(args, around)?;
+        let max_idle = duration("--max-idle", args.session.max_idle)?;
         Ok(Settings {
+            mode,
             environment_id,
-            environment_key_file: args.environment_key_file.clone(),
+            environment_key_file: args.session.environment_key_file.clone(),
             credentials_directory: (around.variable)("CREDENTIALS_DIRECTORY").map(PathBuf::from),
-            base_url: base_url(args.base_url.as_deref(), args.insecure_http)?,
-            ca_file: args.ca_file.as_deref().map(ca_file).transpose()?,
+            base_url: base_url(args.session.base_url.as_deref(), args.session.insecure_http)?,
+            ca_file: args.session.ca_file.as_deref().map(ca_file).transpose()?,
             worker_id: worker_id(args, around)?,
-            workspace_id: given(args.workspace_id.as_deref())
+            workspace_id: given(args.session.workspace_id.as_deref())
                 .map(|text| id("--workspace-id", text))
                 .transpose()?,
             headers,
             headers_dropped,
-            anthropic_version: version(&args.anthropic_version)?,
-            config: args.config.clone(),
-            policy: args.policy.clone(),
-            policy_directories: args.policy_directories.clone(),
-            workdir: args.workdir.as_deref().map(|d| directory("--workdir", d)).transpose()?,
+            anthropic_version: version(&args.session.anthropic_version)?,
+            config: args.session.config.clone(),
+            policy: args.session.policy.clone(),
+            policy_directories: args.session.policy_directories.clone(),
+            workdir: args
+                .session
+                .workdir
+                .as_deref()
+                .map(|d| directory("--workdir", d))
+                .transpose()?,
             outputs_dir: args
+                .session
                 .outputs_dir
                 .as_deref()
                 .map(|d| directory("--outputs-dir", d))
                 .transpose()?,
             max_sessions: max_sessions(args)?,
-            memory_reserve_bytes: args.memory_reserve.bytes(),
+            memory_reserve_bytes: args.claim.memory_reserve.bytes(),
             max_idle: (!max_idle.is_zero()).then_some(max_idle),
             tool_timeout: args
+                .session
                 .tool_timeout
                 .map(|d| at_least_1s("--tool-timeout", d))
                 .transpose()?,
-            drain_timeout: duration("--drain-timeout", args.drain_timeout)?,
+            drain_timeout: duration("--drain-timeout", args.session.drain_timeout)?,
             once: args.once,
             drain_on_empty: args.drain_on_empty,
             audit_file: absolute("--audit-file", &audit_file)?,
@@ -201,9 +195,9 @@ impl Settings {
             block_ms: args.block_ms.0,
             cadence: args.cadence,
             reclaim_older_than_ms: args.reclaim_older_than_ms,
-            halt_at: args.halt_at.as_deref().map(step).transpose()?,
-            check: args.check,
-            format: args.format,
+            halt_at: args.session.halt_at.as_deref().map(step).transpose()?,
+            check: args.session.check,
+            format: args.session.format,
         })
     }
 }
@@ -216,16 +210,16 @@ fn step(name: &str) -> Result<String, Refusal> {
 }
 
 /// What is refused whatever else is asked for; then the environment's id.
-fn environment_id(args: &PollArgs) -> Result<String, Refusal> {
-    if args.environment_key.is_some() {
+fn environment_id(args: &PollArgs, mode: &Mode) -> Result<String, Refusal> {
+    if args.session.environment_key.is_some() {
         let hint = "others can see it there, so make a new one; use --environment-key-file";
         return refuse("cannot take the environment key from the command line", hint);
     }
-    if !args.jail {
+    if !args.session.jail && !mode.hands_over() {
         let hint = "add --jail; to run tools without one, use the official worker";
         return refuse("cannot run sessions without a jail: this is not offered", hint);
     }
-    let environment_id = args.environment_id.as_deref().unwrap_or_default();
+    let environment_id = args.session.environment_id.as_deref().unwrap_or_default();
     if environment_id.is_empty() {
         let hint = "use --environment-id or ANTHROPIC_ENVIRONMENT_ID; the console shows it";
         return refuse("no environment id given", hint);
@@ -239,7 +233,7 @@ fn given(text: Option<&str>) -> Option<&str> {
 }
 
 /// Ids are opaque, and go into headers and paths.
-fn id(option: &str, text: &str) -> Result<String, Refusal> {
+pub fn id(option: &str, text: &str) -> Result<String, Refusal> {
     if text.len() > ID_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         let hint =
             format!("an id has at most {ID_BYTES_MAX} printable ASCII characters, no spaces");
@@ -250,7 +244,7 @@ fn id(option: &str, text: &str) -> Result<String, Refusal> {
 
 /// POLL-14: unique per process, and it begins with the name of the host.
 fn worker_id(args: &PollArgs, around: &Surroundings) -> Result<String, Refusal> {
-    if let Some(text) = given(args.worker_id.as_deref()) {
+    if let Some(text) = given(args.claim.worker_id.as_deref()) {
         return id("--worker-id", text);
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
@@ -259,7 +253,7 @@ fn worker_id(args: &PollArgs, around: &Surroundings) -> Result<String, Refusal> 
     Ok(format!("{host}-{:012x}", around.nonce & 0xffff_ffff_ffff))
 }
 
-fn base_url(text: Option<&str>, insecure: bool) -> Result<Uri, Refusal> {
+pub fn base_url(text: Option<&str>, insecure: bool) -> Result<Uri, Refusal> {
     let text = given(text).unwrap_or(BASE_URL);
     let example = "write it like https://api.example.com or https://gateway.example.com/prefix";
     // Not repeated in errors: it might hold a password.
@@ -301,54 +295,7 @@ fn version(text: &str) -> Result<HeaderValue, Refusal> {
     }
 }
 
-type Headers = Vec<(HeaderName, HeaderValue)>;
-
-/// HDR-10, AUTH-7: those of the variable may be meant for other programs as well, so what cannot be
-/// sent is dropped and told; one on the command line is refused.
-fn headers(args: &PollArgs, around: &Surroundings) -> Result<(Headers, Vec<HeaderName>), Refusal> {
-    let variable = (around.variable)("ANTHROPIC_CUSTOM_HEADERS").unwrap_or_default();
-    let Some(lines) = variable.to_str() else {
-        let hint = "write one `NAME: VALUE` per line";
-        return refuse("cannot use ANTHROPIC_CUSTOM_HEADERS: it is not text", hint);
-    };
-    let (mut kept, mut dropped) = (Vec::new(), Vec::new());
-    for line in lines.lines().filter(|line| !line.trim().is_empty()) {
-        let (name, value) = header("ANTHROPIC_CUSTOM_HEADERS", line)?;
-        if OWN_HEADERS.contains(&name.as_str()) {
-            dropped.push(name);
-        } else {
-            kept.push((name, value));
-        }
-    }
-    for line in &args.custom_headers {
-        let (name, value) = header("--custom-header", line)?;
-        if OWN_HEADERS.contains(&name.as_str()) {
-            let text = format!("cannot use --custom-header: `{name}` is set by the worker");
-            return refuse(text, "leave it out; options of their own set what may be changed");
-        }
-        kept.push((name, value));
-    }
-    if kept.len() > HEADERS_MAX {
-        let text = format!("cannot send {} headers with every request", kept.len());
-        return refuse(text, format!("at most {HEADERS_MAX}"));
-    }
-    Ok((kept, dropped))
-}
-
-/// One `NAME: VALUE`. The value is in no error: it may be a secret.
-fn header(from: &str, line: &str) -> Result<(HeaderName, HeaderValue), Refusal> {
-    let parts = line.split_once(':').filter(|_| line.len() <= HEADER_BYTES_MAX);
-    let parsed = parts.and_then(|(name, value)| {
-        let name = name.trim().parse::<HeaderName>().ok()?;
-        let mut value = HeaderValue::from_str(value.trim()).ok()?;
-        value.set_sensitive(true);
-        Some((name, value))
-    });
-    parsed
-        .map_or_else(|| refuse(format!("cannot use {from}: not a header"), "write NAME: VALUE"), Ok)
-}
-
-fn ca_file(path: &Path) -> Result<PathBuf, Refusal> {
+pub fn ca_file(path: &Path) -> Result<PathBuf, Refusal> {
     let shown = path.display();
     let about = fs::metadata(path);
     let text = match about {
@@ -403,8 +350,8 @@ fn state_directory(around: &Surroundings) -> Result<PathBuf, Refusal> {
 }
 
 fn max_sessions(args: &PollArgs) -> Result<u32, Refusal> {
-    let alone = args.workdir.is_some() && !args.share_workdir;
-    match args.max_sessions {
+    let alone = args.session.workdir.is_some() && !args.claim.share_workdir;
+    match args.claim.max_sessions {
         Some(n) if alone && n > 1 => refuse(
             format!("cannot run {n} sessions at a time in one --workdir: they would share files"),
             "leave --workdir out, or add --share-workdir if that is meant",
@@ -455,6 +402,7 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_the_help() {
+        // POLL-14: the host's name and a number of this process.
         let settings = check(&[]).expect("valid");
         assert_eq!(settings.base_url, "https://api.anthropic.com/");
         assert_eq!(settings.worker_id, "host.example-000000000abc");
@@ -478,6 +426,7 @@ mod tests {
 
     #[test]
     fn each_mistake_has_one_sentence_and_what_to_do() {
+        // CLI-1, CLI-4, AUTH-11, HDR-10.
         let place = tempfile::TempDir::new().expect("a directory");
         let here = place.path().display().to_string();
         let file = format!("{here}/file");
@@ -531,6 +480,8 @@ mod tests {
         }
         check(&[&in_here, "--max-sessions=2", "--share-workdir"]).expect("meant");
         assert_eq!(check(&[&in_here]).expect("valid").max_sessions, 1);
+        let relative = check(&["--workdir=."]).expect("valid").workdir;
+        assert_eq!(relative, std::env::current_dir().ok(), "CLI-1: known by its full name");
         let unjailed = Cli::try_parse_from(["poll"]).expect("arguments").poll;
         let refused = Settings::check(&unjailed, &around(Level::Root, |_| None));
         assert!(refused.expect_err("refused").hint.contains("add --jail"));
@@ -579,6 +530,6 @@ mod tests {
         assert!(!format!("{settings:?}").contains("secret-value"));
         let many: Vec<String> = (0..33).map(|n| format!("--custom-header=x-{n}: y")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert!(check(&many).is_err(), "more than {HEADERS_MAX}");
+        assert!(check(&many).is_err(), "more than there may be");
     }
 }

@@ -78,6 +78,31 @@ pub enum Event {
     /// The claim is about to be confirmed.
     #[serde(rename = "item.acked")]
     ItemAcked {},
+    /// A script of the operator's is about to be started for the work item.
+    #[serde(rename = "item.handed_over")]
+    ItemHandedOver {
+        /// The script.
+        program: Text,
+        /// Whether it gets the environment key.
+        with_key: bool,
+        /// Whether the session may go on when it has ended.
+        detached: bool,
+    },
+    /// The script has ended, or was never started.
+    #[serde(rename = "item.script_ended")]
+    ItemScriptEnded {
+        /// Its exit code.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// The signal that ended it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        signal: Option<i32>,
+        /// Why it was not started.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        not_started: Option<Text>,
+        /// From its start, microseconds.
+        duration_us: u64,
+    },
     /// The launch record: a jail was made and proven; no tool has run in it.
     #[serde(rename = "jail.launched")]
     JailLaunched {
@@ -100,6 +125,64 @@ pub enum Event {
         step: Name,
         /// What was refused.
         reason: Text,
+    },
+    /// A skill is in the jail; no tool has run.
+    #[serde(rename = "skill.laid")]
+    SkillLaid {
+        /// Its id.
+        skill: Name,
+        /// The version that was meant, also where the session says `latest`.
+        version: Name,
+        /// The directory below the place of skills.
+        directory: Text,
+        /// Of the archive as it was downloaded.
+        archive: Fingerprint,
+        /// Files that were in it.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Members that were left out: links, devices and the like.
+        skipped: u64,
+    },
+    /// A skill is not in the jail; the session goes on without it.
+    #[serde(rename = "skill.failed")]
+    SkillFailed {
+        /// Its id.
+        skill: Name,
+        /// As the session names it: a version or `latest`.
+        version: Name,
+        /// Why, in one word.
+        reason: Name,
+    },
+    /// Input of a session was fetched and is about to be laid into its workspace.
+    #[serde(rename = "stage.laid")]
+    StageLaid {
+        /// The policy's rule.
+        rule: Name,
+        /// `https`, `git`, `s3` or `local`.
+        kind: Name,
+        /// Host (and port) that it came from; nothing else of the address. None for this host's files.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<Text>,
+        /// Of what was fetched; of a commit's archive.
+        sha256: Digest,
+        /// Its bytes.
+        bytes: u64,
+        /// Of git.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        commit: Option<Name>,
+    },
+    /// Input of a session could not be had, or not be laid.
+    #[serde(rename = "stage.failed")]
+    StageFailed {
+        /// The policy's rule.
+        rule: Name,
+        /// `https`, `git`, `s3` or `local`.
+        kind: Name,
+        /// Why, in one word.
+        reason: Name,
+        /// Whether the session does not run without it.
+        required: bool,
     },
     /// A tool call is about to run.
     #[serde(rename = "call.started")]
@@ -278,6 +361,84 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         by: Option<Name>,
     },
+    /// A memory store is in the jail; no tool has run since.
+    #[serde(rename = "memory.mounted")]
+    MemoryMounted {
+        /// The store.
+        store: Name,
+        /// Where it is in the jail.
+        path: Text,
+        /// `read_write` or `read_only`.
+        access: Name,
+        /// Files that were made of memories.
+        memories: u64,
+        /// Memories that no file could be made of.
+        unwritable: u64,
+    },
+    /// Requests that change a memory store are about to be sent.
+    #[serde(rename = "memory.sending")]
+    MemorySending {
+        /// The store.
+        store: Name,
+        /// Files that are to become memories.
+        creates: u64,
+        /// Memories that are to get the text of their file.
+        updates: u64,
+        /// Memories that are to be deleted.
+        deletes: u64,
+    },
+    /// A sync of a memory store has changed something, or met trouble.
+    #[serde(rename = "memory.synced")]
+    MemorySynced {
+        /// The store.
+        store: Name,
+        /// `regular`, `final` or `flush`.
+        pass: Name,
+        /// Memories made of files.
+        created: u64,
+        /// Memories that got the text of their file.
+        updated: u64,
+        /// Memories deleted because their file was.
+        deleted: u64,
+        /// Files that got the text of their memory.
+        pulled: u64,
+        /// Files removed because their memory was.
+        removed: u64,
+        /// Edits of files that gave way to the server's text.
+        edits_lost: u64,
+        /// Files that the store refuses.
+        refused: u64,
+        /// Memories and files left for the next sync.
+        failed: u64,
+    },
+    /// The folder of a memory store was destroyed and has been filled anew; nothing was sent.
+    #[serde(rename = "memory.recovered")]
+    MemoryRecovered {
+        /// The store.
+        store: Name,
+        /// Files that were made of memories.
+        memories: u64,
+    },
+    /// A sync of a memory store did not take place, or not to its end.
+    #[serde(rename = "memory.not_synced")]
+    MemoryNotSynced {
+        /// The store.
+        store: Name,
+        /// `regular`, `final` or `flush`.
+        pass: Name,
+        /// `untrusted`, `cut-off`, or what failed.
+        reason: Name,
+        /// Files that were left alone or not uploaded, as far as that is known.
+        files: u64,
+    },
+    /// The folder of a memory store is gone.
+    #[serde(rename = "memory.disposed")]
+    MemoryDisposed {
+        /// The store.
+        store: Name,
+        /// Files in it whose changes are not on the server.
+        unsynced: u64,
+    },
     /// The work item belongs to this worker no more.
     #[serde(rename = "lease.lost")]
     LeaseLost {
@@ -411,6 +572,8 @@ pub enum ItemEnd {
     Skipped,
     /// The jail could not be made.
     JailFailed,
+    /// The script that it was handed over to has ended.
+    ScriptEnded,
     /// The audit log could not be written.
     AuditFailed,
     /// Anything else.

@@ -318,27 +318,6 @@ mod tests {
         assert_eq!((found.records, found.first_seq, found.last_seq), (15, Some(1), Some(15)));
     }
 
-    /// Run it optimised: `cargo test --release -p stockade-runtime --lib audit -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "measures the time of an append"]
-    fn an_append_takes_microseconds() {
-        let (_directory, path) = place();
-        let log = AuditLog::open(&path).expect("open");
-        let ids = Ids { session: Some("sesn_0123456789".into()), ..Ids::default() };
-        let input = super::super::Fingerprint::of(b"{}");
-        let mut took: Vec<_> = (0..20_000)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                let event = Event::CallStarted { tool: "bash".into(), input };
-                log.append(&ids, &event).expect("appended");
-                start.elapsed()
-            })
-            .collect();
-        took.sort();
-        println!("append: p50 {:?}, p99 {:?}", took[10_000], took[19_800]);
-        assert!(took[10_000].as_micros() < 30, "{:?}", took[10_000]);
-    }
-
     #[test]
     fn a_second_worker_on_the_same_file_is_refused() {
         let (_directory, path) = place();

@@ -8,7 +8,7 @@
 //!
 //! `names` synthetic addresses, `ledger` what was decided, `reason` why, `dns` the resolver, `tls` and `http` what
 //! a connection says about where it wants to go, `broker` a connection from its acceptance to its end.
-//! `fuzzing` is what the fuzz harness calls.
+//! `outbound` finds addresses for connections that the control side makes by itself. `fuzzing` is what the fuzz harness calls.
 
 mod broker;
 mod dns;
@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod http;
 mod ledger;
 mod names;
+mod outbound;
 mod reason;
 mod scope;
 mod tls;
@@ -24,4 +25,5 @@ mod tls;
 pub use broker::{Attached, Broker, Inside};
 pub use ledger::{Closed, Decision, Denial, Entry, Ledger, Sink, Sum, Target};
 pub use names::Names;
+pub use outbound::{Outbound, OutboundError};
 pub use reason::Reason;

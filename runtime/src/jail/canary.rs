@@ -131,6 +131,12 @@ impl Trial<'_> {
             libc::EROFS,
             done(made),
         );
+        for place in self.spec.mounts.places.iter().filter(|place| !place.writable) {
+            let act = format!("write to {}", place.target.display());
+            let written = place.target.join(".written");
+            let made = rustix::fs::mkdirat(CWD, &written, Mode::from_raw_mode(0o700));
+            self.act(Layer::MountNamespace, &act, "mkdirat", libc::EROFS, done(made));
+        }
         let act = "read the kernel's command line";
         let seen = match std::fs::read("/proc/cmdline") {
             Ok(text) => text.len(),

@@ -12,7 +12,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SealFlags, Uid, fchown, memfd_create, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -48,7 +48,7 @@ const EXECUTOR_GROUPS: &[&str] =
     &["processes", "terminals", "identity", "process-controls", "seccomp-self", "landlock-self"];
 /// What the payload may not call and the file helper does: it opens below a directory and never
 /// outside it, and its code is ours.
-const LIFTED: &str = "openat2";
+pub(super) const LIFTED: &str = "openat2";
 /// Most memory of either, in bytes: a document of 20 MiB, its copies, and room to search.
 const DATA_BYTES_MAX: u64 = 512 << 20;
 /// Descriptors of either. A walk holds one for each level of directories.
@@ -56,7 +56,7 @@ const OPEN_FILES_MAX: u64 = 1024;
 /// Id of the executor in its own user namespace, next to the payload's.
 const EXECUTOR_ID: u32 = 1001;
 /// Below the payload's, so that the kernel takes a tool and not the executor when memory runs out.
-const OOM_SCORE_ADJ: &[u8] = b"0";
+pub(super) const OOM_SCORE_ADJ: &[u8] = b"0";
 
 /// Everything that connects the processes of a session's tools.
 #[derive(Debug)]
@@ -194,13 +194,7 @@ impl Birth<'_> {
         if ids.executor != ids.payload {
             map.push_str(&format!("{EXECUTOR_ID} {} 1\n", ids.executor));
         }
-        for (file, text) in [("setgroups", "deny"), ("gid_map", &map), ("uid_map", &map)] {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-            let opened = openat(self.proc, format!("{pid}/{file}"), flags, Mode::empty());
-            let opened = opened.at(step, format!("open {file}"))?;
-            rustix::io::write(&opened, text.as_bytes()).at(step, format!("write {file}"))?;
-        }
-        Ok(())
+        map_ids(self.proc, pid, &map, step)
     }
 
     /// In the new process. Never returns.
@@ -246,10 +240,13 @@ impl Birth<'_> {
         {
             rlimits::apply(limit, value).at(step, format!("{limit:?}"))?;
         }
+        let mut own_domain = None;
         let mut confinement = Confinement { id: spec.payload_id, domain: None, filter: None };
         if spec.applies(Layer::Landlock) {
             let domain = || Domain::confined(&grants(self.plan));
             confinement.domain = Some(domain().at(step, "make the helper's ruleset")?);
+            // Its own too: the way to a memory store may be closed to the id it is about to take.
+            own_domain = Some(domain().at(step, "make the ruleset")?);
         }
         let own = self.ids.executor != self.ids.payload;
         let id = if own { EXECUTOR_ID } else { spec.payload_id };
@@ -260,8 +257,7 @@ impl Birth<'_> {
             .at(step, "become undumpable")?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .at(step, "die with init")?;
-        if spec.applies(Layer::Landlock) {
-            let domain = Domain::confined(&grants(self.plan)).at(step, "make the ruleset")?;
+        if let Some(domain) = own_domain {
             domain.enter().at(step, "enter the domain")?;
         }
         if spec.applies(Layer::Seccomp) {
@@ -288,6 +284,26 @@ impl Executor {
     }
 }
 
+/// Writes the id map of a child in a user namespace of its own; groups stay as they are.
+pub(super) fn map_ids(
+    proc: BorrowedFd<'_>,
+    pid: i32,
+    map: &str,
+    step: Step,
+) -> Result<(), StepFailure> {
+    for (file, text) in [("setgroups", "deny"), ("gid_map", map), ("uid_map", map)] {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let opened = openat(proc, format!("{pid}/{file}"), flags, Mode::empty());
+        let opened = opened.at(step, format!("open {file}"))?;
+        rustix::io::write(&opened, text.as_bytes()).at(step, format!("write {file}"))?;
+    }
+    Ok(())
+}
+
 fn grants(plan: &ToolsPlan) -> Vec<(&Path, Access)> {
-    plan.roots.iter().map(|root| (root.as_path(), Access::Files)).collect()
+    let access = |root: &PathBuf| match plan.read_only.contains(root) {
+        true => Access::ReadExecute,
+        false => Access::Files,
+    };
+    plan.roots.iter().map(|root| (root.as_path(), access(root))).collect()
 }

@@ -6,17 +6,20 @@
 //! no link. Only plain files, directories and symbolic links pass; modes lose their setuid and
 //! setgid bits and extended attributes do not pass, so nothing dangerous is left outside.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat, Timestamps, openat, statat,
+    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, Timestamps, openat,
+    openat2, statat,
 };
 use serde::{Deserialize, Serialize};
 
-use super::workspace::ExportKind;
+use super::workspace::{ExportKind, ExportOrder};
 
 /// Directories inside directories; deeper ones are skipped and reported.
 const DEPTH_MAX: usize = 200;
@@ -45,14 +48,17 @@ pub struct ExportReport {
 }
 
 /// Does the work of one bound directory.
-pub(super) fn export(kind: ExportKind, mounts: &[OwnedFd]) -> ExportReport {
-    let mut export = Export { report: ExportReport::default(), path: Vec::new() };
-    let outcome = match (kind, mounts) {
+pub(super) fn export(order: &ExportOrder, mounts: &[OwnedFd]) -> ExportReport {
+    let made = order.made.as_slice();
+    let mut export = Export { report: ExportReport::default(), path: Vec::new(), made };
+    let outcome = match (order.kind, mounts) {
         (ExportKind::CopyBack, [upper, destination]) => readable(upper)
             .and_then(|upper| export.merge(upper.as_fd(), readable(destination)?.as_fd(), 0)),
-        (ExportKind::Scrub, [tree]) => {
-            readable(tree).and_then(|tree| export.scrub(tree.as_fd(), 0))
-        }
+        (ExportKind::Scrub, [tree]) => readable(tree).and_then(|tree| {
+            let scrubbed = export.scrub(tree.as_fd(), 0);
+            remove_made(tree.as_fd(), made);
+            scrubbed
+        }),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     };
     if let Err(error) = outcome {
@@ -61,12 +67,14 @@ pub(super) fn export(kind: ExportKind, mounts: &[OwnedFd]) -> ExportReport {
     export.report
 }
 
-struct Export {
+struct Export<'m> {
     report: ExportReport,
     path: Vec<CString>,
+    /// Directories that were made for mounts, not by the payload.
+    made: &'m [PathBuf],
 }
 
-impl Export {
+impl Export<'_> {
     fn fail(&mut self, name: &CStr, reason: &str) {
         self.report.failed += 1;
         self.skip(name, reason);
@@ -138,6 +146,9 @@ impl Export {
         }
         unlock(upper, name, stat, 0o700)?;
         let source = open_directory(upper, name)?;
+        if !self.made.is_empty() && holds_nothing_else(&source, &self.below(name), self.made)? {
+            return Ok(());
+        }
         let existing = statat(destination, name, AtFlags::SYMLINK_NOFOLLOW).ok();
         let is_directory = existing
             .is_some_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory);
@@ -159,6 +170,12 @@ impl Export {
         outcome?;
         rustix::fs::fchmod(&target, Mode::from_raw_mode(stat.st_mode & 0o1777))?;
         Ok(rustix::fs::futimens(&target, &times(stat))?)
+    }
+
+    /// The path of an entry of the directory that is being merged.
+    fn below(&self, name: &CStr) -> PathBuf {
+        let names = self.path.iter().map(CString::as_c_str).chain([name]);
+        names.map(|name| OsStr::from_bytes(name.to_bytes())).collect()
     }
 
     fn file(
@@ -304,6 +321,41 @@ fn unlock(parent: BorrowedFd<'_>, name: &CStr, found: &Stat, needed: u32) -> io:
     Ok(rustix::fs::chmodat(parent, name, mode, AtFlags::empty())?)
 }
 
+/// Whether `directory`, which is at `path`, was made for a mount and holds nothing but such.
+fn holds_nothing_else(directory: &OwnedFd, path: &Path, made: &[PathBuf]) -> io::Result<bool> {
+    if !made.iter().any(|made| made == path) {
+        return Ok(false);
+    }
+    for name in names(directory.as_fd())? {
+        let below = path.join(OsStr::from_bytes(name.to_bytes()));
+        if !made.contains(&below) {
+            return Ok(false);
+        }
+        let found = statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::Directory
+            || !holds_nothing_else(&open_directory(directory.as_fd(), &name)?, &below, made)?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Removes what was made for mounts from a directory that is not copied back, as far as it is empty.
+fn remove_made(tree: BorrowedFd<'_>, made: &[PathBuf]) {
+    for path in made.iter().rev() {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let Ok(parent) = openat2(tree, parent, flags, Mode::empty(), resolve) else { continue };
+        if let Some(name) = path.file_name() {
+            // The payload may have put something there, or somebody else uses it.
+            let _ = rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
 /// Whether overlayfs marked the directory as one that hides what was below it.
 fn is_opaque(directory: &OwnedFd) -> bool {
     let mut value = [0u8; 4];
@@ -368,9 +420,13 @@ fn copy_sparse(mut source: File, target: &File, size: u64) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     use std::fs;
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-    use std::path::PathBuf;
+
+    fn order(kind: ExportKind) -> ExportOrder {
+        ExportOrder { kind, made: Vec::new() }
+    }
 
     fn trees(name: &str) -> (PathBuf, PathBuf, Vec<OwnedFd>) {
         let base = std::env::temp_dir().join(format!("export-{name}-{}", std::process::id()));
@@ -384,6 +440,42 @@ mod tests {
     }
 
     #[test]
+    fn directories_made_for_mounts_stay_behind_unless_something_else_is_in_them() {
+        let made = ["skills", "memory", "memory/a", "memory/a/b", "work", "work/store"];
+        let made = made.map(PathBuf::from).to_vec();
+        let (upper, destination, mounts) = trees("made");
+        for path in &made {
+            fs::create_dir(upper.join(path)).expect("made");
+        }
+        fs::write(upper.join("work/file"), "x").expect("written");
+        fs::create_dir(upper.join("other")).expect("made");
+        let order = ExportOrder { kind: ExportKind::CopyBack, made };
+        export(&order, &mounts);
+        for (path, leaves) in [
+            ("skills", false),
+            ("memory", false),
+            ("work/file", true),
+            ("work/store", false),
+            ("other", true),
+        ] {
+            assert_eq!(destination.join(path).exists(), leaves, "{path}");
+        }
+        // Where nothing is copied they are removed, as far as they are empty.
+        let order = ExportOrder { kind: ExportKind::Scrub, ..order };
+        export(&order, &mounts[..1]);
+        for (path, stays) in [
+            ("skills", false),
+            ("memory", false),
+            ("work/file", true),
+            ("work/store", false),
+            ("other", true),
+        ] {
+            assert_eq!(upper.join(path).exists(), stays, "{path}");
+        }
+        fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");
+    }
+
+    #[test]
     fn changes_arrive_and_dangerous_modes_do_not() {
         let (upper, destination, mounts) = trees("modes");
         fs::write(destination.join("old"), "old").expect("written");
@@ -393,7 +485,7 @@ mod tests {
         fs::set_permissions(upper.join("new/tool"), mode).expect("setuid");
         fs::write(upper.join("old"), "changed").expect("written");
         symlink("/etc/passwd", upper.join("link")).expect("linked");
-        let report = export(ExportKind::CopyBack, &mounts);
+        let report = export(&order(ExportKind::CopyBack), &mounts);
         assert_eq!(report.skipped, 0, "{:?}", report.skipped_names);
         assert_eq!(fs::read_to_string(destination.join("old")).expect("old"), "changed");
         let tool = fs::metadata(destination.join("new/tool")).expect("tool");
@@ -414,7 +506,7 @@ mod tests {
         fs::write(upper.join("file"), "inside").expect("written");
         fs::create_dir(upper.join("directory")).expect("made");
         fs::write(upper.join("directory/planted"), "inside").expect("written");
-        let report = export(ExportKind::CopyBack, &mounts);
+        let report = export(&order(ExportKind::CopyBack), &mounts);
         assert_eq!(report.skipped, 0, "{:?}", report.skipped_names);
         assert_eq!(fs::read_to_string(&outside).expect("outside"), "untouched");
         let planted = upper.parent().expect("base").join("outside-directory/planted");
@@ -429,7 +521,7 @@ mod tests {
         let sparse = File::create(upper.join("sparse")).expect("made");
         sparse.set_len(1 << 30).expect("a hole");
         let _socket = std::os::unix::net::UnixListener::bind(upper.join("socket")).expect("bound");
-        let report = export(ExportKind::CopyBack, &mounts);
+        let report = export(&order(ExportKind::CopyBack), &mounts);
         let copy = fs::metadata(destination.join("sparse")).expect("sparse");
         assert_eq!((copy.len(), report.bytes), (1 << 30, 0));
         assert!(copy.blocks() < 64, "{} blocks", copy.blocks());
@@ -446,7 +538,7 @@ mod tests {
         fs::write(upper.join("a/b/tool"), "").expect("written");
         let mode = fs::Permissions::from_mode(0o4755);
         fs::set_permissions(upper.join("a/b/tool"), mode).expect("setuid");
-        let report = export(ExportKind::Scrub, &mounts[..1]);
+        let report = export(&order(ExportKind::Scrub), &mounts[..1]);
         assert_eq!(report.scrubbed, 1);
         let tool = fs::metadata(upper.join("a/b/tool")).expect("tool");
         assert_eq!(tool.mode() & 0o7777, 0o755);

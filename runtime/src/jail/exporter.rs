@@ -18,14 +18,14 @@ use super::init::die_with_parent;
 use super::landlock::Domain;
 use super::step::{AtStep as _, Step, StepFailure};
 use super::wire::Wire;
-use super::workspace::ExportKind;
+use super::workspace::ExportOrder;
 
 /// The limits of workspace size and inodes bound the work; this bounds a disk that hangs.
 const TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Exports one bound directory as host user `id` and waits for it.
 pub(super) fn run(
-    kind: ExportKind,
+    order: &ExportOrder,
     mounts: Vec<OwnedFd>,
     id: u32,
     level: Level,
@@ -47,7 +47,7 @@ pub(super) fn run(
             drop(ours);
             let mut parent = theirs;
             let report = match restrict(&parent, &mounts, id, level, confine) {
-                Ok(()) => export::export(kind, &mounts),
+                Ok(()) => export::export(order, &mounts),
                 Err(failure) => failed(failure.to_string()),
             };
             // A launcher that died meanwhile has killed this process.

@@ -25,14 +25,15 @@ use super::executor::{Birth, Connections, Executor};
 use super::landlock::Domain;
 use super::message::{Equipment, FromInit, FromPayload, LimitHit, PayloadStatus};
 use super::payload::Payload;
-use super::programs::{ExecutorEnds, Programs};
+use super::porter::{self, Porter};
+use super::programs::{ExecutorEnds, PorterEnds, Programs};
 use super::report::LayerResult;
 use super::seccomp::{self, Program};
 use super::step::{AtStep as _, Step, StepFailure, enter};
 use super::tree::{self, Tree};
 use super::wire::Wire;
 use super::workspace::{self, ExportMounts};
-use super::{caps, network, terminal};
+use super::{caps, network, places, terminal};
 
 /// Everything init was given. It keeps no other descriptor.
 pub(super) struct Init<'a> {
@@ -42,8 +43,9 @@ pub(super) struct Init<'a> {
     pub id_maps: Vec<Option<OwnedFd>>,
     pub disk: Option<PathBuf>,
     pub filter: Option<Program>,
-    /// Standard input, output and error of the payload; empty if it gets a terminal; the executor's
-    /// connection to the control side if the jail is a session's.
+    /// Standard input, output and error of the payload; empty if it gets a terminal; the connections
+    /// of the executor and of the porter, if there is one, to the control side if the jail is a
+    /// session's.
     pub stdio: Vec<OwnedFd>,
     pub launcher: Wire,
     pub started: Instant,
@@ -53,8 +55,17 @@ pub(super) struct Init<'a> {
 struct Running {
     payload_pid: i32,
     payload: Wire,
-    /// The jail of a session ends with its executor.
-    executor: Option<i32>,
+    /// The jail of a session ends with its executor, and with its porter.
+    needed: Vec<i32>,
+}
+
+/// What was made before the payload and is handed on.
+struct Parts {
+    domain: Option<Domain>,
+    terminal: Option<OwnedFd>,
+    exports: Vec<ExportMounts>,
+    /// The porter's mounts, in the order of the plan.
+    places: Vec<OwnedFd>,
 }
 
 impl Init<'_> {
@@ -81,7 +92,7 @@ impl Init<'_> {
         self.identity()?;
         enter(Step::Private, self.halt());
         tree::make_private()?;
-        let (tree, exports) = self.build_tree()?;
+        let (tree, exports, places) = self.build_tree()?;
         let tree_us = self.started.elapsed().as_micros() as u64;
         enter(Step::Pivot, self.halt());
         tree.pivot()?;
@@ -105,7 +116,8 @@ impl Init<'_> {
         };
         let built_us = self.started.elapsed().as_micros() as u64;
         enter(Step::ClonePayload, self.halt());
-        self.start_payload(&tree, domain, terminal, exports, (tree_us, built_us))
+        let parts = Parts { domain, terminal, exports, places };
+        self.start_payload(&tree, parts, (tree_us, built_us))
     }
 
     /// Dies with the launcher, is nobody's debuggee, holds nothing it was not given.
@@ -140,7 +152,7 @@ impl Init<'_> {
         Ok(())
     }
 
-    fn build_tree(&self) -> Result<(Tree, Vec<ExportMounts>), StepFailure> {
+    fn build_tree(&self) -> Result<(Tree, Vec<ExportMounts>, Vec<OwnedFd>), StepFailure> {
         let plan = &self.spec.mounts;
         enter(Step::Skeleton, self.halt());
         let tree = Tree::begin(plan, self.ids.payload, self.halt())?;
@@ -149,7 +161,9 @@ impl Init<'_> {
         plan.memory.iter().try_for_each(|mount| tree.memory(mount))?;
         enter(Step::Workspace, self.halt());
         let disk = self.disk.as_deref();
-        let exports = workspace::lay_out(&tree, plan, disk, &self.id_maps)?;
+        let mut exports = workspace::lay_out(&tree, plan, disk, &self.id_maps)?;
+        enter(Step::Places, self.halt());
+        let places = places::lay_out(&tree, plan, &mut exports)?;
         enter(Step::Devices, self.halt());
         tree.devices(&plan.devices)?;
         if self.spec.applies(Layer::IpcNamespace) {
@@ -162,7 +176,7 @@ impl Init<'_> {
         } else {
             tree.lend_proc()?;
         }
-        Ok((tree, exports))
+        Ok((tree, exports, places))
     }
 
     /// Clones the payload, maps its ids, gives up init's own privileges while the payload gives up
@@ -170,11 +184,10 @@ impl Init<'_> {
     fn start_payload(
         &mut self,
         tree: &Tree,
-        domain: Option<Domain>,
-        terminal: Option<OwnedFd>,
-        exports: Vec<ExportMounts>,
+        Parts { domain, terminal, exports, places }: Parts,
         (tree_us, built_us): (u64, u64),
     ) -> Result<Running, StepFailure> {
+        let luggage = self.luggage(tree, places)?;
         let (ours, theirs) = Wire::pair().at(Step::ClonePayload, "connect to the payload")?;
         let (keeper, ends) = match self.connections(tree)? {
             Some(Connections { keeper, executor }) => (Some(keeper), Some(executor)),
@@ -189,7 +202,7 @@ impl Init<'_> {
         let cloned = clone3(args).at(Step::ClonePayload, "clone the payload")?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => {
-                drop((ours, ends));
+                drop((ours, ends, luggage));
                 let (filter, stdio) = (self.filter.as_ref(), &self.stdio);
                 let (spec, programs, init) = (self.spec, self.programs, theirs);
                 let proc = None;
@@ -199,6 +212,7 @@ impl Init<'_> {
         };
         drop((theirs, domain, keeper));
         let mut executor = self.executor(tree, ends, cgroup)?;
+        let mut porter = self.porter(tree, luggage, cgroup)?;
         if let Some(door) = &door {
             door.leave().at(Step::Cgroup, "leave the payload's cgroup")?;
         }
@@ -215,6 +229,7 @@ impl Init<'_> {
         payload.send(&(), &[]).at(Step::MapIds, "let the payload restrict itself")?;
         let own_layers = self.drop_privileges()?;
         executor.as_mut().map_or(Ok(()), Executor::confined)?;
+        porter.as_mut().map_or(Ok(()), Porter::confined)?;
         let (message, _) = payload.receive().at(Step::ClonePayload, "hear from the payload")?;
         match message {
             FromPayload::Failed(failure) => return Err(failure),
@@ -234,7 +249,7 @@ impl Init<'_> {
                     layers,
                     canary,
                     filter_digest,
-                    exports: exports.iter().map(|export| export.kind).collect(),
+                    exports: exports.iter().map(|export| export.order.clone()).collect(),
                     tree_us,
                     built_us,
                 };
@@ -242,7 +257,9 @@ impl Init<'_> {
                 payload.send(&(), &[]).at(Step::Running, "let the payload run")?;
             }
         }
-        Ok(Running { payload_pid: pid, payload, executor: executor.map(|executor| executor.pid) })
+        let needed = executor.map(|executor| executor.pid);
+        let needed = needed.into_iter().chain(porter.map(|porter| porter.pid)).collect();
+        Ok(Running { payload_pid: pid, payload, needed })
     }
 
     /// What connects the processes of a session's tools; `None` if this jail is not a session's.
@@ -251,7 +268,7 @@ impl Init<'_> {
             return Ok(None);
         }
         let missing = || io::Error::from(io::ErrorKind::InvalidData);
-        let control = self.stdio.pop().ok_or_else(missing);
+        let control = if self.stdio.is_empty() { Err(missing()) } else { Ok(self.stdio.remove(0)) };
         let control = control.at(Step::Executor, "receive the executor's connection")?;
         let (proc, ids) = (tree.private_proc.as_fd(), self.ids);
         Connections::make(control, proc, ids.payload, self.spec.level).map(Some)
@@ -269,6 +286,36 @@ impl Init<'_> {
         let (spec, programs, ids) = (self.spec, self.programs, self.ids);
         let proc = tree.private_proc.as_fd();
         Birth { spec, plan, programs, ids, proc, cgroup }.start(ends).map(Some)
+    }
+
+    /// What the porter is given, if this jail has one.
+    fn luggage(
+        &mut self,
+        tree: &Tree,
+        places: Vec<OwnedFd>,
+    ) -> Result<Option<PorterEnds>, StepFailure> {
+        if !self.spec.tools.as_ref().is_some_and(|plan| plan.porter) {
+            return Ok(None);
+        }
+        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+        // Behind the executor's.
+        let control = if self.stdio.len() == 2 { self.stdio.pop() } else { None };
+        let control = control.ok_or_else(missing).at(Step::Porter, "receive its connection")?;
+        porter::ends(self.spec, tree, control, places).map(Some)
+    }
+
+    /// Starts the porter, if this jail has one.
+    fn porter(
+        &self,
+        tree: &Tree,
+        ends: Option<PorterEnds>,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<Porter>, StepFailure> {
+        let Some(ends) = ends else { return Ok(None) };
+        enter(Step::Porter, self.halt());
+        let (spec, programs, ids) = (self.spec, self.programs, self.ids);
+        let proc = tree.private_proc.as_fd();
+        porter::Birth { spec, programs, ids, proc, cgroup }.start(ends).map(Some)
     }
 
     /// Waits for what the launcher made meanwhile; enters the net namespace and, on v1, the cgroup.
@@ -356,7 +403,7 @@ impl Init<'_> {
                 }
                 // Without it nobody could reach the tools.
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..))
-                    if running.executor == Some(pid.as_raw()) =>
+                    if running.needed.contains(&pid.as_raw()) =>
                 {
                     break PayloadStatus::Signaled(libc::SIGKILL);
                 }

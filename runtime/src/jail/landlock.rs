@@ -164,6 +164,11 @@ fn rights(access: Access, abi: ABI) -> BitFlags<AccessFs> {
             let make = AccessFs::MakeReg | AccessFs::MakeDir;
             read | AccessFs::WriteFile | AccessFs::RemoveFile | make
         }
+        Access::Porter => {
+            let files = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg;
+            let directories = AccessFs::MakeDir | AccessFs::RemoveDir | AccessFs::Refer;
+            read | files | AccessFs::RemoveFile | directories
+        }
     };
     wanted & AccessFs::from_all(abi)
 }

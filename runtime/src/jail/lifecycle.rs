@@ -33,7 +33,7 @@ use super::seccomp::{self, Program};
 use super::step::{AtStep as _, Step, StepFailure, enter};
 use super::sweep;
 use super::wire::{DESCRIPTORS_MAX, Wire};
-use super::workspace::ExportKind;
+use super::workspace::{ExportKind, ExportOrder};
 use super::{cgroup, disk, exporter, idmap, network};
 
 /// How long removing a cgroup may take; its processes are dead by then.
@@ -61,7 +61,7 @@ pub(super) struct Jail<'a> {
 /// What is known once the payload runs.
 struct Running {
     payload: OwnedFd,
-    exports: Vec<(ExportKind, Vec<OwnedFd>)>,
+    exports: Vec<(ExportOrder, Vec<OwnedFd>)>,
     since: Instant,
 }
 
@@ -498,8 +498,8 @@ impl<'a> Jail<'a> {
         running
             .exports
             .into_iter()
-            .map(|(kind, mounts)| {
-                exporter::run(kind, mounts, ids.payload, self.spec.level, confine)
+            .map(|(order, mounts)| {
+                exporter::run(&order, mounts, ids.payload, self.spec.level, confine)
             })
             .collect()
     }
@@ -557,7 +557,7 @@ fn hand_over(stdio: &[OwnedFd], owner: u32) -> Result<(), StepFailure> {
 /// Takes apart the descriptors of [`FromInit::Running`]; `None` if there are too few.
 fn sort_descriptors(
     spec: &JailSpec,
-    exports: &[ExportKind],
+    exports: &[ExportOrder],
     descriptors: Vec<OwnedFd>,
 ) -> (Option<Running>, Option<OwnedFd>) {
     let mut descriptors = descriptors.into_iter();
@@ -565,12 +565,12 @@ fn sort_descriptors(
     let terminal = if spec.payload.tty { descriptors.next() } else { None };
     let exports = exports
         .iter()
-        .map(|kind| {
-            let count = match kind {
+        .map(|order| {
+            let count = match order.kind {
                 ExportKind::CopyBack => 2,
                 ExportKind::Scrub => 1,
             };
-            (*kind, descriptors.by_ref().take(count).collect())
+            (order.clone(), descriptors.by_ref().take(count).collect())
         })
         .collect();
     let running = payload.map(|payload| Running { payload, exports, since: Instant::now() });

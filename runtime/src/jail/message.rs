@@ -10,13 +10,14 @@ use super::cgroup::CgroupEvents;
 use super::export::ExportReport;
 use super::report::{CanaryResult, EnforcementReport, LayerResult};
 use super::step::StepFailure;
-use super::workspace::ExportKind;
+use super::workspace::ExportOrder;
 
 /// Control side to launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToLauncher {
     /// Make this jail. Comes once and first, with standard input, output and error of the payload
-    /// (none if it gets a terminal), or for a session with the executor's end of its connection.
+    /// (none if it gets a terminal), or for a session with the ends of the executor's connection and, if
+    /// there is one, of the porter's.
     Start {
         /// The plan.
         spec: Box<JailSpec>,
@@ -238,7 +239,7 @@ pub(crate) enum FromInit {
         layers: Vec<LayerResult>,
         canary: Vec<CanaryResult>,
         filter_digest: String,
-        exports: Vec<ExportKind>,
+        exports: Vec<ExportOrder>,
         tree_us: u64,
         built_us: u64,
     },

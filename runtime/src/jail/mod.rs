@@ -30,6 +30,8 @@ mod message;
 mod network;
 mod outside;
 mod payload;
+mod places;
+mod porter;
 mod programs;
 mod report;
 mod rlimits;
@@ -52,8 +54,10 @@ pub use export::ExportReport;
 pub use key_reader::{ConfineError, ReaderDomain, confine_key_reader};
 pub use message::{End, Failure, LimitHit, Listener, PayloadStatus};
 pub use outside::confine_outside;
-pub use programs::{Confinement, ExecutorEnds, KeeperSide, Programs};
-pub use report::{CanaryResult, EnforcementReport, Got, LayerResult, Timings};
+pub use programs::{
+    Confinement, ExecutorEnds, KeeperSide, PorterEnds, Programs, UnpackConfinement,
+};
+pub use report::{CanaryResult, EnforcementReport, Got, LayerResult, PlaceReport, Timings};
 pub use step::{Step, StepFailure};
 pub use sweep::{Sweep, sweep};
 pub(crate) use wire::Wire;

@@ -4,11 +4,11 @@
 //! process starts.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::process::Signal;
 
-use crate::spec::JailSpec;
+use crate::spec::{Access, JailSpec};
 
 use super::caps;
 use super::landlock::Domain;
@@ -22,6 +22,8 @@ pub struct Programs {
     pub keeper: fn(KeeperSide, &JailSpec) -> !,
     /// Hears the control side.
     pub executor: fn(ExecutorEnds, Confinement, &JailSpec) -> !,
+    /// Unpacks skills, keeps memory stores, lays staged files into the workspace.
+    pub porter: fn(PorterEnds, UnpackConfinement) -> !,
 }
 
 /// The keeper's descriptors.
@@ -64,6 +66,30 @@ pub struct ExecutorEnds {
     pub tool_writers: [OwnedFd; 2],
     /// Connection to the keeper.
     pub keeper: OwnedFd,
+}
+
+/// The porter's descriptors.
+#[derive(Debug)]
+pub struct PorterEnds {
+    /// Connection to the control side.
+    pub control: OwnedFd,
+    /// The session's working directory.
+    pub workspace: OwnedFd,
+    /// Where skills are, if there are any.
+    pub skills: Option<OwnedFd>,
+    /// Memory stores, in the order of the request.
+    pub stores: Vec<OwnedFd>,
+}
+
+impl PorterEnds {
+    /// All but the connection.
+    pub(super) fn places(&self) -> impl Iterator<Item = &OwnedFd> {
+        [&self.workspace].into_iter().chain(&self.skills).chain(&self.stores)
+    }
+
+    pub(super) fn numbers(&self) -> Vec<i32> {
+        self.places().chain([&self.control]).map(|fd| fd.as_raw_fd()).collect()
+    }
 }
 
 impl KeeperSide {
@@ -122,6 +148,32 @@ impl Confinement {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         if let Some(domain) = self.domain.take() {
             domain.enter()?;
+        }
+        match &self.filter {
+            Some(filter) => seccomp::install(filter).map_err(io::Error::other),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The layers of a process that unpacks, made ready.
+#[derive(Debug)]
+pub struct UnpackConfinement {
+    /// Whether landlock is on.
+    pub(super) landlock: bool,
+    pub(super) filter: Option<Program>,
+}
+
+impl UnpackConfinement {
+    /// In a process just forked from the porter: enters a domain that holds `directory` alone, inside
+    /// the porter's, and a filter without any call that reaches another process.
+    ///
+    /// # Errors
+    /// If any of it is refused; the process must exit then.
+    pub fn enter(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if self.landlock {
+            Domain::confined(&[])?.grant(directory, Access::Porter)?.enter()?;
         }
         match &self.filter {
             Some(filter) => seccomp::install(filter).map_err(io::Error::other),

@@ -1,11 +1,13 @@
 //! The enforcement report: for every layer what was wanted, what was got and why; what the canary
 //! found; how long each phase took. Evidence, and the first thing to read when a jail is refused.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::host::Level;
 use crate::policy::Layer;
-use crate::spec::{Demand, JailSpec, LayerPlan, hex};
+use crate::spec::{Demand, JailSpec, LayerPlan, PlaceKind, PlacePlan, hex};
 
 /// What became of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +68,37 @@ pub struct Timings {
     pub ready_us: u64,
 }
 
+/// A place that the porter fills.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceReport {
+    /// Where the session sees it.
+    pub path: PathBuf,
+    /// `skills` or `memory-store`.
+    pub kind: String,
+    /// What the session may do with it: `read-only` or `read-write`.
+    pub access: String,
+    /// Size in bytes.
+    pub bytes_max: u64,
+    /// Files and directories.
+    pub inodes_max: u64,
+}
+
+impl PlaceReport {
+    fn of(plan: &PlacePlan) -> PlaceReport {
+        let kind = match plan.kind {
+            PlaceKind::Skills => "skills",
+            PlaceKind::Store => "memory-store",
+        };
+        PlaceReport {
+            path: plan.target.clone(),
+            kind: kind.to_owned(),
+            access: if plan.writable { "read-write" } else { "read-only" }.to_owned(),
+            bytes_max: plan.bytes_max,
+            inodes_max: plan.inodes_max,
+        }
+    }
+}
+
 /// The report as written to a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnforcementReport {
@@ -91,6 +124,8 @@ pub struct EnforcementReport {
     pub layers: Vec<LayerResult>,
     /// Every forbidden act.
     pub canary: Vec<CanaryResult>,
+    /// What the porter fills; empty for a command, and for a session that asked for none.
+    pub places: Vec<PlaceReport>,
     /// How long it took.
     pub timings: Timings,
     /// How it ended; absent while it runs or if it never ran.
@@ -112,6 +147,7 @@ impl EnforcementReport {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             layers: Vec::new(),
             canary: Vec::new(),
+            places: spec.mounts.places.iter().map(PlaceReport::of).collect(),
             timings: Timings::default(),
             end: None,
         }

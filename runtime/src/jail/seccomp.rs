@@ -137,7 +137,7 @@ pub fn compile<S: AsRef<str>>(groups: &[S]) -> Result<Program, SeccompError> {
 /// # Errors
 /// As [`compile`].
 pub fn compile_for<S: AsRef<str>>(arch: Arch, groups: &[S]) -> Result<Program, SeccompError> {
-    assemble(arch, groups, None)
+    assemble(arch, groups, None, &[])
 }
 
 /// The filter of one of our own processes: as [`compile`], and the calls that the denial `lifted`
@@ -146,15 +146,28 @@ pub fn compile_for<S: AsRef<str>>(arch: Arch, groups: &[S]) -> Result<Program, S
 /// # Errors
 /// As [`compile`].
 pub(crate) fn compile_lifting(groups: &[&str], lifted: &str) -> Result<Program, SeccompError> {
-    assemble(Arch::NATIVE, groups, Some(lifted))
+    compile_own(groups, lifted, &[])
+}
+
+/// As [`compile_lifting`], and the calls named in `calls` as their groups would allow them.
+///
+/// # Errors
+/// As [`compile`].
+pub(crate) fn compile_own(
+    groups: &[&str],
+    lifted: &str,
+    calls: &[&str],
+) -> Result<Program, SeccompError> {
+    assemble(Arch::NATIVE, groups, Some(lifted), calls)
 }
 
 fn assemble<S: AsRef<str>>(
     arch: Arch,
     groups: &[S],
     lifted: Option<&str>,
+    calls: &[&str],
 ) -> Result<Program, SeccompError> {
-    let ranges = ranges(&answers(arch, groups, lifted)?);
+    let ranges = ranges(&answers(arch, groups, lifted, calls)?);
     let (mut code, mut exits, mut asks) = (guard(arch), Vec::new(), Vec::new());
     dispatch(&ranges, &mut code, &mut exits, &mut asks)?;
     write_exits(&exits, &mut code)?;
@@ -229,6 +242,7 @@ fn answers<S: AsRef<str>>(
     arch: Arch,
     groups: &[S],
     lifted: Option<&str>,
+    calls: &[&str],
 ) -> Result<Vec<Answer>, SeccompError> {
     let mut answers = Vec::with_capacity(512);
     let mut set = |call: &Call, answer| {
@@ -246,6 +260,13 @@ fn answers<S: AsRef<str>>(
         for call in group.calls {
             set(call, call.rule.as_ref().map_or(Answer::Allow, Answer::Ask));
         }
+    }
+    for name in calls {
+        let known = catalogue().groups.iter().flat_map(|group| group.calls);
+        let Some(call) = known.into_iter().find(|call| call.name == *name) else {
+            return Err(SeccompError::UnknownGroup { name: (*name).into() });
+        };
+        set(call, call.rule.as_ref().map_or(Answer::Allow, Answer::Ask));
     }
     // Last, so that no group can win over a denial.
     for denial in catalogue().denials {

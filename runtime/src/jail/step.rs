@@ -55,6 +55,8 @@ steps! {
     Memory = "memory",
     /// Init: workspace, outputs, home and bound directories.
     Workspace = "workspace",
+    /// Init: memory file systems of the porter, and the mount points they need in the workspace.
+    Places = "places",
     /// Init: device nodes and terminals.
     Devices = "devices",
     /// Init, or the keeper of a session: `/proc`, masked.
@@ -71,6 +73,8 @@ steps! {
     MapIds = "map-ids",
     /// Init: executor and file helper of a session cloned, confined and ready.
     Executor = "executor",
+    /// Init: porter of a session cloned, confined and ready, if it needs one.
+    Porter = "porter",
     /// Init: its own privileges given up.
     DropInit = "drop-init",
     /// Payload: no namespace can be made any more.
@@ -175,6 +179,13 @@ impl StepFailure {
             (Step::Disk, libc::ENOSPC) => {
                 Some("lower `filesystem.workspace_size`, or free space in the state directory")
             }
+            (Step::Places, libc::EEXIST) => Some(
+                "something is there already, and a memory store must not be mixed with it: remove it, \
+                 or give the store another mount path",
+            ),
+            (Step::Places, libc::ENOTDIR) => Some(
+                "a file or a link is on the way; only directories are walked through: remove it",
+            ),
             (Step::Workspace, libc::EINVAL) if self.detail.contains("map its ids") => Some(
                 "use a directory on ext4, xfs or btrfs; on tmpfs the kernel maps ids from Linux 6.3 on",
             ),

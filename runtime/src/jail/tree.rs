@@ -89,7 +89,7 @@ pub(super) fn attach(
     Ok(move_mount(mount, "", directory, path, flags)?)
 }
 
-fn set(mount: &OwnedFd, set: u64, recursive: bool) -> io::Result<()> {
+pub(super) fn set(mount: &OwnedFd, set: u64, recursive: bool) -> io::Result<()> {
     mount_setattr(mount.as_fd(), MountAttributes { set, recursive, ..Default::default() })
 }
 

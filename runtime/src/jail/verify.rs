@@ -106,6 +106,10 @@ fn expected(plan: &MountPlan) -> BTreeMap<String, (Kind, bool)> {
     for target in writable.chain(plan.bound.iter().map(|bound| &bound.target)) {
         all.insert(at(target), (Kind::Writable, true));
     }
+    for place in &plan.places {
+        let kind = if place.writable { Kind::Writable } else { Kind::Sealed };
+        all.insert(place.target.display().to_string(), (kind, true));
+    }
     all
 }
 
@@ -167,6 +171,7 @@ mod tests {
                 places: vec!["workspace".into()],
             },
             bound: Vec::new(),
+            places: Vec::new(),
         }
     }
 

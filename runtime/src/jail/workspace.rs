@@ -8,7 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fstat, mkdirat, openat};
 use rustix::mount::{UnmountFlags, unmount};
@@ -34,11 +34,26 @@ pub(crate) enum ExportKind {
     Scrub,
 }
 
+/// What has to be done to one of them, and what is to be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExportOrder {
+    pub kind: ExportKind,
+    /// Directories (relative) that were made for mounts: they leave the jail only if there is
+    /// something else in them.
+    pub made: Vec<PathBuf>,
+}
+
 /// One bound directory for the export, with descriptors of detached mounts.
 #[derive(Debug)]
 pub(crate) struct ExportMounts {
-    pub kind: ExportKind,
+    pub order: ExportOrder,
     pub mounts: Vec<OwnedFd>,
+}
+
+impl ExportMounts {
+    fn new(kind: ExportKind, mounts: Vec<OwnedFd>) -> ExportMounts {
+        ExportMounts { order: ExportOrder { kind, made: Vec::new() }, mounts }
+    }
 }
 
 /// Lays out the writable places.
@@ -110,13 +125,13 @@ impl Binding<'_> {
             BoundLimit::ProjectQuota { .. } => {
                 let direct = self.host_view()?;
                 attach(&direct, root, target).map_err(tried("attach it"))?;
-                Ok(ExportMounts { kind: ExportKind::Scrub, mounts: vec![self.host_view()?] })
+                Ok(ExportMounts::new(ExportKind::Scrub, vec![self.host_view()?]))
             }
             BoundLimit::Overlay => {
                 let (overlay, upper) = self.overlay()?;
                 attach(&overlay, root, target).map_err(tried("attach it"))?;
                 let mounts = vec![upper, self.host_view()?];
-                Ok(ExportMounts { kind: ExportKind::CopyBack, mounts })
+                Ok(ExportMounts::new(ExportKind::CopyBack, mounts))
             }
         }
     }

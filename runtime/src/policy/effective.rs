@@ -15,6 +15,7 @@ use super::model::{Origin, Policy, Root, Setting, Storage};
 use super::network::{
     DenyDetail, EgressRule, Network, NetworkMode, Preset, Protocol, UpstreamProxy,
 };
+use super::stage;
 use super::units::{ByteSize, format_cpus, format_duration};
 
 /// Whether each line of an effective policy tells where its value was written.
@@ -228,6 +229,13 @@ fn body(policy: &Policy, origins: Origins) -> Lines {
     out.section("environment.set");
     for (name, value) in &policy.environment.set {
         out.setting(name, value);
+    }
+    for (index, rule) in policy.stage.rules.iter().enumerate() {
+        out.text.push_str("\n[[stage]]\n");
+        for (key, text) in stage::show(rule) {
+            out.line(&format!("{key} = {text}"), &rule.origin);
+            out.places.push((format!("stage[{index}].{key}"), rule.origin.to_string()));
+        }
     }
     out
 }

@@ -169,7 +169,9 @@ impl PolicyError {
             Self::Widened { at, .. } if at.file == "--limit" => {
                 "`--limit` may only lower what the policy allows; change the policy instead"
             }
-            Self::Widened { key, .. } if key.starts_with("network.") => {
+            Self::Widened { key, .. }
+                if key.starts_with("network.") || key.starts_with("stage[") =>
+            {
                 "a policy with `extends` may only narrow what a file beneath it has named; raise the \
                  parent, or write a policy without `extends`"
             }

@@ -16,6 +16,7 @@ use crate::host::Level;
 use super::bounded::{Cpus, Limit, Size, Time, Whole};
 use super::model::{Layer, Storage};
 use super::network::NetworkTable;
+use super::stage::StageTable;
 use super::units::{GIB, KIB, MIB, TIB};
 
 /// Version of the format.
@@ -112,6 +113,9 @@ pub struct PolicyFile {
     /// The policy that this one narrows: a name, or a path that holds a `/` or ends in `.toml`,
     /// relative to this file.
     pub(super) extends: Option<At<String>>,
+    /// Input that is laid into the workspace before the first tool call, at most 32 rules. Narrower:
+    /// fewer, and each narrower.
+    pub(super) stage: Option<At<Vec<StageTable>>>,
     /// What must hold for a jail to start.
     #[serde(default)]
     pub(super) require: RequireTable,

@@ -10,6 +10,7 @@ use super::model::{
 };
 use super::network;
 use super::parse::Source;
+use super::stage;
 
 /// The policy that `base` alone means.
 ///
@@ -63,6 +64,7 @@ pub(super) fn floor(source: &Source, file: &PolicyFile) -> Result<Policy, Policy
         },
         syscalls: Syscalls { groups: Vec::new() },
         network: network::floor(source, &file.network)?,
+        stage: stage::floor(source, &file.stage)?,
         environment: Environment { set: Default::default(), pass: Vec::new() },
         lists: ListOrigins {
             relax: f.list("require.relax", &file.require.relax)?,
@@ -74,8 +76,9 @@ pub(super) fn floor(source: &Source, file: &PolicyFile) -> Result<Policy, Policy
     })
 }
 
-struct Floor<'a> {
-    source: &'a Source,
+/// The file that `base` is.
+pub(super) struct Floor<'a> {
+    pub(super) source: &'a Source,
 }
 
 impl Floor<'_> {
@@ -86,7 +89,8 @@ impl Floor<'_> {
         })
     }
 
-    fn setting<W, T>(
+    /// What the file writes for `key`, which it must.
+    pub(super) fn setting<W, T>(
         &self,
         key: &str,
         at: &Option<At<W>>,

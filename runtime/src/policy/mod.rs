@@ -5,7 +5,8 @@
 //! `file.rs` holds the types of the written form, `parse.rs` reads them and says where an error
 //! is, `validate.rs` refuses what no jail may be given, `resolve.rs` follows `extends`,
 //! `narrow.rs` makes sure that a policy is never wider than its parent, `effective.rs` writes the
-//! result back as TOML, JSON and canonical bytes.
+//! result back as TOML, JSON and canonical bytes. `network` and `stage` do all of this for their own
+//! tables.
 
 mod bounded;
 mod effective;
@@ -21,6 +22,7 @@ mod paths;
 mod resolve;
 mod schema;
 mod shipped;
+pub mod stage;
 pub mod syscalls;
 mod units;
 mod validate;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::Level;
 
 use super::network::Network;
+use super::stage::Stage;
 use super::units::ByteSize;
 
 /// Where a value was written.
@@ -278,6 +279,8 @@ pub struct Policy {
     pub syscalls: Syscalls,
     /// `[network]`
     pub network: Network,
+    /// `[[stage]]`
+    pub stage: Stage,
     /// `[environment]`
     pub environment: Environment,
     /// Where the lists were written, which matters for those that are empty.

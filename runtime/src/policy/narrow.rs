@@ -13,6 +13,7 @@ use super::model::{Filesystem, Origin, Policy, Relaxation, Root, Setting};
 use super::network;
 use super::parse::Source;
 use super::paths::{Access, access_at};
+use super::stage;
 
 /// Whether a file may widen what is below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,16 +105,19 @@ pub(super) fn apply(
     step.process(policy, &file.process)?;
     step.groups(policy, file, groups)?;
     network::lay(&mut policy.network, source, &file.network, mode)?;
+    stage::lay(&mut policy.stage, source, &file.stage, mode)?;
     step.environment(policy, file)
 }
 
-struct Step<'a> {
-    source: &'a Source,
-    mode: Mode,
+/// One file that is laid over a policy.
+pub(super) struct Step<'a> {
+    pub(super) source: &'a Source,
+    pub(super) mode: Mode,
 }
 
 impl Step<'_> {
-    fn set<W, T>(
+    /// Puts what the file writes for `key`, if it does, where it may.
+    pub(super) fn set<W, T>(
         &self,
         key: &str,
         slot: &mut Setting<T>,
@@ -127,7 +131,7 @@ impl Step<'_> {
         }
     }
 
-    fn setting<W, T>(&self, at: &At<W>, value: T) -> Setting<T> {
+    pub(super) fn setting<W, T>(&self, at: &At<W>, value: T) -> Setting<T> {
         Setting { value, origin: self.source.origin(at.span()) }
     }
 

@@ -14,6 +14,7 @@ use super::file::{At, EnvironmentTable, FilesystemTable, PolicyFile, RelaxTable,
 use super::network;
 use super::parse::{Source, suggest};
 use super::paths::{self, Access};
+use super::stage;
 
 /// Most entries in any list of a policy.
 const ENTRIES_MAX: usize = 256;
@@ -38,6 +39,7 @@ pub(super) fn validate(
     check.filesystem(&file.filesystem)?;
     check.groups(&file.syscalls.groups, groups)?;
     network::check(source, &file.network)?;
+    stage::check(source, &file.stage)?;
     check.environment(&file.environment)
 }
 
@@ -49,16 +51,24 @@ pub(super) fn is_policy_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
-struct Check<'a> {
-    source: &'a Source,
+/// Looks at one file.
+pub(super) struct Check<'a> {
+    pub(super) source: &'a Source,
 }
 
 impl Check<'_> {
-    fn refused(&self, span: Range<usize>, key: &str, value: &str, reason: &str) -> PolicyError {
+    /// Visible characters of any script stay as they are; what a terminal would act on is escaped.
+    pub(super) fn refused(
+        &self,
+        span: Range<usize>,
+        key: &str,
+        value: &str,
+        reason: &str,
+    ) -> PolicyError {
         PolicyError::Refused {
             at: self.source.origin(span),
             key: key.to_owned(),
-            value: value.escape_default().to_string(),
+            value: value.escape_debug().to_string(),
             reason: reason.to_owned(),
         }
     }

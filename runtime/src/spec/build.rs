@@ -10,6 +10,7 @@ use crate::policy::{Layer, Policy, Storage};
 use super::custom_tool::CustomToolPlan;
 use super::egress::EgressPlan;
 use super::etc::Account;
+use super::places::{self, SkillsRequest, StoreRequest};
 use super::plan::{
     BoundDirectory, BoundLimit, CgroupPlan, Demand, JailSpec, LandlockPlan, LayerPlan, Payload,
     Rlimit, ToolsPlan,
@@ -64,10 +65,17 @@ pub struct Request {
     pub workspace_in_place: bool,
     /// Make a directory of this name in `outputs` and show that instead.
     pub outputs_child: Option<String>,
-    /// Whether the jail is a session's: it runs tools, and `argv` is its shell.
+    /// Whether the jail is a session's: it runs tools, and `argv` is its shell. The three that follow
+    /// are for sessions only.
     pub tools: bool,
     /// The operator's own tools, in the jail of a session.
     pub custom: Vec<CustomToolPlan>,
+    /// A place for skills at `skills` in the working directory; none where `None`.
+    pub skills: Option<SkillsRequest>,
+    /// Memory stores, at most [`StoreRequest::COUNT_MAX`].
+    pub stores: Vec<StoreRequest>,
+    /// Whether there is a porter even without places: it lays staged files into the workspace.
+    pub porter: bool,
     /// Test aid, see [`JailSpec::halt_at`].
     pub halt_at: Option<String>,
 }
@@ -114,6 +122,14 @@ pub enum SpecError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A memory store cannot be where it was asked for.
+    #[error("cannot show a memory store at {path}: {reason}")]
+    StorePlace {
+        /// As asked for.
+        path: PathBuf,
+        /// What is in the way.
+        reason: &'static str,
+    },
     /// Network rules without a network of the jail's own.
     #[error(
         "cannot enforce the policy's network rules: the layer `net-namespace` is off or may be missing"
@@ -147,6 +163,9 @@ impl SpecError {
             }
             SpecError::CustomTool { .. } => {
                 "correct its `[[custom_tool]]` in the configuration file".to_owned()
+            }
+            SpecError::StorePlace { .. } => {
+                "give the store a mount path of its own, for example below /mnt/memory".to_owned()
             }
             SpecError::Place { .. } => {
                 "choose a directory below /home, /srv or /tmp of the host".to_owned()
@@ -193,12 +212,16 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
     // A session lasts as long as it has calls: what limits one command limits each of its calls, and
     // the shell keeps a bounded tail of what they print.
     let output_bytes_max = policy.process.output.value.map(|bytes| bytes.bytes());
+    let places = if request.tools { places::plan(policy, &request, &workdir)? } else { Vec::new() };
     let tools = request.tools.then(|| ToolsPlan {
-        roots: vec![workdir.clone(), PathBuf::from("/").join(tree::OUTPUTS)],
+        roots: places::roots(&workdir, &places),
+        read_only: places::read_only(&places),
+        porter: request.porter || !places.is_empty(),
         call_time_ms_max: wall_time_ms,
         custom: request.custom.clone(),
     });
-    let mut tree = tree::lay_out(policy, facts, &account, bound, request.workspace_in_place);
+    let mut tree =
+        tree::lay_out(policy, facts, &account, bound, places, request.workspace_in_place);
     let overlaid = tree.mounts.bound.iter().any(|bound| bound.limit == BoundLimit::Overlay);
     let (major, minor) = USER_XATTRS_ON_TMPFS;
     if overlaid && !facts.kernel.at_least(major, minor) {

@@ -144,6 +144,33 @@ pub struct BoundDirectory {
     pub limit: BoundLimit,
 }
 
+/// What a place of the porter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlaceKind {
+    /// Skills, below the working directory.
+    Skills,
+    /// A memory store.
+    Store,
+}
+
+/// A memory file system that the porter fills and the payload sees: skills, or a memory store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacePlan {
+    /// What it is for.
+    pub kind: PlaceKind,
+    /// Absolute path inside the jail.
+    pub target: PathBuf,
+    /// Whether the payload may change what is in it. The porter may in any case.
+    pub writable: bool,
+    /// Size in bytes.
+    pub bytes_max: u64,
+    /// Files and directories.
+    pub inodes_max: u64,
+    /// Whether its mount point lies in the workspace, where it has to be made, and not on the root,
+    /// whose skeleton has it.
+    pub in_workspace: bool,
+}
+
 /// The mount tree, in the order in which it is built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountPlan {
@@ -165,6 +192,8 @@ pub struct MountPlan {
     pub scratch: ScratchPlan,
     /// Host directories the payload may change.
     pub bound: Vec<BoundDirectory>,
+    /// What the porter fills: skills first, then memory stores in the order of the request.
+    pub places: Vec<PlacePlan>,
 }
 
 /// What landlock lets the payload do below a path.
@@ -182,6 +211,8 @@ pub enum Access {
     Proc,
     /// What the file tools do: list, read, write, make and replace files, make directories.
     Files,
+    /// What the porter does: as the file tools, and it removes and moves directories.
+    Porter,
 }
 
 /// Landlock's part.
@@ -254,6 +285,10 @@ pub struct Payload {
 pub struct ToolsPlan {
     /// Absolute paths inside the jail that the file tools may use, the working directory first.
     pub roots: Vec<PathBuf>,
+    /// Those of them, or below them, in which they may change nothing.
+    pub read_only: Vec<PathBuf>,
+    /// Whether the session has a porter. One with places always has.
+    pub porter: bool,
     /// Longest time of one command, in milliseconds.
     pub call_time_ms_max: Option<u64>,
     /// The operator's own tools, which the executor has started by name.
@@ -307,7 +342,7 @@ pub struct JailSpec {
 
 impl JailSpec {
     /// The current [`version`](Self::version).
-    pub const VERSION: u16 = 4;
+    pub const VERSION: u16 = 5;
 
     /// The bytes that are sent and digested: equal specs have equal bytes.
     pub fn canonical_bytes(&self) -> Vec<u8> {

@@ -10,7 +10,7 @@ use crate::policy::{Layer, Policy, Resolver, Storage};
 
 use super::*;
 
-fn facts(level: Level) -> HostFacts {
+pub(super) fn facts(level: Level) -> HostFacts {
     let link = |name: &str, target: &str| HostEntry {
         name: name.to_owned(),
         kind: EntryKind::Link(PathBuf::from(target)),
@@ -28,7 +28,7 @@ fn facts(level: Level) -> HostFacts {
 }
 
 /// The shipped default with lines added to it.
-fn policy(added: &str) -> Policy {
+pub(super) fn policy(added: &str) -> Policy {
     let groups: Vec<_> = catalogue().group_names().collect();
     let text = format!("{}\n{added}", include_str!("../../../policies/default.toml"));
     let load = |_: &std::path::Path| Ok(text.clone());
@@ -36,11 +36,11 @@ fn policy(added: &str) -> Policy {
     resolver.resolve("./test.toml").expect("a valid policy")
 }
 
-fn request() -> Request {
+pub(super) fn request() -> Request {
     Request { argv: vec![b"true".to_vec()], ..Request::default() }
 }
 
-fn bound(quota: Option<(u32, u64, u64)>) -> BoundRequest {
+pub(super) fn bound(quota: Option<(u32, u64, u64)>) -> BoundRequest {
     BoundRequest { source: "/srv/work".into(), device: 1, inode: 2, uid: 1000, gid: 1000, quota }
 }
 

@@ -8,7 +8,8 @@ use crate::policy::{Policy, Root};
 
 use super::etc::{self, Account};
 use super::plan::{
-    Access, BoundDirectory, MemoryMount, MountPlan, Node, ReadOnlyBind, ScratchPlan,
+    Access, BoundDirectory, MemoryMount, MountPlan, Node, PlaceKind, PlacePlan, ReadOnlyBind,
+    ScratchPlan,
 };
 
 /// Working directory of the payload unless the request names another.
@@ -19,7 +20,7 @@ pub(super) const OUTPUTS: &str = "mnt/session/outputs";
 pub(super) const HOME: &str = "home/session";
 
 /// Names of `/` that make up a system besides `/usr`, as links or directories.
-const SYSTEM: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+pub(super) const SYSTEM: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// The host device nodes a payload may use (devices.rst of the kernel: memory devices and tty).
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
@@ -73,7 +74,7 @@ const FROZEN: &[&str] = &["sys"];
 const LINKS_OF_VAR: [(&str, &str); 2] = [("var/run", "/run"), ("var/tmp", "/tmp")];
 
 /// Trees of the jail in which no host directory is shown at its own path.
-const TAKEN: &[&str] =
+pub(super) const TAKEN: &[&str] =
     &["/usr", "/etc", "/proc", "/sys", "/dev", "/run", "/boot", "/var/run", "/var/tmp"];
 
 /// Whether a host directory can be shown in the jail at its own path; the reason if not.
@@ -107,6 +108,7 @@ pub(super) fn lay_out(
     facts: &HostFacts,
     account: &Account<'_>,
     bound: Vec<BoundDirectory>,
+    porter: Vec<PlacePlan>,
     workspace_elsewhere: bool,
 ) -> Tree {
     let mut plan = Layout::default();
@@ -154,6 +156,16 @@ pub(super) fn lay_out(
         }
         plan.grants.push((Path::new("/").join(target), Access::Write));
     }
+    for place in &porter {
+        if !place.in_workspace {
+            plan.directory(place.target.strip_prefix("/").unwrap_or(&place.target));
+        }
+        // Skills lie in the workspace, whose grant is wider; what keeps them from change is the mount.
+        if place.kind == PlaceKind::Store {
+            let access = if place.writable { Access::Write } else { Access::ReadExecute };
+            plan.grants.push((place.target.clone(), access));
+        }
+    }
     plan.kernel_views();
     Tree {
         mounts: MountPlan {
@@ -171,6 +183,7 @@ pub(super) fn lay_out(
                 places,
             },
             bound,
+            places: porter,
         },
         grants: plan.grants,
     }

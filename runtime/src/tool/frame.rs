@@ -75,7 +75,11 @@ pub fn receive<T: DeserializeOwned>(from: impl AsFd) -> io::Result<T> {
     decode(&bytes)
 }
 
-fn read_exact(from: impl AsFd, mut bytes: &mut [u8]) -> io::Result<()> {
+/// Reads until `bytes` is full.
+///
+/// # Errors
+/// `UnexpectedEof` if the other side is gone first; otherwise what read(2) says.
+pub fn read_exact(from: impl AsFd, mut bytes: &mut [u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::read(&from, &mut *bytes) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -22,6 +22,8 @@ use super::frame;
 pub struct FileHelper<'a> {
     /// What the tools may use, the working directory first.
     pub roots: Vec<PathBuf>,
+    /// Those of them, or below them, in which they may change nothing.
+    pub read_only: Vec<PathBuf>,
     /// Puts every layer on a process just forked.
     pub confine: &'a mut dyn FnMut() -> io::Result<()>,
 }
@@ -85,7 +87,7 @@ impl FileHelper<'_> {
             Err(error) => ToolResult::error(format!("{name}: cannot confine the helper: {error}")),
             Ok(()) => match self.roots.split_first() {
                 None => ToolResult::error(format!("{name}: there is no working directory")),
-                Some((workdir, allowed)) => match Roots::open(workdir, allowed, &[]) {
+                Some((workdir, allowed)) => match Roots::open(workdir, allowed, &self.read_only) {
                     Ok(roots) => files::run(name, input, &roots, &FileLimits::default()),
                     Err(error) => ToolResult::error(format!("{name}: {error}")),
                 },

@@ -113,7 +113,11 @@ fn start(control: OwnedFd, plan: UnjailedPlan) -> io::Result<Executor<'static>> 
     }
     let UnjailedPlan { shell: ShellPlan { custom, .. }, roots } = plan;
     let places = roots.clone();
-    let files = (!roots.is_empty()).then(|| FileHelper { roots, confine: unconfined() });
+    let files = (!roots.is_empty()).then(|| FileHelper {
+        roots,
+        read_only: Vec::new(),
+        confine: unconfined(),
+    });
     let shell = Shell::new(ends, ShellLimits::default());
     Ok(Executor { control, shell, files, custom, places })
 }

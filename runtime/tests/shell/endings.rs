@@ -40,7 +40,7 @@ fn quick() -> ShellLimits {
 }
 
 fn a_timeout_ends_the_command_and_everything_after_it_but_not_the_shell() {
-    // TOOL-BASH-13, and design §6: the shell keeps its state if it still answers.
+    // TOOL-BASH-13, TOOL-BASH-17 (also what called setsid), and design §6: the shell keeps its state if it still answers.
     let mut tree = Tree::with(quick(), Proc::Given);
     tree.ok(STATE);
     #[rustfmt::skip]

@@ -117,6 +117,7 @@ fn syntax_errors_and_control_flow_cost_no_state() {
 }
 
 fn a_report_of_an_earlier_call_is_not_one_of_this() {
+    // TOOL-BASH-4: a nonce of its own for each call.
     let mut tree = Tree::with(quick(), Proc::Given);
     // Takes the second line, with the nonce, out of the pipe, and reports it in the next call.
     let thief = "exec 7</proc/$$/fd/0; (timeout 0.3 cat /proc/$PPID/fd/1* >/dev/null) ; true";

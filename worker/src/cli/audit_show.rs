@@ -77,6 +77,22 @@ fn show(log: impl Read, args: &ShowArgs, out: &mut impl Write) -> io::Result<()>
     }
 }
 
+/// A store, and every count that is not zero.
+fn memory(record: &Value) -> String {
+    let mut out = text(record, "store");
+    for name in ["path", "access", "pass", "reason"] {
+        if record[name].is_string() {
+            out.push_str(&format!(", {}", text(record, name)));
+        }
+    }
+    for name in MEMORY_COUNTS {
+        if let Some(count) = record[name].as_u64().filter(|count| *count > 0) {
+            out.push_str(&format!(", {count} {}", name.replace('_', " ")));
+        }
+    }
+    out
+}
+
 /// Calls of a session run one after the other, so the last one that was started is meant.
 fn tool_of(tools: &mut HashMap<String, String>, record: &Value, session: &str) -> String {
     match record["event"].as_str() {
@@ -88,6 +104,25 @@ fn tool_of(tools: &mut HashMap<String, String>, record: &Value, session: &str) -
         _ => String::new(),
     }
 }
+
+/// Counts of records about memory stores, in the order in which they are shown.
+const MEMORY_COUNTS: &[&str] = &[
+    "memories",
+    "unwritable",
+    "creates",
+    "updates",
+    "deletes",
+    "created",
+    "updated",
+    "deleted",
+    "pulled",
+    "removed",
+    "edits_lost",
+    "refused",
+    "failed",
+    "files",
+    "unsynced",
+];
 
 /// What a record says beyond time, session and name.
 fn details(record: &Value, event: &str, tool: &str) -> String {
@@ -102,8 +137,21 @@ fn details(record: &Value, event: &str, tool: &str) -> String {
             text("base_url_host")
         ),
         "item.claimed" => text("kind"),
+        "item.handed_over" => text("program"),
+        "item.script_ended" => script_ended(record),
         "jail.launched" => launched(record),
         "jail.failed" => format!("{}: {}", text("step"), text("reason")),
+        "skill.laid" => format!(
+            "{} {} as {}, {} in {} files",
+            text("skill"),
+            text("version"),
+            text("directory"),
+            size(record["bytes"].as_u64().unwrap_or(0)),
+            record["files"]
+        ),
+        "skill.failed" => {
+            format!("{} {}: {}", text("skill"), text("version"), text("reason"))
+        }
         "call.started" => format!("{}, {} of input", text("tool"), bytes("input")),
         "call.ended" => {
             let mut out = format!("{tool} {}, {}", text("status"), bytes("output"));
@@ -121,10 +169,20 @@ fn details(record: &Value, event: &str, tool: &str) -> String {
         "limit.hit" => format!("{} of {}", text("limit"), record["value"]),
         "lease.lost" => text("cause"),
         event if event.starts_with("egress.") => egress(record, event),
+        event if event.starts_with("memory.") => memory(record),
         "config.reloaded" => text("what"),
         "session.disposed" | "recovery" => disposed(record),
         "log.repaired" => format!("a write of {} was cut off", bytes("torn")),
         _ => text("reason"),
+    }
+}
+
+fn script_ended(record: &Value) -> String {
+    let took = duration_us(record["duration_us"].as_u64().unwrap_or(0));
+    match (&record["exit_code"], &record["signal"]) {
+        (Value::Number(code), _) => format!("exit code {code} after {took}"),
+        (_, Value::Number(signal)) => format!("signal {signal} after {took}"),
+        _ => format!("not started: {}", text(record, "not_started")),
     }
 }
 
@@ -255,6 +313,8 @@ mod tests {
 
     const LOG: &str = r#"{"v":1,"seq":1,"time":"2026-11-02T08:00:00.000000Z","event":"item.claimed","kind":"session","session":"sesn_0000000001"}
 {"time":"2026-11-02T08:00:01.000000Z","event":"jail.launched","policy":"default","session":"sesn_0000000001","report":{"level":"root","timings":{"ready_us":4000},"layers":[{"layer":"seccomp","got":"enforced","why":"1 filter"}],"canary":[{"act":"mount","layer":"seccomp","got":"EPERM","ok":true}]}}
+{"time":"2026-11-02T08:00:01.000000Z","event":"skill.laid","skill":"skill_1","version":"skillver_2","directory":"greet","archive":{"bytes":900},"files":3,"bytes":2048,"skipped":0,"session":"sesn_0000000001"}
+{"time":"2026-11-02T08:00:01.000000Z","event":"skill.failed","skill":"skill_3","version":"latest","reason":"digest","session":"sesn_0000000001"}
 {"time":"2026-11-02T08:00:02.000000Z","event":"call.started","tool":"bash","input":{"bytes":21},"session":"sesn_0000000001"}
 {"time":"2026-11-02T08:00:02.000000Z","event":"call.ended","status":"ok","output":{"bytes":2048},"duration_us":1500,"truncated":true,"session":"sesn_0000000001"}
 half a line
@@ -263,12 +323,22 @@ half a line
 "#;
 
     #[test]
+    fn a_record_about_a_memory_store_shows_what_is_not_zero() {
+        let log = r#"{"time":"2026-11-02T08:00:05.000000Z","event":"memory.synced","store":"memstore_1","pass":"final","created":2,"updated":0,"edits_lost":1,"session":"sesn_1"}"#;
+        let out = shown(log, None, false);
+        assert!(out.ends_with("memstore_1, final, 2 created, 1 edits lost\n"), "{out}");
+    }
+
+    #[test]
     fn records_are_one_line_each() {
         assert_eq!(
             shown(LOG, None, false),
             "2026-11-02T08:00:00 00000001 item.claimed     session\n\
              2026-11-02T08:00:01 00000001 jail.launched    level root, policy default: 1 of 1 layers \
              enforced, 1 of 1 forbidden acts refused, ready after 4 ms\n\
+             2026-11-02T08:00:01 00000001 skill.laid       skill_1 skillver_2 as greet, 2.0 KiB in 3 \
+             files\n\
+             2026-11-02T08:00:01 00000001 skill.failed     skill_3 latest: digest\n\
              2026-11-02T08:00:02 00000001 call.started     bash, 21 B of input\n\
              2026-11-02T08:00:02 00000001 call.ended       bash ok, 2.0 KiB, 1 ms, cut\n\
              (not a record: 12 bytes)\n\

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
+use crate::devserver::webhook::{Hook, WebhookScript};
 use crate::devserver::{self, Identity, Options, script};
 use crate::exit::Exit;
 
@@ -49,6 +50,10 @@ pub struct DevserverArgs {
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
 
+    /// Write an API key of the organization to FILE, for `worker queue`; its owner only can read it
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+
     /// Write the run report to FILE at the end (JSON)
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -72,6 +77,14 @@ pub struct DevserverArgs {
     /// Accept KEY as environment key [default: a random one]
     #[arg(long, value_name = "KEY")]
     environment_key: Option<String>,
+
+    /// Tell a worker at URL (http) of every session that gets work, as `worker serve` expects it
+    #[arg(long, value_name = "URL", requires = "webhook_key_file")]
+    webhook: Option<String>,
+
+    /// Sign deliveries with the key in FILE
+    #[arg(long, value_name = "FILE", requires = "webhook")]
+    webhook_key_file: Option<PathBuf>,
 
     /// Let leases run out after SECONDS [default: 300, or the script's]
     #[arg(long, value_name = "SECONDS")]
@@ -101,6 +114,15 @@ pub fn run(args: DevserverArgs) -> anyhow::Result<Exit> {
     };
     if let Some(ttl) = args.ttl {
         script.server.ttl_seconds = ttl;
+    }
+    if let Some((url, file)) = args.webhook.clone().zip(args.webhook_key_file.as_ref()) {
+        let key = fs::read_to_string(file)
+            .with_context(|| format!("cannot read the webhook's key from {}", file.display()))?;
+        script.webhook = Some(WebhookScript { url, key });
+    }
+    if let Some(Err(reason)) = script.webhook.as_ref().map(Hook::new) {
+        eprintln!("error: cannot send webhooks: {reason}");
+        return Ok(Exit::Usage);
     }
     let identity = Identity::new(args.environment_key.clone()).context("cannot make keys")?;
     let listener = std::net::TcpListener::bind(args.listen)
@@ -141,6 +163,9 @@ fn announce(args: &DevserverArgs, identity: &Identity, address: SocketAddr) -> a
         "ANTHROPIC_BASE_URL=http://{address}\nANTHROPIC_ENVIRONMENT_ID={}\nANTHROPIC_ENVIRONMENT_KEY={}\n",
         identity.environment, identity.key
     );
+    if let Some(path) = &args.api_key_file {
+        write_whole(path, &format!("{}\n", identity.operator_key), 0o600)?;
+    }
     if let Some(path) = &args.env_file {
         write_whole(path, &variables, 0o600)?;
     }

@@ -11,19 +11,29 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub mod audit;
 mod audit_show;
+mod check;
 pub mod devserver;
 mod egress;
 mod egress_records;
 mod egress_report;
+mod on_work;
 pub mod policy;
 pub mod poll;
 mod presets;
+mod queue;
+pub mod run;
+pub mod serve;
+pub mod serving;
+mod stage;
+pub mod start;
 mod suggest;
 pub mod why;
 mod why_session;
 
+use crate::credential::variable::EmptyKey;
 use crate::exit::Exit;
 use crate::progress::Progress;
+use crate::settings::Settings;
 use crate::{doctor, exec, sweep};
 
 /// Run agent sessions and commands, each in a jail of its own on this host
@@ -35,7 +45,7 @@ use crate::{doctor, exec, sweep};
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// Log events of this level and above to standard error [default: warn; info for poll]
+    /// Log events of this level and above to standard error [default: warn; info for poll, run, serve]
     ///
     /// One of error, warn, info, debug. Events name what happened and never hold content: no
     /// output, no arguments, no environment.
@@ -62,17 +72,21 @@ Exit codes: 0 success, 1 unexpected error or a destination that is denied, 2 usa
 refuses the key, 5 the host cannot provide the required isolation, 7 the drain timeout passed, 8 an \
 audit log does not verify or cannot be written, 9 a credential is refused, 10 an escape attempt \
 succeeded. `exec` returns the command's own status: 124 wall clock, 126 or 127 not runnable, 128+n \
-signal n. `poll` returns 128+n if signal n ended it at once.";
+signal n. `poll`, `run` and `serve` return 128+n if signal n ended them at once.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Poll(Box<poll::PollArgs>),
+    Run(Box<run::RunArgs>),
+    Serve(Box<serve::ServeArgs>),
     Exec(exec::ExecArgs),
     Doctor(doctor::DoctorArgs),
     Policy(policy::PolicyArgs),
     Why(why::WhyArgs),
     Audit(audit::AuditArgs),
     Egress(egress::EgressArgs),
+    Queue(Box<queue::QueueArgs>),
+    Stage(stage::StageArgs),
     Sweep(sweep::SweepArgs),
     Devserver(devserver::DevserverArgs),
     /// Print the version
@@ -131,18 +145,28 @@ fn ours(level: tracing::Level) -> Targets {
 /// Runs what was asked for.
 pub fn run(cli: Cli) -> ExitCode {
     let usual = match cli.command {
-        Command::Poll(_) => tracing::Level::INFO,
+        Command::Poll(_) | Command::Run(_) | Command::Serve(_) => tracing::Level::INFO,
         _ => tracing::Level::WARN,
     };
     start_log(cli.log_level.unwrap_or(usual), cli.log_format);
     let outcome = match cli.command {
-        Command::Poll(args) => poll::run(&args),
+        Command::Poll(args) => {
+            start::run(EmptyKey::Refused, |around| Settings::check(&args, around))
+        }
+        Command::Run(args) => {
+            start::run(EmptyKey::Absent, |around| Settings::check_run(&args, around))
+        }
+        Command::Serve(args) => {
+            start::run(EmptyKey::Refused, |around| Settings::check_serve(&args, around))
+        }
         Command::Exec(args) => exec::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Policy(args) => show_policy(&args),
         Command::Why(args) => explain_why(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Egress(args) => egress::run(&args),
+        Command::Queue(args) => queue::run(&args),
+        Command::Stage(args) => stage::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Devserver(args) => devserver::run(args),
         Command::Version { json } => version(json),

@@ -5,12 +5,18 @@
 //! is not decided here but in the policy.
 
 pub mod custom_tool;
+mod memory;
+pub mod skills;
+pub mod stage;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::Spanned;
+
+pub use memory::{Deletions, MemoryConfig};
+use skills::SkillsConfig;
 
 /// Longest configuration file.
 const BYTES_MAX: u64 = 1 << 20;
@@ -21,6 +27,12 @@ const BYTES_MAX: u64 = 1 << 20;
 pub struct Config {
     /// Programs that serve custom tools; checked when the file is read.
     pub custom_tool: Vec<Spanned<custom_tool::Written>>,
+    /// Skills of sessions.
+    pub skills: SkillsConfig,
+    /// Credentials of what is staged.
+    pub stage: stage::StageConfig,
+    /// Memory stores.
+    pub memory: MemoryConfig,
 }
 
 /// A configuration that cannot be used.

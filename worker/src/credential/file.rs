@@ -12,9 +12,9 @@ use rustix::fs::OFlags;
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use super::error::KeyError;
+use super::error::{KeyError, Secret};
 
-/// Longest file; a key has about a hundred bytes.
+/// Longest file; a key has about a hundred bytes, a work secret a few thousand.
 pub const BYTES_MAX: u64 = 64 << 10;
 /// How keys of an organization begin (AUTH-9).
 const ORGANIZATION: &str = "sk-ant-api";
@@ -38,13 +38,28 @@ impl Trust {
     }
 }
 
-/// The key in the file at `path`.
+/// The key, or another secret, in the file at `path`.
 ///
 /// # Errors
 /// If it cannot be read, is no key, or others have access.
-pub fn read(path: &Path, trust: Trust) -> Result<SecretString, KeyError> {
+pub fn read(what: Secret, path: &Path, trust: Trust) -> Result<SecretString, KeyError> {
+    let bytes = read_bytes(what, path, trust, BYTES_MAX)?;
+    parse(what, &bytes, &path.display().to_string())
+}
+
+/// The bytes of a file that others could not have touched; at most one more than `bytes_max`.
+///
+/// # Errors
+/// If it cannot be read, or others have access.
+pub fn read_bytes(
+    what: Secret,
+    path: &Path,
+    trust: Trust,
+    bytes_max: u64,
+) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     let from = path.display().to_string();
     let failed = |error: io::Error| KeyError::Read {
+        what,
         from: from.clone(),
         errno: error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error()),
     };
@@ -52,29 +67,30 @@ pub fn read(path: &Path, trust: Trust) -> Result<SecretString, KeyError> {
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
     let file = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path);
     let file = file.map_err(failed)?;
-    check(&file, trust, &from)?;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES_MAX as usize + 1));
-    (&file).take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    parse(&bytes, &from)
+    check(what, &file, trust, &from)?;
+    // As long as it may become: a buffer that grows would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max as usize + 1));
+    (&file).take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
 }
 
-fn check(file: &File, trust: Trust, from: &str) -> Result<(), KeyError> {
+fn check(what: Secret, file: &File, trust: Trust, from: &str) -> Result<(), KeyError> {
     let from = from.to_owned();
     let about = match file.metadata() {
         Ok(about) => about,
         Err(error) => {
-            return Err(KeyError::Read { from, errno: error.raw_os_error().unwrap_or(0) });
+            return Err(KeyError::Read { what, from, errno: error.raw_os_error().unwrap_or(0) });
         }
     };
     if !about.is_file() {
-        return Err(KeyError::NotAFile { from });
+        return Err(KeyError::NotAFile { what, from });
     }
     let own = rustix::process::geteuid().as_raw();
     if about.uid() != 0 && about.uid() != own {
-        return Err(KeyError::Owner { from, owner: about.uid() });
+        return Err(KeyError::Owner { what, from, owner: about.uid() });
     }
     if about.mode() & trust.forbidden() != 0 {
-        return Err(KeyError::Mode { from, mode: about.mode() & 0o7777 });
+        return Err(KeyError::Mode { what, from, mode: about.mode() & 0o7777 });
     }
     Ok(())
 }
@@ -83,21 +99,21 @@ fn check(file: &File, trust: Trust, from: &str) -> Result<(), KeyError> {
 ///
 /// # Errors
 /// If it is empty (AUTH-11), too long, not printable ASCII, or an organization's key (AUTH-9).
-pub fn parse(bytes: &[u8], from: &str) -> Result<SecretString, KeyError> {
+pub fn parse(what: Secret, bytes: &[u8], from: &str) -> Result<SecretString, KeyError> {
     let from = from.to_owned();
     if bytes.len() as u64 > BYTES_MAX {
-        return Err(KeyError::TooLong { from, max: BYTES_MAX });
+        return Err(KeyError::TooLong { what, from, max: BYTES_MAX });
     }
     let end = bytes.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r')).map_or(0, |at| at + 1);
     let bytes = &bytes[..end];
     if bytes.is_empty() {
-        return Err(KeyError::Empty { from });
+        return Err(KeyError::Empty { what, from });
     }
     if let Some(at) = bytes.iter().position(|byte| !byte.is_ascii_graphic()) {
-        return Err(KeyError::Characters { from, at: at + 1 });
+        return Err(KeyError::Characters { what, from, at: at + 1 });
     }
     let text = std::str::from_utf8(bytes).unwrap_or_default();
-    if text.starts_with(ORGANIZATION) {
+    if what == Secret::EnvironmentKey && text.starts_with(ORGANIZATION) {
         return Err(KeyError::OrganizationKey { from });
     }
     Ok(SecretString::from(text))
@@ -107,6 +123,7 @@ pub fn parse(bytes: &[u8], from: &str) -> Result<SecretString, KeyError> {
 mod tests {
     use super::*;
     use crate::exit::Exit;
+    use Secret::EnvironmentKey as KEY;
     use secrecy::ExposeSecret as _;
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
@@ -120,17 +137,17 @@ mod tests {
             ("sk-ant-oat01-abc",     Ok("sk-ant-oat01-abc")),
             ("sk-ant-oat01-abc\n",   Ok("sk-ant-oat01-abc")),
             ("sk-ant-oat01-abc\r\n", Ok("sk-ant-oat01-abc")),
-            ("",                     Err(KeyError::Empty { from: from() })),
-            ("\n\n",                 Err(KeyError::Empty { from: from() })),
-            ("a b",                  Err(KeyError::Characters { from: from(), at: 2 })),
-            ("abc\ndef",             Err(KeyError::Characters { from: from(), at: 4 })),
-            ("ab\0",                 Err(KeyError::Characters { from: from(), at: 3 })),
-            ("schlüssel",            Err(KeyError::Characters { from: from(), at: 5 })),
+            ("",                     Err(KeyError::Empty { what: KEY, from: from() })),
+            ("\n\n",                 Err(KeyError::Empty { what: KEY, from: from() })),
+            ("a b",                  Err(KeyError::Characters { what: KEY, from: from(), at: 2 })),
+            ("abc\ndef",             Err(KeyError::Characters { what: KEY, from: from(), at: 4 })),
+            ("ab\0",                 Err(KeyError::Characters { what: KEY, from: from(), at: 3 })),
+            ("schlüssel",            Err(KeyError::Characters { what: KEY, from: from(), at: 5 })),
             ("sk-ant-api03-x",       Err(KeyError::OrganizationKey { from: from() })),
-            (&long,                  Err(KeyError::TooLong { from: from(), max: BYTES_MAX })),
+            (&long,                  Err(KeyError::TooLong { what: KEY, from: from(), max: BYTES_MAX })),
         ];
         for (text, want) in cases {
-            let got = parse(text.as_bytes(), "F").map(|key| key.expose_secret().to_owned());
+            let got = parse(KEY, text.as_bytes(), "F").map(|key| key.expose_secret().to_owned());
             assert_eq!(got, want.map(str::to_owned), "`{}`", &text[..text.len().min(20)]);
         }
     }
@@ -152,7 +169,7 @@ mod tests {
         ] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode");
             for (trust, good) in [(Trust::Owner, owner_only), (Trust::ServiceManager, service)] {
-                let got = read(&path, trust);
+                let got = read(KEY, &path, trust);
                 assert_eq!(got.is_ok(), good, "{mode:o} {trust:?}");
                 if let Err(error) = got {
                     assert_eq!(error.exit(), Exit::Refused);
@@ -163,7 +180,7 @@ mod tests {
         if rustix::process::geteuid().is_root() {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a mode");
             std::os::unix::fs::chown(&path, Some(12345), None).expect("an owner");
-            let error = read(&path, Trust::Owner).expect_err("not ours");
+            let error = read(KEY, &path, Trust::Owner).expect_err("not ours");
             assert!(matches!(error, KeyError::Owner { owner: 12345, .. }), "{error}");
         }
     }
@@ -171,14 +188,14 @@ mod tests {
     #[test]
     fn what_is_no_file_is_named_and_nothing_waits_for_it() {
         let place = tempfile::TempDir::new().expect("a directory");
-        let missing = read(&place.path().join("none"), Trust::Owner).expect_err("missing");
+        let missing = read(KEY, &place.path().join("none"), Trust::Owner).expect_err("missing");
         assert!(missing.to_string().ends_with("none: No such file or directory (os error 2)"));
-        let directory = read(place.path(), Trust::Owner).expect_err("a directory");
+        let directory = read(KEY, place.path(), Trust::Owner).expect_err("a directory");
         assert!(matches!(directory, KeyError::NotAFile { .. }), "{directory}");
         let fifo = place.path().join("fifo");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status();
         assert!(made.is_ok_and(|status| status.success()));
-        let error = read(&fifo, Trust::Owner).expect_err("a FIFO");
+        let error = read(KEY, &fifo, Trust::Owner).expect_err("a FIFO");
         assert!(matches!(error, KeyError::NotAFile { .. }), "{error}");
     }
 }

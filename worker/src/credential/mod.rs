@@ -1,6 +1,6 @@
 //! The environment key: where it comes from, how it is checked, how it is read again.
 //!
-//! In the order in which `worker poll` needs them: [`variable::hide`] first of all, while nothing
+//! In the order in which `worker poll` and its kin need them: [`variable::hide`] first of all, while nothing
 //! else exists; after the launcher has been split off [`KeySource::find`], [`KeySource::read`] and
 //! [`KeySource::start_reader`], with the rights of whoever started the worker; after these rights are
 //! given up only [`KeySource::reread`]. The value is a [`SecretString`] from the moment of reading and
@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use secrecy::SecretString;
 use stockade_runtime::host::Level;
 
-pub use error::KeyError;
+pub use error::{KeyError, Secret};
 use file::Trust;
 use reader::KeyReader;
 
@@ -41,7 +41,7 @@ impl fmt::Display for Origin {
         match self {
             Origin::File(path) => write!(f, "{}", path.display()),
             Origin::Credential(path) => write!(f, "the systemd credential {}", path.display()),
-            Origin::Variable => write!(f, "the variable {}", variable::KEY),
+            Origin::Variable => write!(f, "the variable {}", Secret::EnvironmentKey.variable()),
         }
     }
 }
@@ -67,7 +67,7 @@ impl KeySource {
         credentials_directory: Option<&Path>,
     ) -> Result<KeySource, KeyError> {
         // Taken in any case: it must not stay open.
-        let given = variable::take()?;
+        let given = variable::take(Secret::EnvironmentKey)?;
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let credential = credentials_directory.map(|directory| directory.join(CREDENTIAL));
         let origin = match (file, credential) {
@@ -91,7 +91,7 @@ impl KeySource {
     /// If there is no key, or others could have read or written it.
     pub fn read(&self) -> Result<SecretString, KeyError> {
         match (self.place(), &self.given) {
-            (Some((path, trust)), _) => file::read(path, trust),
+            (Some((path, trust)), _) => file::read(Secret::EnvironmentKey, path, trust),
             (None, Some(value)) => Ok(value.clone()),
             (None, None) => Err(KeyError::Missing),
         }
@@ -130,6 +130,20 @@ impl KeySource {
             Origin::Credential(path) => Some((path, Trust::ServiceManager)),
             Origin::Variable => None,
         }
+    }
+}
+
+/// Another secret than the environment key: from `file` if one was named, else from its variable, which
+/// must have been hidden. Call once for each.
+///
+/// # Errors
+/// If it cannot be used, or others could have read or written the file.
+pub fn secret(what: Secret, file: Option<&Path>) -> Result<Option<SecretString>, KeyError> {
+    // Taken in any case: it must not stay open.
+    let given = variable::take(what)?;
+    match file {
+        Some(path) => file::read(what, path, Trust::Owner).map(Some),
+        None => given.transpose(),
     }
 }
 

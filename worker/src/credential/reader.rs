@@ -21,7 +21,7 @@ use stockade_runtime::host::Level;
 use stockade_runtime::jail::{self, ReaderDomain};
 use zeroize::Zeroizing;
 
-use super::error::KeyError;
+use super::error::{KeyError, Secret};
 use super::file::{self, BYTES_MAX, Trust};
 use super::variable;
 
@@ -63,7 +63,7 @@ fn serve(path: &Path, trust: Trust, level: Level) -> io::Result<()> {
     }
     let mut request = [0];
     while input.read(&mut request)? == 1 {
-        match file::read(path, trust) {
+        match file::read(Secret::EnvironmentKey, path, trust) {
             Ok(key) => answer(VALUE, key.expose_secret().as_bytes())?,
             Err(error) => refuse(&error)?,
         }
@@ -141,7 +141,7 @@ impl KeyReader {
         let asked = to.write_all(b"\n").map_err(|_| KeyError::ReaderGone);
         let answer = asked.and_then(|()| self.receive());
         match answer {
-            Ok((VALUE, bytes)) => file::parse(&bytes, "the key reader"),
+            Ok((VALUE, bytes)) => file::parse(Secret::EnvironmentKey, &bytes, "the key reader"),
             Ok(_) | Err(KeyError::ReaderGone) => {
                 // Late answers must not be taken for those to later questions.
                 self.to = None;

@@ -1,9 +1,9 @@
-//! The key in `ANTHROPIC_ENVIRONMENT_KEY`: taken out of the environment for good.
+//! Secrets in variables such as `ANTHROPIC_ENVIRONMENT_KEY`: taken out of the environment for good.
 //!
-//! Removing the variable would not be enough. What a process was started with stays readable in
-//! `/proc/PID/environ` for as long as it lives. So the value goes into a sealed memory file, and this
-//! program executes itself anew, without the variable and with the file's descriptor; from then on
-//! neither this process nor any that it starts has ever had the key in its environment.
+//! Removing a variable would not be enough. What a process was started with stays readable in
+//! `/proc/PID/environ` for as long as it lives. So the values go into sealed memory files, and this
+//! program executes itself anew, without the variables and with the files' descriptors; from then on
+//! neither this process nor any that it starts has ever had them in its environment.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read as _, Write as _};
@@ -18,41 +18,82 @@ use secrecy::SecretString;
 use stockade_runtime::sys;
 use zeroize::Zeroizing;
 
-use super::error::KeyError;
+use super::error::{KeyError, Secret};
 use super::file;
 
-/// The official worker's name for it (AUTH-1).
-pub const KEY: &str = "ANTHROPIC_ENVIRONMENT_KEY";
-/// Where the next execution finds the memory file: a descriptor number, no secret.
-const DESCRIPTOR: &str = "STOCKADE_KEY_DESCRIPTOR";
+/// A variable that is hidden, and where the next execution finds its memory file: a descriptor
+/// number, no secret.
+struct Hidden {
+    secret: Secret,
+    descriptor: &'static str,
+    taken: AtomicBool,
+}
 
-static TAKEN: AtomicBool = AtomicBool::new(false);
+static HIDDEN: [Hidden; 3] = [
+    Hidden::new(Secret::EnvironmentKey, "STOCKADE_KEY_DESCRIPTOR"),
+    Hidden::new(Secret::WorkItem, "STOCKADE_WORK_SECRET_DESCRIPTOR"),
+    Hidden::new(Secret::WebhookKey, "STOCKADE_WEBHOOK_KEY_DESCRIPTOR"),
+];
 
-/// Executes this program anew without the variable, if the variable is set. Call before anything is
+/// Whether the environment key's variable is set, or was before [`hide`].
+pub fn is_given(environment: impl Fn(&str) -> Option<OsString>) -> bool {
+    let key = environment(Secret::EnvironmentKey.variable()).filter(|value| !value.is_empty());
+    key.is_some() || environment(HIDDEN[0].descriptor).is_some()
+}
+
+impl Hidden {
+    const fn new(secret: Secret, descriptor: &'static str) -> Hidden {
+        Hidden { secret, descriptor, taken: AtomicBool::new(false) }
+    }
+}
+
+/// What an empty `ANTHROPIC_ENVIRONMENT_KEY` means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmptyKey {
+    /// A mistake (AUTH-11).
+    Refused,
+    /// No key (WRUN-1).
+    Absent,
+}
+
+/// Names of the variables by which this program finds what it put away. No other program, and no
+/// other execution of this one, has a use for them.
+pub fn descriptor_names() -> impl Iterator<Item = &'static str> {
+    HIDDEN.iter().map(|hidden| hidden.descriptor)
+}
+
+/// Executes this program anew without the variables, if one of them is set. Call before anything is
 /// opened or started: nothing survives. Returns if there is nothing to hide.
 ///
 /// # Errors
-/// [`KeyError::Hide`] if the kernel refuses; [`KeyError::Empty`] for an empty value (AUTH-11).
-pub fn hide() -> Result<(), KeyError> {
-    let Some(value) = std::env::var_os(KEY) else {
-        if std::env::var_os(DESCRIPTOR).is_some() {
+/// [`KeyError::Hide`] if the kernel refuses; [`KeyError::Empty`] for an empty key where that is a
+/// mistake.
+pub fn hide(empty_key: EmptyKey) -> Result<(), KeyError> {
+    let mut found = Vec::new();
+    for hidden in &HIDDEN {
+        let (what, name) = (hidden.secret, hidden.secret.variable());
+        let Some(value) = std::env::var_os(name) else { continue };
+        if !value.is_empty() {
+            found.push((hidden, memory_file(&value).map_err(hide_failed)?));
+        } else if what == Secret::EnvironmentKey && empty_key == EmptyKey::Refused {
+            return Err(KeyError::Empty { what, from: name.to_owned() });
+        }
+    }
+    if found.is_empty() {
+        if descriptor_names().any(|name| std::env::var_os(name).is_some()) {
             set_process_name("worker");
         }
         return Ok(());
-    };
-    if value.is_empty() {
-        return Err(KeyError::Empty { from: KEY.to_owned() });
     }
-    let memory = hidden(&value).map_err(hide_failed)?;
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| OsString::from("worker"));
-    let error = Command::new("/proc/self/exe")
-        .arg0(name)
-        .args(arguments)
-        .env_remove(KEY)
-        .env(DESCRIPTOR, memory.as_raw_fd().to_string())
-        .exec();
-    Err(hide_failed(error))
+    let mut again = Command::new("/proc/self/exe");
+    again.arg0(name).args(arguments);
+    for (hidden, memory) in &found {
+        again.env_remove(hidden.secret.variable());
+        again.env(hidden.descriptor, memory.as_raw_fd().to_string());
+    }
+    Err(hide_failed(again.exec()))
 }
 
 fn hide_failed(error: std::io::Error) -> KeyError {
@@ -60,7 +101,7 @@ fn hide_failed(error: std::io::Error) -> KeyError {
 }
 
 /// A memory file with this content, which nobody can change and which survives an exec.
-fn hidden(value: &OsStr) -> std::io::Result<OwnedFd> {
+fn memory_file(value: &OsStr) -> std::io::Result<OwnedFd> {
     let memory = rustix::fs::memfd_create("environment-key", MemfdFlags::ALLOW_SEALING)?;
     let mut file = std::fs::File::from(memory);
     file.write_all(value.as_bytes())?;
@@ -70,7 +111,7 @@ fn hidden(value: &OsStr) -> std::io::Result<OwnedFd> {
 }
 
 /// Sets the name that `ps` shows: after an exec of `/proc/self/exe` it would be `exe`.
-pub(super) fn set_process_name(name: &str) {
+pub fn set_process_name(name: &str) {
     // Nothing depends on it.
     let _unnamed = std::fs::write("/proc/self/comm", name);
 }
@@ -79,9 +120,12 @@ pub(super) fn set_process_name(name: &str) {
 ///
 /// # Errors
 /// The outer one if the descriptor is not what `hide` left; the inner one if the value is no key.
-pub fn take() -> Result<Option<Result<SecretString, KeyError>>, KeyError> {
-    let Some(number) = std::env::var_os(DESCRIPTOR) else { return Ok(None) };
-    if TAKEN.swap(true, Ordering::SeqCst) {
+pub fn take(secret: Secret) -> Result<Option<Result<SecretString, KeyError>>, KeyError> {
+    let Some(hidden) = HIDDEN.iter().find(|hidden| hidden.secret == secret) else {
+        return Ok(None);
+    };
+    let Some(number) = std::env::var_os(hidden.descriptor) else { return Ok(None) };
+    if hidden.taken.swap(true, Ordering::SeqCst) {
         return Ok(None);
     }
     let number = number.to_str().and_then(|text| text.parse::<i32>().ok()).filter(|fd| *fd > 2);
@@ -92,5 +136,16 @@ pub fn take() -> Result<Option<Result<SecretString, KeyError>>, KeyError> {
         .map_err(|errno| hide_failed(errno.into()))?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(file::BYTES_MAX as usize + 1));
     (&mut file).take(file::BYTES_MAX + 1).read_to_end(&mut bytes).map_err(hide_failed)?;
-    Ok(Some(file::parse(&bytes, KEY)))
+    Ok(Some(file::parse(secret, &bytes, secret.variable())))
+}
+
+/// Takes and forgets what no command that runs now has a use for: no descriptor of it stays open.
+///
+/// # Errors
+/// As the outer one of [`take`].
+pub fn forget_others(wanted: &[Secret]) -> Result<(), KeyError> {
+    for hidden in HIDDEN.iter().filter(|hidden| !wanted.contains(&hidden.secret)) {
+        take(hidden.secret)?;
+    }
+    Ok(())
 }

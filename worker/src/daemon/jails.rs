@@ -14,9 +14,12 @@ use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::network::DenyDetail;
 use stockade_runtime::session::{Egress, Network, Session, StartError};
 use stockade_runtime::spec::{self, BoundRequest, CustomToolPlan, EgressPlan, Request};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::egress::EgressRecord;
+use super::held::Held;
+use super::needs::Needs;
 use super::record::Record;
 use crate::queue::Shutdown;
 
@@ -45,6 +48,14 @@ pub struct Template {
     pub retained_max: usize,
     /// Test aid, see [`spec::JailSpec::halt_at`].
     pub halt_at: Option<String>,
+}
+
+impl Template {
+    /// The working directory of every session, as its jail shows it.
+    pub fn session_workdir(&self) -> PathBuf {
+        let own = || PathBuf::from("/workspace");
+        self.workdir.as_ref().map_or_else(own, |found| found.source.clone())
+    }
 }
 
 /// Why a session has no jail.
@@ -91,6 +102,8 @@ pub struct Jails {
     launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
     kept: Mutex<HashMap<String, Idle>>,
+    /// Disposals that nobody waits for.
+    abandoned: watch::Sender<usize>,
     /// A launcher was killed: what it left is removed before the next jail is made (INV-10).
     repair: AtomicBool,
     /// Raised when no jail can be made any more.
@@ -104,10 +117,20 @@ struct LiveNetwork {
     network: Weak<Network>,
 }
 
+/// One disposal that nobody waits for, counted until it ends, however it ends.
+struct Disposal(Arc<Jails>);
+
+impl Drop for Disposal {
+    fn drop(&mut self) {
+        self.0.abandoned.send_modify(|count| *count -= 1);
+    }
+}
+
 #[derive(Debug)]
 struct Idle {
     session: Session,
     ids: AuditIds,
+    needs: Needs,
     until: Instant,
 }
 
@@ -124,7 +147,7 @@ impl Jails {
         let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
         let (repair, launcher_gone) = (AtomicBool::new(false), AtomicBool::new(false));
         let (policy, broker) = (RwLock::new(Arc::new(policy)), Arc::new(broker));
-        let networks = Mutex::default();
+        let (networks, abandoned) = (Mutex::default(), watch::Sender::new(0));
         Jails {
             template,
             policy,
@@ -133,6 +156,7 @@ impl Jails {
             launcher,
             record,
             kept,
+            abandoned,
             repair,
             shutdown,
             launcher_gone,
@@ -218,18 +242,56 @@ impl Jails {
         launcher.as_mut().ok_or(std::io::ErrorKind::NotConnected)?.reopen(index)
     }
 
-    /// A jail for the session: the one that was kept for it, or a new one, proven and recorded.
+    /// A jail for the session: the one that was kept for it, or a new one, proven and recorded. If it
+    /// is dropped before it is taken, it is disposed of.
     ///
     /// # Errors
     /// [`JailError`]; nothing is left then that is not named in the log.
-    pub async fn open(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
-        let kept = self.kept().remove(session_id);
+    pub async fn hold(
+        self: &Arc<Self>,
+        ids: &AuditIds,
+        session_id: &str,
+        needs: &Needs,
+    ) -> Result<Held, JailError> {
+        // One of them may have been this session's.
+        self.settle().await;
+        Ok(Held::new(self, ids, self.open(ids, session_id, needs).await?))
+    }
+
+    /// Disposes of a jail for which nobody waits any more.
+    pub fn abandon(self: &Arc<Self>, ids: AuditIds, session: Session) {
+        self.abandoned.send_modify(|count| *count += 1);
+        let disposal = Disposal(Arc::clone(self));
+        tokio::spawn(async move { disposal.0.dispose(&ids, session).await });
+    }
+
+    /// Waits for disposals that were left to themselves.
+    async fn settle(&self) {
+        // An error means that there is no sender, and we have it.
+        drop(self.abandoned.subscribe().wait_for(|count| *count == 0).await);
+    }
+
+    async fn open(
+        &self,
+        ids: &AuditIds,
+        session_id: &str,
+        needs: &Needs,
+    ) -> Result<Session, JailError> {
+        let mut kept = self.kept().remove(session_id);
+        if let Some(idle) = kept.take_if(|idle| idle.needs != *needs) {
+            tracing::info!(
+                event = "jail.outdated",
+                session_id,
+                "the kept jail lacks what is needed"
+            );
+            self.dispose(&idle.ids, idle.session).await;
+        }
         if let Some(Idle { session, .. }) = kept {
             self.now_about(&session, ids);
             tracing::info!(event = "jail.resumed", session_id, "the session's jail was kept");
             return self.record_launch(ids, session);
         }
-        let made = self.make(ids, session_id).await;
+        let made = self.make(ids, session_id, needs).await;
         if made.is_err() {
             self.launcher_lives();
         }
@@ -263,7 +325,12 @@ impl Jails {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn make(&self, ids: &AuditIds, session_id: &str) -> Result<Session, JailError> {
+    async fn make(
+        &self,
+        ids: &AuditIds,
+        session_id: &str,
+        needs: &Needs,
+    ) -> Result<Session, JailError> {
         let (template, policy) = (&self.template, self.policy());
         let request = Request {
             argv: SHELL.map(|part| part.as_bytes().to_vec()).to_vec(),
@@ -275,6 +342,9 @@ impl Jails {
             writable: template.writable.clone(),
             tools: true,
             custom: template.custom.clone(),
+            skills: needs.skills.clone(),
+            stores: needs.stores.clone(),
+            porter: needs.staging,
             halt_at: template.halt_at.clone(),
             ..Request::default()
         };
@@ -336,9 +406,21 @@ impl Jails {
         Ok(session)
     }
 
+    /// Whether jails are kept for the next work item of their session at all.
+    pub fn keeps(&self) -> bool {
+        self.template.workdir.is_none() && self.policy().filesystem.retain.value.is_some()
+    }
+
     /// Keeps the jail for the session's next work item, without its processes, if the policy says so;
     /// ends it otherwise.
-    pub async fn close(&self, ids: &AuditIds, session_id: &str, mut session: Session, keep: bool) {
+    pub async fn close(
+        &self,
+        ids: &AuditIds,
+        session_id: &str,
+        mut session: Session,
+        needs: Needs,
+        keep: bool,
+    ) {
         // A directory of the operator's must have its changes before somebody else works in it.
         let keep = keep && self.template.workdir.is_none();
         let retain = self.policy().filesystem.retain.value.filter(|_| keep);
@@ -350,7 +432,7 @@ impl Jails {
             return;
         }
         let until = Instant::now() + retain;
-        let idle = Idle { session, ids: ids.clone(), until };
+        let idle = Idle { session, ids: ids.clone(), needs, until };
         let replaced = {
             let mut kept = self.kept();
             let replaced = kept.insert(session_id.to_owned(), idle);
@@ -448,6 +530,9 @@ impl Jails {
 
     /// Ends kept jails whose time is over; all of them if `all`.
     pub async fn expire(&self, all: bool) {
+        if all {
+            self.settle().await;
+        }
         let now = Instant::now();
         let over: Vec<Idle> = {
             let mut kept = self.kept();

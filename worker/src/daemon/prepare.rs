@@ -65,7 +65,7 @@ pub fn places(settings: &Settings, level: Level) -> Result<Places, PlaceError> {
 }
 
 /// A short name for a directory.
-fn name_of(directory: &Path) -> String {
+pub(super) fn name_of(directory: &Path) -> String {
     let mut name = Digest::of(directory.as_os_str().as_bytes()).to_string();
     name.truncate(16);
     name

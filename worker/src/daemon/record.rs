@@ -86,7 +86,7 @@ impl Record {
                 let reason = if *for_good { NotPosted::Rejected } else { NotPosted::GaveUp };
                 self.write(&about.with_tool_call(call), &Event::CallNotPosted { reason })
             }
-            Progress::Dispatched { .. } => true,
+            Progress::Dispatched => true,
             Progress::Ended { how } => {
                 if let Some(cause) = loss(*how) {
                     self.write(&about, &Event::LeaseLost { cause });
@@ -131,6 +131,7 @@ fn end(how: ItemEnd) -> AuditEnd {
         ItemEnd::Drained | ItemEnd::Cancelled => AuditEnd::Shutdown,
         ItemEnd::NotASession => AuditEnd::Skipped,
         ItemEnd::OpenFailed => AuditEnd::JailFailed,
+        ItemEnd::HandedBack => AuditEnd::ScriptEnded,
         _ => AuditEnd::Failed,
     }
 }

@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::jails::Jails;
 use super::record::Record;
 use crate::cli::policy::{chain, read_policy, read_policy_file};
-use crate::cli::poll::resolve_policy;
+use crate::cli::start::resolve_policy;
 use crate::credential::{KeyError, KeySource};
 use crate::queue::{EnvironmentKeySetter, Shutdown};
 use crate::settings::Settings;
@@ -62,7 +62,8 @@ pub struct Reload {
     pub settings: Settings,
     /// Files of the policy that the launcher opens, because this process may not have the right to.
     pub policy_files: Vec<PathBuf>,
-    pub jails: Arc<Jails>,
+    /// None where sessions are handed over.
+    pub jails: Option<Arc<Jails>>,
 }
 
 struct Listener {
@@ -79,7 +80,7 @@ struct Listener {
 pub fn listen(
     shutdown: Arc<Shutdown>,
     drain_timeout: Duration,
-    reload: Reload,
+    reload: Option<Reload>,
 ) -> io::Result<Heard> {
     let mut listener = Listener {
         terminate: signal(SignalKind::terminate())?,
@@ -106,8 +107,10 @@ pub fn listen(
                     continue;
                 }
                 _ = listener.hangup.recv() => {
-                    reread_key(&reload).await;
-                    reread_rules(&reload).await;
+                    if let Some(reload) = &reload {
+                        reread_key(reload).await;
+                        reread_rules(reload).await;
+                    }
                     continue;
                 }
                 // The queue kills at this time too, and has a moment to tell the sessions of it.
@@ -181,11 +184,12 @@ async fn reread_key(reload: &Reload) {
 
 /// The old rules stay in force if the new ones cannot be read.
 async fn reread_rules(reload: &Reload) {
+    let Some(jails) = reload.jails.clone() else { return };
     let (settings, files) = (reload.settings.clone(), reload.policy_files.clone());
-    let jails = Arc::clone(&reload.jails);
+    let opener = Arc::clone(&jails);
     let read = tokio::task::spawn_blocking(move || {
         let load = |path: &Path| match files.iter().position(|file| file == path) {
-            Some(index) => read_policy(jails.reopen(index)?.into()),
+            Some(index) => read_policy(opener.reopen(index)?.into()),
             None => read_policy_file(path),
         };
         resolve_policy(&settings, &load).map_err(|error| chain(&error))
@@ -207,7 +211,7 @@ async fn reread_rules(reload: &Reload) {
     if !reload.record.write(&AuditIds::default(), &event) {
         return;
     }
-    if reload.jails.replace_rules(&policy).await {
+    if jails.replace_rules(&policy).await {
         tracing::warn!(
             event = "policy.partly_reloaded",
             "the policy differs in more than network rules: the rest waits for a restart"

@@ -12,10 +12,16 @@ use super::custom::{CustomTools, too_long};
 use super::jails::Jails;
 use super::record::Record;
 use crate::footer;
-use crate::queue::{Call, CallOutcome, CancelToken, Owner, SessionTools};
+use crate::queue::{Call, CallOutcome, CancelToken, OpenError, Owner, SessionTools};
+
+/// Where the jail of a session comes from, and the one that takes its place if it ends by itself.
+pub trait Supply: Send + 'static {
+    /// A jail with everything in it that the session needs before its first call.
+    fn open(&mut self) -> impl Future<Output = Result<Session, OpenError>> + Send;
+}
 
 /// See [`SessionTools`].
-pub struct Tools {
+pub struct Tools<S> {
     pub ids: AuditIds,
     pub session_id: String,
     pub jails: Arc<Jails>,
@@ -23,10 +29,12 @@ pub struct Tools {
     pub custom: Arc<CustomTools>,
     /// None after the jail ended by itself, until the next call.
     pub session: Option<Session>,
+    /// What its jail was furnished with, and another one would be.
+    pub furnishing: S,
     pub replaced: bool,
 }
 
-impl SessionTools for Tools {
+impl<S: Supply> SessionTools for Tools<S> {
     fn owner(&self) -> Owner {
         let custom = Arc::clone(&self.custom);
         Box::new(move |name, kind| custom.owns(name, kind))
@@ -70,7 +78,7 @@ impl SessionTools for Tools {
     }
 }
 
-impl Tools {
+impl<S: Supply> Tools<S> {
     /// Runs the call, and makes sure that there is a jail to run it in.
     async fn perform(&mut self, call: &Call, stop: CancelToken) -> (ToolResult, Vec<LimitHit>) {
         let name = &call.name;
@@ -85,12 +93,17 @@ impl Tools {
             }
         }
         if self.session.is_none() {
-            match self.jails.open(&self.ids, &self.session_id).await {
+            match self.furnishing.open().await {
                 Ok(session) => (self.session, self.replaced) = (Some(session), true),
                 Err(error) => {
-                    let phase = error.phase();
-                    let text = format!("{name}: no jail for this session: {phase} failed");
-                    return (ToolResult::error(text), Vec::new());
+                    // What the session would hear at its start; the log has the reason.
+                    tracing::error!(
+                        event = "session.not_reopened",
+                        session_id = self.session_id,
+                        error = error.for_log,
+                        "the session has no jail any more"
+                    );
+                    return (ToolResult::error(format!("{name}: {}", error.for_model)), Vec::new());
                 }
             }
         }

@@ -78,6 +78,7 @@ fn memory(state: &mut State, endpoint: Endpoint, ask: &Ask) -> Reply {
 pub fn page_number(state: &State, endpoint: Endpoint, session: Option<usize>, ask: &Ask) -> usize {
     match (endpoint, session) {
         (Endpoint::List, Some(at)) => events::page_number(state, at, ask),
+        (Endpoint::MemoryList, _) => super::memory::page_number(ask),
         _ => 1,
     }
 }

@@ -4,6 +4,7 @@ use super::fault::Endpoint;
 use super::http::Ask;
 use super::record::Record;
 use super::reply::Reply;
+use super::skill;
 use super::state::{State, Who};
 
 const MANAGED_AGENTS: &str = "managed-agents-2026-04-01";
@@ -24,6 +25,7 @@ pub fn headers(state: &mut State, endpoint: Endpoint, ask: &mut Ask) -> Result<(
     };
     *state.record.credentials.entry(name).or_default() += 1;
     permitted(state, endpoint, ask)?;
+    read_only(state, endpoint, ask)?;
     if endpoint == Endpoint::Poll && ask.header("anthropic-worker-id").is_none_or(str::is_empty) {
         state.violate("no_worker_id", None, "a poll has no Anthropic-Worker-ID".to_owned());
     }
@@ -54,7 +56,8 @@ fn beta(state: &mut State, endpoint: Endpoint, ask: &Ask) {
         .filter_map(|value| value.to_str().ok())
         .collect();
     let right = match endpoint {
-        E::Skill | E::SkillContent => values.is_empty(),
+        // HDR-3: the older shape is asked for by its name.
+        E::Skill | E::SkillContent => matches!(values[..], [] | [skill::EPOCH_BETA]),
         E::MemoryList | E::MemoryGet | E::MemoryCreate | E::MemoryUpdate | E::MemoryDelete => {
             matches!(values[..], [MEMORY | MANAGED_AGENTS])
         }
@@ -149,6 +152,39 @@ pub fn session_of(state: &mut State, endpoint: Endpoint, ask: &Ask) -> Option<us
             let session = state.queue.find(ask.id(1))?.session.clone()?;
             state.session_at(&session)
         }
+        // Skills and memories name no session; whoever asks for them does.
+        E::Skill
+        | E::SkillContent
+        | E::MemoryList
+        | E::MemoryGet
+        | E::MemoryCreate
+        | E::MemoryUpdate
+        | E::MemoryDelete => {
+            let Who::Token { work, .. } = ask.who else { return None };
+            let session = state.queue.items.get(work)?.session.clone()?;
+            state.session_at(&session)
+        }
         _ => None,
     }
+}
+
+/// MEM-8: a session that has a store read-only does not write it.
+fn read_only(state: &mut State, endpoint: Endpoint, ask: &Ask) -> Result<(), Reply> {
+    use Endpoint as E;
+    if !matches!(endpoint, E::MemoryCreate | E::MemoryUpdate | E::MemoryDelete) {
+        return Ok(());
+    }
+    let Some(at) = session_of(state, endpoint, ask) else { return Ok(()) };
+    let mut of_store = state.sessions[at]
+        .script
+        .resources
+        .iter()
+        .filter(|one| one["memory_store_id"] == ask.id(0))
+        .peekable();
+    if of_store.peek().is_some() && of_store.all(|one| one["access"] == "read_only") {
+        let detail = format!("{endpoint:?} of {}, which the session has read-only", ask.id(0));
+        state.violate("read_only_store", Some(at), detail);
+        return Err(Reply::error(403, "the session has this store read-only"));
+    }
+    Ok(())
 }

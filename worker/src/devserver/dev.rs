@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use super::events;
 use super::fault::Fault;
 use super::http::Ask;
+use super::memory::{Meddling, Store};
 use super::reply::Reply;
 use super::script::{SessionScript, SkillScript, StoreScript};
 use super::state::{Plane, State};
 use super::steps::Step;
-use super::{driver, memory::Store};
+use super::{driver, webhook};
 
 /// Steps that wait to be taken.
 const PUSHED_MAX: usize = 100_000;
@@ -58,6 +59,16 @@ fn answer_at(plane: &Plane, ask: &Ask, path: &[&str]) -> Result<Value, Reply> {
             Some(store) => Ok(json!(store.contents())),
             None => Err(Reply::error(404, "there is no such memory store")),
         },
+        ("POST", ["memory_stores", id]) => {
+            let (with, now) = (read::<Meddling>(ask)?, state.clock.now());
+            match state.stores.iter_mut().find(|one| one.id() == *id) {
+                Some(store) => {
+                    store.meddle(&with, now);
+                    Ok(json!(store.contents()))
+                }
+                None => Err(Reply::error(404, "there is no such memory store")),
+            }
+        }
         ("POST", ["faults"]) => match state.faults.add(read::<Fault>(ask)?) {
             true => Ok(json!({"waiting": state.faults.len()})),
             false => Err(Reply::error(400, "too many faults wait")),
@@ -67,6 +78,8 @@ fn answer_at(plane: &Plane, ask: &Ask, path: &[&str]) -> Result<Value, Reply> {
             Ok(json!({"waiting": 0}))
         }
         ("POST", ["advance"]) => advance(&mut state, ask),
+        ("POST", ["webhook"]) => webhook::signed_for_test(&state, &read(ask)?)
+            .ok_or_else(|| Reply::error(400, "the script has no [webhook]")),
         ("POST", ["pause"]) => Ok(pause(&mut state, true)),
         ("POST", ["resume"]) => Ok(pause(&mut state, false)),
         ("POST", ["finish"]) => {

@@ -269,6 +269,17 @@ fn apply(state: &mut State, at: usize, act: &Act) {
             }
             queue = false;
         }
+        Act::Memory { store, with } => {
+            let now = state.clock.now();
+            match state.stores.iter_mut().find(|one| one.id() == store) {
+                Some(store) => store.meddle(with, now),
+                None => {
+                    let what = format!("there is no memory store {store}");
+                    state.sessions[at].failures.push(what);
+                }
+            }
+            queue = false;
+        }
         Act::Disconnect => {
             state.sessions[at].signal(&Signal::Close);
             queue = false;

@@ -144,6 +144,8 @@ pub enum Kind {
     Odd,
     /// Skill content only: the archive is cut in the middle.
     Corrupt,
+    /// Skill content only: the archive in pieces, `ms` apart.
+    Trickle,
 }
 
 impl TryFrom<FaultScript> for Fault {
@@ -214,6 +216,7 @@ impl Kind {
             "nameless" => Kind::Nameless,
             "odd" => Kind::Odd,
             "corrupt" => Kind::Corrupt,
+            "trickle" => Kind::Trickle,
             _ => return None,
         })
     }
@@ -224,7 +227,7 @@ impl Kind {
             Kind::Stopping | Kind::Stopped | Kind::NotExtended | Kind::Ttl(_) | Kind::Lost => {
                 on == Endpoint::Heartbeat
             }
-            Kind::Corrupt => on == Endpoint::SkillContent,
+            Kind::Corrupt | Kind::Trickle => on == Endpoint::SkillContent,
             _ if self.of_a_stream() => on == Endpoint::Stream,
             _ => true,
         }

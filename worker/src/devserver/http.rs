@@ -279,6 +279,7 @@ async fn faulty(plane: &Plane, endpoint: Endpoint, ask: &Ask, fault: &Fault) -> 
             reply
         }
         Kind::Corrupt => corrupt(reply),
+        Kind::Trickle => trickle(reply, pause),
         _ => kept(reply),
     }
 }
@@ -295,6 +296,27 @@ fn corrupt(mut reply: Reply) -> Reply {
         let half = bytes.len() / 2;
         *bytes = bytes.slice(..half);
     }
+    reply
+}
+
+/// Pieces of a body that trickles.
+const PIECES: usize = 20;
+
+fn trickle(mut reply: Reply, pause: Duration) -> Reply {
+    let Content::Full(Some(bytes)) = &mut reply.content else { return reply };
+    let mut rest = std::mem::take(bytes);
+    let piece = rest.len().div_ceil(PIECES).max(1);
+    let (sender, pieces) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while !rest.is_empty() {
+            // Nobody takes the rest once the connection has ended.
+            if sender.send(rest.split_to(piece.min(rest.len()))).is_err() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    });
+    reply.content = Content::Growing(pieces);
     reply
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use unicode_normalization::is_nfc;
@@ -12,6 +13,8 @@ use super::reply::Reply;
 use super::script::StoreScript;
 
 const CONTENT_MAX: usize = 102_400;
+/// Memories on a page unless the request asks for another number.
+const PAGE_DEFAULT: usize = 20;
 const PATH_MAX: usize = 1024;
 const SEGMENTS_MAX: usize = 20;
 
@@ -32,11 +35,27 @@ pub struct Store {
     id: String,
     memories: BTreeMap<String, Memory>,
     made: u64,
+    expect: Option<BTreeMap<String, String>>,
+}
+
+/// What another writer does to a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Meddling {
+    /// Paths and their new texts.
+    pub put: BTreeMap<String, String>,
+    /// Paths of memories that are deleted.
+    pub remove: Vec<String>,
 }
 
 impl Store {
     pub fn new(script: &StoreScript, now: Micros) -> Store {
-        let mut store = Store { id: script.id.clone(), memories: BTreeMap::new(), made: 0 };
+        let mut store = Store {
+            id: script.id.clone(),
+            memories: BTreeMap::new(),
+            made: 0,
+            expect: script.expect.clone(),
+        };
         for (path, content) in &script.memories {
             store.insert(path.clone(), content.clone(), now);
         }
@@ -51,6 +70,41 @@ impl Store {
     pub fn contents(&self) -> BTreeMap<&str, &str> {
         let each = self.memories.values();
         each.map(|memory| (memory.path.as_str(), memory.content.as_str())).collect()
+    }
+
+    /// Another writer changes it.
+    pub fn meddle(&mut self, with: &Meddling, now: Micros) {
+        self.memories.retain(|_, memory| !with.remove.contains(&memory.path));
+        for (path, content) in &with.put {
+            let known = self.at_path(path).map(|memory| memory.id.clone());
+            match known.and_then(|id| self.memories.get_mut(&id)) {
+                Some(memory) => {
+                    content.clone_into(&mut memory.content);
+                    memory.version += 1;
+                    memory.updated_at = now;
+                }
+                None => drop(self.insert(path.clone(), content.clone(), now)),
+            }
+        }
+    }
+
+    /// What differs from what the script expects at the end: paths, not texts.
+    pub fn differences(&self) -> Vec<String> {
+        let Some(expect) = &self.expect else { return Vec::new() };
+        let have = self.contents();
+        let mut wrong = Vec::new();
+        for (path, text) in expect {
+            match have.get(path.as_str()) {
+                None => wrong.push(format!("memory store {}: {path} is missing", self.id)),
+                Some(found) if found != text => {
+                    wrong.push(format!("memory store {}: {path} has another text", self.id));
+                }
+                Some(_) => {}
+            }
+        }
+        let extra = have.keys().filter(|path| !expect.contains_key(**path));
+        wrong.extend(extra.map(|path| format!("memory store {}: {path} is not expected", self.id)));
+        wrong
     }
 
     fn insert(&mut self, path: String, content: String, now: Micros) -> String {
@@ -89,7 +143,7 @@ impl Store {
             Err(reply) => return reply,
         };
         let most = if full { 20 } else { 100 };
-        let limit = ask.number("limit").unwrap_or(Ok(20));
+        let limit = ask.number("limit").unwrap_or(Ok(PAGE_DEFAULT));
         let Ok(limit @ 1..) = limit else {
             return Reply::error(400, "`limit` is no positive number");
         };
@@ -204,6 +258,13 @@ impl Store {
         self.memories.remove(ask.id(1));
         Reply::json(&json!({"id": ask.id(1), "type": "memory_deleted"}))
     }
+}
+
+/// Which page of a listing a request is for, counted from 1.
+pub fn page_number(ask: &Ask) -> usize {
+    let from = ask.query("page").and_then(|page| page.trim_start_matches("mempage_").parse().ok());
+    let limit = ask.number("limit").and_then(Result::ok).unwrap_or(PAGE_DEFAULT);
+    from.unwrap_or(0) / limit.max(1) + 1
 }
 
 fn view(ask: &Ask, default: &str) -> Result<bool, Reply> {

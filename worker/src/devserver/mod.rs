@@ -35,6 +35,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod transcript;
+pub mod webhook;
 mod work;
 
 pub use record::table;
@@ -96,6 +97,13 @@ fn start(script: Script, identity: Identity, keep_results: bool) -> anyhow::Resu
     for item in script.work {
         state.queue.add(item.r#type.as_deref(), None, std::collections::BTreeMap::new(), now);
     }
+    let deliveries = match script.webhook.as_ref().map(webhook::Hook::new).transpose() {
+        Ok(hook) => hook.map(|(hook, sessions)| {
+            state.hook = Some(hook);
+            sessions
+        }),
+        Err(reason) => anyhow::bail!("cannot send webhooks: {reason}"),
+    };
     let mut added = Vec::new();
     for session in script.session {
         added.extend(state.add_sessions(session).context("too many sessions")?);
@@ -103,6 +111,9 @@ fn start(script: Script, identity: Identity, keep_results: bool) -> anyhow::Resu
     let plane = Plane::new(state);
     for at in added {
         tokio::spawn(driver::drive(plane.clone(), at));
+    }
+    if let Some(sessions) = deliveries {
+        tokio::spawn(webhook::deliver(plane.clone(), sessions));
     }
     if ping > 0 {
         tokio::spawn(pings(plane.clone(), Duration::from_millis(ping)));

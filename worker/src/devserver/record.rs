@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::clock::Micros;
 use super::fault::Endpoint;
+use super::memory::Store;
 use super::session::{Call, Session, Verdict};
 use super::state::State;
 use super::work::{self, Holding, Work};
@@ -120,6 +121,7 @@ impl State {
             "requests": self.record.requests,
             "polls_empty": self.record.polls_empty,
             "connections": self.record.connections,
+            "webhooks": self.hook.as_ref().map(|_| &self.deliveries),
             "credentials": self.record.credentials,
             "anthropic_versions": self.record.versions,
             "user_agents": self.record.user_agents,
@@ -142,7 +144,8 @@ impl State {
             .iter()
             .filter(|one| at_end && !one.driven && one.script.end != super::script::End::Open);
         let unfinished = unfinished.map(|one| format!("{}: not all steps were taken", one.name));
-        self.sessions.iter().flat_map(of).chain(unfinished).collect()
+        let stores = self.stores.iter().filter(|_| at_end).flat_map(Store::differences);
+        self.sessions.iter().flat_map(of).chain(unfinished).chain(stores).collect()
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::fault::Fault;
 use super::steps::Step;
+use super::webhook::WebhookScript;
 
 /// Sessions that one script may ask for, copies counted.
 const SESSIONS_MAX: usize = 10_000;
@@ -29,6 +30,8 @@ pub struct Script {
     pub fault: Vec<Fault>,
     pub skill: Vec<SkillScript>,
     pub memory_store: Vec<StoreScript>,
+    /// Where sessions that get work are told of.
+    pub webhook: Option<WebhookScript>,
 }
 
 /// How the server behaves where the protocol leaves it open.
@@ -201,9 +204,30 @@ pub struct SkillScript {
     /// Paths of `files` that are executable.
     #[serde(default)]
     pub executable: Vec<String>,
+    /// What the archive of `files` is.
+    #[serde(default)]
+    pub format: ArchiveFormat,
+    /// Its number where versions are epoch microseconds (HDR-3).
+    #[serde(default)]
+    pub epoch: Option<String>,
     /// The archive as base64, instead of `files`.
     #[serde(default)]
     pub archive_base64: Option<String>,
+}
+
+/// Kinds of archives (SKILL-5). The service makes zip.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArchiveFormat {
+    #[default]
+    Zip,
+    Tar,
+    /// gzip
+    Tgz,
+    /// bzip2
+    Tbz,
+    /// xz
+    Txz,
 }
 
 /// A memory store.
@@ -214,6 +238,9 @@ pub struct StoreScript {
     /// Path and text.
     #[serde(default)]
     pub memories: BTreeMap<String, String>,
+    /// The same at the end of the run, if it is to be checked.
+    #[serde(default)]
+    pub expect: Option<BTreeMap<String, String>>,
 }
 
 fn first_version() -> String {

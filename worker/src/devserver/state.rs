@@ -16,6 +16,7 @@ use super::memory::Store;
 use super::record::Record;
 use super::script::{End, Secret, SessionScript, Settings, SkillScript};
 use super::session::Session;
+use super::webhook::{Deliveries, Hook};
 use super::work::Queue;
 
 /// Sessions of one run, pushed ones counted.
@@ -83,6 +84,9 @@ pub struct State {
     pub record: Record,
     pub tokens: HashMap<String, Who>,
     pub keep_results: bool,
+    /// Tells a worker of sessions that get work.
+    pub hook: Option<Hook>,
+    pub deliveries: Deliveries,
     /// Drivers wait before their next step.
     pub paused: bool,
     /// Nothing more is pushed: the run may end.
@@ -107,6 +111,8 @@ impl State {
             record: Record::default(),
             tokens: HashMap::new(),
             keep_results,
+            hook: None,
+            deliveries: Deliveries::default(),
             paused: false,
             finished: false,
             queued: Arc::new(Notify::new()),
@@ -158,6 +164,9 @@ impl State {
             let id = one.id.clone();
             self.queue.add(Some("session"), Some(&id), metadata, now);
             self.queued.notify_waiters();
+            if let Some(hook) = &self.hook {
+                hook.tell(&id);
+            }
         }
     }
 

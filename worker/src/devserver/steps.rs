@@ -4,6 +4,7 @@
 //! (`{ bash = "echo hi" }`) and waits for the result, so that a list of calls reads like a shell
 //! history. [`StepScript`] is what is written, [`Step`] what is left after checking.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::expect::Expect;
 use super::fault::Fault;
+use super::memory::Meddling;
 
 /// A step as written.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -56,6 +58,9 @@ pub struct StepScript {
     terminate: bool,
     delete: bool,
     wait_stopped: bool,
+    memory_store: Option<String>,
+    put: BTreeMap<String, String>,
+    remove: Vec<String>,
 }
 
 /// A checked step.
@@ -106,6 +111,11 @@ pub enum Act {
     Delete,
     /// Waits until the worker has stopped the session's item.
     WaitStopped,
+    /// Another writer changes a memory store.
+    Memory {
+        store: String,
+        with: Meddling,
+    },
 }
 
 /// A tool call to be emitted.
@@ -150,6 +160,10 @@ impl TryFrom<StepScript> for Step {
             return Err("a step does more than one thing: write one step for each".to_owned());
         }
         let act = acts.pop().ok_or("a step does nothing: name a tool or another action")?;
+        let meddles = !written.put.is_empty() || !written.remove.is_empty();
+        if meddles && !matches!(act, Act::Memory { .. }) {
+            return Err("`put` and `remove` need a `memory_store`".to_owned());
+        }
         if !matches!(act, Act::Call(_)) && written.has_call_keys(&act) {
             return Err("a key of this step belongs to a call, and the step is none".to_owned());
         }
@@ -243,6 +257,10 @@ impl StepScript {
             self.terminate.then_some(Act::Terminate),
             self.delete.then_some(Act::Delete),
             self.wait_stopped.then_some(Act::WaitStopped),
+            self.memory_store.clone().map(|store| {
+                let with = Meddling { put: self.put.clone(), remove: self.remove.clone() };
+                Act::Memory { store, with }
+            }),
         ]
         .into_iter()
         .flatten()
@@ -301,6 +319,8 @@ mod tests {
             json!({"terminate": true, "id": "a"}),
             json!({"bash": "a", "within_s": 0}),
             json!({"bash": "a", "unknown": 0}),
+            json!({"bash": "a", "put": {"/a": "b"}}),
+            json!({"put": {"/a": "b"}}),
         ] {
             assert!(step(written.clone()).is_err(), "{written}");
         }

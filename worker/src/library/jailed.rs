@@ -3,20 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stockade_runtime::audit::AuditLog;
+use stockade_runtime::audit::{AuditLog, Ids as AuditIds};
 use stockade_runtime::egress::Broker;
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail::{self, Launcher};
 use stockade_runtime::policy::{Policy, Resolver};
+use stockade_runtime::session::Session;
 use stockade_runtime::spec::BoundRequest;
 
 use super::error::{Error, ErrorKind};
-use crate::cli::policy::{chain, read_policy_file, timely};
+use crate::cli::policy::{read_policy_file, timely};
 use crate::cli::syscall_groups;
 use crate::daemon::custom::CustomTools;
-use crate::daemon::jails::{Jails, Template};
+use crate::daemon::furnish::no_jail;
+use crate::daemon::jails::{JailError, Jails, Template};
+use crate::daemon::needs::Needs;
 use crate::daemon::record::{Record, audit_ids};
-use crate::daemon::tools::Tools;
+use crate::daemon::tools::{Supply, Tools};
 use crate::queue::{
     Call, CallOutcome, CancelToken, Ids, OpenError, Progress, SessionTools as _, Shutdown,
     ShutdownWatch,
@@ -116,18 +119,22 @@ impl Jailed {
 
     pub async fn open(&self, ids: &Ids) -> Result<JailedTools, OpenError> {
         let (ids, session_id) = (audit_ids(ids), ids.session.clone());
-        let session = self.jails.open(&ids, &session_id).await.map_err(|error| {
-            let phase = error.phase();
-            let for_model = format!(
-                "[jail] This session has no jail on its host, so no tool was run: `{phase}` failed. \
-                 A user interrupt or message tries again."
-            );
-            OpenError { for_model, for_log: chain(&error) }
-        })?;
         let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
-        let (custom, session) = (Arc::new(CustomTools::default()), Some(session));
-        let tools = Tools { ids, session_id, jails, record, custom, session, replaced: false };
-        Ok(JailedTools(tools))
+        let (own, of) = (ids.clone(), session_id.clone());
+        let mut furnishing = Unfurnished { jails: Arc::clone(&jails), ids: own, session_id: of };
+        let session = Some(furnishing.open().await?);
+        let custom = Arc::new(CustomTools::default());
+        let replaced = false;
+        Ok(JailedTools(Tools {
+            ids,
+            session_id,
+            jails,
+            record,
+            custom,
+            session,
+            furnishing,
+            replaced,
+        }))
     }
 
     /// Drains when the audit log cannot be written or the launcher is gone.
@@ -145,11 +152,33 @@ fn resolve(choice: &JailPolicy) -> Result<Policy, Error> {
     let load = |path: &Path| read_policy_file(path);
     let resolver = Resolver { groups: &groups, directories: &choice.directories, load: &load };
     let policy = resolver.resolve(&choice.policy).and_then(timely);
-    policy.map_err(|error| Error::because(ErrorKind::Settings, "cannot use the policy", error))
+    let policy = policy
+        .map_err(|error| Error::because(ErrorKind::Settings, "cannot use the policy", error))?;
+    if !policy.stage.rules.is_empty() {
+        // Sessions would run without input that they are meant to have.
+        let text = "cannot use the policy: it stages input, which only the program `worker` does";
+        return Err(Error::new(ErrorKind::Settings, text));
+    }
+    Ok(policy)
+}
+
+/// Jails with nothing in them but what the policy says: no skills, no staged input, no memory stores.
+struct Unfurnished {
+    jails: Arc<Jails>,
+    ids: AuditIds,
+    session_id: String,
+}
+
+impl Supply for Unfurnished {
+    async fn open(&mut self) -> Result<Session, OpenError> {
+        let held = self.jails.hold(&self.ids, &self.session_id, &Needs::default()).await;
+        let held = held.map_err(|error| no_jail(&error))?;
+        held.take().ok_or_else(|| no_jail(&JailError::Audit))
+    }
 }
 
 /// The tools of one session in its jail.
-pub(super) struct JailedTools(Tools);
+pub(super) struct JailedTools(Tools<Unfurnished>);
 
 impl JailedTools {
     pub async fn run(&mut self, call: &Call, stop: CancelToken) -> CallOutcome {
@@ -159,7 +188,7 @@ impl JailedTools {
     pub async fn close(self) {
         let Tools { ids, session_id, jails, session, .. } = self.0;
         if let Some(session) = session {
-            jails.close(&ids, &session_id, session, false).await;
+            jails.close(&ids, &session_id, session, Needs::default(), false).await;
         }
     }
 }

@@ -137,7 +137,7 @@ impl WorkPoller {
         let (sender, items) = mpsc::channel(1);
         let handler = Arc::new(HandOver { sender, auto_stop: options.auto_stop });
         let host = LibraryHost::new(Toolset::none(), options.at_once);
-        let drive = Drive { handler: Some(handler) };
+        let drive = Drive { handler: Some(handler), ..Drive::default() };
         let journals = Arc::new(MemoryJournals::default());
         let queue = host::queue(environment, settings, host, journals, drive)?;
         let (own, watch) = Stop::new();

@@ -80,11 +80,6 @@ impl ItemApi {
         self.stop(Bytes::from_static(br#"{"force":true}"#), limit).await
     }
 
-    /// E-STOP without force, as a poller sends it (POLL-10).
-    pub async fn ask_stop(&self, limit: Duration) -> Result<(), ApiError> {
-        self.stop(Bytes::from_static(b"{}"), limit).await
-    }
-
     async fn stop(&self, body: Bytes, limit: Duration) -> Result<(), ApiError> {
         let request = self.work_request("stop")?;
         let request = request.json(body).conflict_is_final().timeout(limit);
@@ -92,6 +87,11 @@ impl ItemApi {
             Err(error) if error.status() == Some(409) => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    /// E-STOP without force, as a poller sends it (POLL-10, ONWORK-5).
+    pub async fn ask_stop(&self, limit: Duration) -> Result<(), ApiError> {
+        self.stop(Bytes::from_static(b"{}"), limit).await
     }
 
     /// E-SESS.

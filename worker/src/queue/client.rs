@@ -13,7 +13,7 @@ use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret as _;
 use url::Url;
 
-use super::credential::Credential;
+use super::credential::{Credential, Shown};
 use super::random::{Random, request_backoff};
 use super::request::{BadId, Request};
 use super::settings::QueueSettings;
@@ -34,6 +34,8 @@ pub enum ApiError {
     TooLarge { bytes_max: usize },
     #[error("cannot read the answer of the control plane as {what}")]
     Unreadable { what: &'static str },
+    #[error("cannot keep the answer of the control plane")]
+    Keep { source: std::io::Error },
     #[error(transparent)]
     Id(#[from] BadId),
     #[error("there is no environment key to ask with")]
@@ -88,6 +90,7 @@ impl ApiError {
             ApiError::Timeout { .. } => "timeout".to_owned(),
             ApiError::TooLarge { .. } => "too large".to_owned(),
             ApiError::Unreadable { .. } => "unreadable".to_owned(),
+            ApiError::Keep { .. } => "not kept".to_owned(),
             ApiError::Id(_) => "bad id".to_owned(),
             ApiError::NoKey => "no environment key".to_owned(),
         }
@@ -118,6 +121,24 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 const REQUEST_ID_BYTES_MAX: usize = 100;
 const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
 const WORKER_ID: HeaderName = HeaderName::from_static("anthropic-worker-id");
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Longest silence in the middle of a download.
+const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Where a download goes.
+pub trait Sink: Send {
+    /// Forgets what it has: the body begins anew.
+    ///
+    /// # Errors
+    /// If it cannot be emptied.
+    fn restart(&mut self) -> Result<(), ApiError>;
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    fn take(&mut self, piece: &[u8]) -> Result<(), ApiError>;
+}
 
 impl Client {
     /// For settings that passed [`QueueSettings::check`].
@@ -127,7 +148,7 @@ impl Client {
         let mut headers = settings.custom_headers.clone();
         // AUTH-7: exactly one credential, whatever was given.
         headers.remove(header::AUTHORIZATION);
-        headers.remove("x-api-key");
+        headers.remove(API_KEY);
         headers.insert("anthropic-version", value(&settings.anthropic_version));
         if let Some(id) = &settings.workspace_id {
             headers.insert("anthropic-workspace-id", value(id));
@@ -154,19 +175,57 @@ impl Client {
                 let body = read_body(incoming.body.as_mut(), max).await?;
                 Ok(Reply { status: incoming.status, body })
             };
-            let (error, headers) = match tokio::time::timeout(request.timeout, attempt).await {
+            let failure = match tokio::time::timeout(request.timeout, attempt).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(failure)) => failure,
-                Err(_) => (ApiError::Timeout { after: request.timeout }, HeaderMap::new()),
+                Err(_) => ApiError::Timeout { after: request.timeout }.into(),
             };
-            if taken == request.retries || !retries(&error, request, &headers) {
-                return Err(error);
-            }
-            let pause = retry_after(&headers);
-            tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(taken, &self.0.random)))
-                .await;
-            taken += 1;
+            self.pause_or_fail(failure, request, &mut taken).await?;
         }
+    }
+
+    /// As [`Client::send`], but the body goes to `sink` piece by piece and is never held as a whole.
+    /// Each attempt begins anew. Safe to drop.
+    ///
+    /// # Errors
+    /// The error of the last attempt; what the sink refuses is not asked for again.
+    pub async fn download(
+        &self,
+        by: &Credential,
+        request: &Request,
+        sink: &mut dyn Sink,
+    ) -> Result<(), ApiError> {
+        let mut taken = 0;
+        loop {
+            let attempt = async {
+                sink.restart()?;
+                let incoming = self.attempt(by, request).await?;
+                pour(incoming.body, sink).await?;
+                Ok::<(), Failure>(())
+            };
+            let failure = match tokio::time::timeout(request.timeout, attempt).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(failure)) => failure,
+                Err(_) => ApiError::Timeout { after: request.timeout }.into(),
+            };
+            self.pause_or_fail(failure, request, &mut taken).await?;
+        }
+    }
+
+    /// HTTP-1, HTTP-2: waits until the request may be sent again, if it may.
+    async fn pause_or_fail(
+        &self,
+        (error, headers): Failure,
+        request: &Request,
+        taken: &mut u32,
+    ) -> Result<(), ApiError> {
+        if *taken == request.retries || !retries(&error, request, &headers) {
+            return Err(error);
+        }
+        let pause = retry_after(&headers);
+        tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(*taken, &self.0.random))).await;
+        *taken += 1;
+        Ok(())
     }
 
     /// Sends once and hands over the body as it comes; the time limit ends with the headers.
@@ -211,11 +270,16 @@ impl Client {
         let url = format!("{}{}{}", inner.base, request.path, request.query);
         let url: Url = url.parse().map_err(|_| BadId)?;
         let mut headers = inner.headers.clone();
+        // AUTH-7: one of the two.
         let token = by.current();
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
+        let (name, shown) = match by.shown() {
+            Shown::Bearer => (header::AUTHORIZATION, format!("Bearer {}", token.expose_secret())),
+            Shown::ApiKey => (API_KEY, token.expose_secret().to_owned()),
+        };
+        let mut shown = HeaderValue::from_str(&shown)
             .map_err(|_| ApiError::Unreadable { what: "a credential" })?;
-        bearer.set_sensitive(true);
-        headers.insert(header::AUTHORIZATION, bearer);
+        shown.set_sensitive(true);
+        headers.insert(name, shown);
         headers.insert(header::ACCEPT, HeaderValue::from_static(request.accept));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         if let Some(beta) = request.beta {
@@ -264,6 +328,17 @@ async fn read_body(body: &mut dyn Body, max: usize) -> Result<Bytes, ApiError> {
         all.extend_from_slice(&chunk);
     }
     Ok(all.freeze())
+}
+
+async fn pour(mut body: Box<dyn Body>, sink: &mut dyn Sink) -> Result<(), ApiError> {
+    loop {
+        let next = tokio::time::timeout(STALL_MAX, body.chunk()).await;
+        let next = next.map_err(|_| ApiError::Timeout { after: STALL_MAX })?;
+        match next.map_err(|source| ApiError::Transport { source })? {
+            Some(piece) => sink.take(&piece)?,
+            None => return Ok(()),
+        }
+    }
 }
 
 /// The request that follows a redirect; `None` if it is not followed.

@@ -53,7 +53,8 @@ impl EnvironmentKey {
         Ok((EnvironmentKey(receiver), EnvironmentKeySetter(sender)))
     }
 
-    fn current(&self) -> SecretString {
+    /// As it is now.
+    pub fn current(&self) -> SecretString {
         self.0.borrow().clone()
     }
 }
@@ -78,14 +79,33 @@ pub enum Credential {
     Environment(EnvironmentKey),
     /// The sessions token of a work item.
     Session(SecretString),
+    /// An API key of an organization: an operator's, never on a host that runs sessions (AUTH-9).
+    Organization(SecretString),
+}
+
+/// How a credential is shown (AUTH-7: always one way, never both).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// `Authorization: Bearer …`
+    Bearer,
+    /// `x-api-key: …`
+    ApiKey,
 }
 
 impl Credential {
-    /// The bearer token.
+    /// The secret itself.
     pub fn current(&self) -> SecretString {
         match self {
             Credential::Environment(key) => key.current(),
-            Credential::Session(token) => token.clone(),
+            Credential::Session(token) | Credential::Organization(token) => token.clone(),
+        }
+    }
+
+    /// In which header it goes.
+    pub fn shown(&self) -> Shown {
+        match self {
+            Credential::Environment(_) | Credential::Session(_) => Shown::Bearer,
+            Credential::Organization(_) => Shown::ApiKey,
         }
     }
 }

@@ -42,7 +42,7 @@ pub enum Progress<'a> {
     /// A result is not on the server; `for_good`: it was refused and is not posted again.
     PostFailed { call: &'a str, for_good: bool },
     /// A call was dealt with, whether it was ours or not, ran or not (MEM-30).
-    Dispatched { call: &'a str },
+    Dispatched,
     /// After teardown, before the stop.
     Ended { how: ItemEnd },
 }

@@ -83,8 +83,10 @@ pub enum ItemEnd {
     NotASession,
     /// No credential at all (AUTH-4).
     NoCredential,
-    /// Somebody else had it, and is done with it.
+    /// A program of the operator's had it, and has ended (ONWORK-5).
     HandedBack,
+    /// That program could not be started.
+    NotHandedOver,
 }
 
 impl ItemEnd {
@@ -105,7 +107,8 @@ impl ItemEnd {
             ItemEnd::Failed => "failed",
             ItemEnd::NotASession => "not a session",
             ItemEnd::NoCredential => "no credential",
-            ItemEnd::HandedBack => "handed back",
+            ItemEnd::HandedBack => "script ended",
+            ItemEnd::NotHandedOver => "script not started",
         }
     }
 

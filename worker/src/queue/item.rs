@@ -38,7 +38,7 @@ pub struct Shared<H: Host> {
     pub settings: QueueSettings,
     /// None: only items with a token of their own can be served (AUTH-4).
     pub key: Option<EnvironmentKey>,
-    /// Who serves what is claimed.
+    /// What makes it poll, and who serves what it claims.
     pub drive: Drive,
     /// For everything but heartbeats.
     pub client: Client,
@@ -131,15 +131,6 @@ pub async fn discard<H: Host>(
     stop(&api, ids, Stop::Force, shutdown).await;
 }
 
-/// How an item is handed back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    /// By whoever served it (LEASE-12).
-    Force,
-    /// By whoever only claimed it (POLL-10).
-    Ask,
-}
-
 /// Serves a session without a work item: nothing beats and nothing is stopped (protocol §5). The window
 /// for posting is that of a lease before its first beat (RUN-24).
 pub async fn attend<H: Host>(
@@ -161,6 +152,15 @@ pub async fn attend<H: Host>(
     let how = work.session(session).await;
     shared.host.observe(&ids, &Progress::Ended { how });
     how
+}
+
+/// How an item is handed back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// By whoever served it (LEASE-12).
+    Force,
+    /// By whoever only claimed it (POLL-10).
+    Ask,
 }
 
 /// LEASE-12: once, on a fresh time limit.

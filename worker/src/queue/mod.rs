@@ -24,6 +24,8 @@ mod journal;
 mod journal_file;
 mod journal_memory;
 mod lease;
+mod memory_api;
+mod operate;
 mod perform;
 mod poll;
 mod post;
@@ -33,10 +35,12 @@ mod runner;
 mod settings;
 mod shutdown;
 mod single;
+mod skills_api;
 mod sse;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod trigger;
 mod wire;
 
 use std::sync::Arc;
@@ -58,6 +62,8 @@ pub use journal::JournalStore;
 pub use journal_file::FileJournals;
 pub use journal_memory::MemoryJournals;
 pub use lease::LeaseEnd;
+pub use memory_api::{ContentHash, Memory, MemoryError, MemoryPage, Pages, View};
+pub use operate::{Operator, OperatorKey, Stopped};
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
 use secrecy::SecretString;
@@ -65,10 +71,17 @@ pub use settings::SettingsError;
 pub use settings::{Cadence, Drive, QueueSettings};
 pub use shutdown::{Level, Shutdown, ShutdownWatch};
 pub use single::ItemRequest;
+pub use skills_api::{Archive, FoundSkill};
 pub use transport::BoxFuture;
 use transport::HttpTransport;
+#[cfg(test)]
+pub use trigger::Rests;
+pub use trigger::Trigger;
 pub use wire::event::{Call, CallKind};
+pub use wire::operate::{Stats, WorkRow};
 pub use wire::outcome::{CallOutcome, ContentBlock};
+pub use wire::session::MemoryStoreRef;
+pub use wire::session::SkillRef;
 
 /// One environment's queue, ready to run.
 pub struct Queue<H: Host> {

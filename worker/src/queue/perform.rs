@@ -95,7 +95,7 @@ impl<H: Host> Performer<H> {
     /// Performs one call.
     pub async fn perform(&mut self, call: &Call, to: &Controls) -> Finish {
         let finish = self.run_and_post(call, to).await;
-        self.host.observe(&self.ids, &Progress::Dispatched { call: &call.id });
+        self.host.observe(&self.ids, &Progress::Dispatched);
         finish
     }
 

@@ -19,6 +19,7 @@ use super::item::{self, Shared, ids_of};
 use super::random::{discard_backoff, loop_backoff};
 use super::settings::{Cadence, EAGER_SPACING};
 use super::shutdown::{Level, ShutdownWatch};
+use super::trigger::Rests;
 use super::wire::work::{WorkItem, parse_poll};
 
 /// How the loop ended.
@@ -70,6 +71,7 @@ pub async fn run<H: Host>(
         idle_since: now,
         idle_said: None,
         warm_until: now,
+        rests: Rests::new(),
     };
     let end = poller.run().await;
     while poller.items.join_next().await.is_some() {}
@@ -88,6 +90,7 @@ struct Poller<H: Host> {
     idle_since: Instant,
     idle_said: Option<Instant>,
     warm_until: Instant,
+    rests: Rests,
 }
 
 impl<H: Host> Poller<H> {
@@ -122,7 +125,15 @@ impl<H: Host> Poller<H> {
                         emit!(info, self.ids, "poll.drained", "queue drained");
                         return Ok(QueueEnd::Empty);
                     }
-                    self.empty(started)
+                    let pause = self.empty(started);
+                    if let Some(trigger) = self.shared.drive.trigger.clone() {
+                        let (shutdown, rests) = (self.shutdown.clone(), &mut self.rests);
+                        if or_shutdown(shutdown, rests.rest(&trigger)).await.is_none() {
+                            return Ok(QueueEnd::Shutdown);
+                        }
+                        continue;
+                    }
+                    pause
                 }
                 Err(source) if source.is_fatal() => {
                     emit!(error, self.ids, "poll.refused", "poll refused for good",
@@ -142,12 +153,7 @@ impl<H: Host> Poller<H> {
 
     /// `None` at shutdown, which goes first (SHUT-2).
     async fn or_shutdown<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let mut shutdown = self.shutdown.clone();
-        tokio::select! {
-            biased;
-            () = shutdown.reached(Level::Drain) => None,
-            done = work => Some(done),
-        }
+        or_shutdown(self.shutdown.clone(), work).await
     }
 
     /// POLL-2, or the eager cadence.
@@ -208,11 +214,12 @@ impl<H: Host> Poller<H> {
         }
         (self.ack_failures, self.discards) = (0, 0);
         host.observe(&ids, &Progress::Acked);
+        self.rests.claimed();
         let (shared, shutdown) = (Arc::clone(&self.shared), self.shutdown.clone());
         self.items.spawn(async move {
             let how = match shared.drive.handler.clone() {
                 Some(handler) => handover::serve(shared, handler, item, shutdown).await,
-                None => item::serve(shared, item, shutdown).await,
+                None => item::serve(shared, item.without_text(), shutdown).await,
             };
             emit!(info, ids, "work.ended", "work item ended", how = how.label());
             drop(permit);
@@ -236,5 +243,13 @@ impl<H: Host> Poller<H> {
             error = %error.label(), pause_ms = pause.as_millis() as u64);
         item::discard(&self.shared, &item, ids, self.shutdown.clone()).await;
         pause
+    }
+}
+
+async fn or_shutdown<T>(mut shutdown: ShutdownWatch, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = shutdown.reached(Level::Drain) => None,
+        done = work => Some(done),
     }
 }

@@ -356,7 +356,7 @@ impl<H: Host> Runner<H> {
             Action::NotOwned { id, name } => {
                 emit!(info, self.ids, "call.not_owned", "tool not owned", tool_use_id = %id,
                     tool = %name);
-                self.host.observe(&self.ids, &Progress::Dispatched { call: &id });
+                self.host.observe(&self.ids, &Progress::Dispatched);
             }
         }
     }

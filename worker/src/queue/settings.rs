@@ -8,6 +8,17 @@ use reqwest::header::HeaderMap;
 use url::{Host, Url};
 
 use super::handover::Handler;
+use super::trigger::Trigger;
+
+/// What makes a worker poll, and who serves what it claims. The default: it polls all the time and
+/// serves items itself.
+#[derive(Default)]
+pub struct Drive {
+    /// Polls only when it is triggered (HOOK-8).
+    pub trigger: Option<Arc<Trigger>>,
+    /// Hands sessions over (ONWORK-1).
+    pub handler: Option<Arc<dyn Handler>>,
+}
 
 /// Settings of one environment's queue.
 #[derive(Debug, Clone)]
@@ -40,17 +51,13 @@ pub struct QueueSettings {
     pub kill_limit: Duration,
     /// How long a session whose tools could not be opened is answered with errors.
     pub refusal_limit: Duration,
+    /// How long an item that was handed over is ours beyond doubt: what is assumed of a TTL that
+    /// only the holder hears of (RACE-22, LEASE-3).
+    pub handed_over_ttl: Duration,
     /// Longest silence on an event stream (SSE-5).
     pub stream_silence: Duration,
     /// Roots that count beside the system's.
     pub ca_file: Option<PathBuf>,
-}
-
-/// Who serves what is claimed. The default: the queue itself.
-#[derive(Default)]
-pub struct Drive {
-    /// Sessions are handed over to it (POLL-10).
-    pub handler: Option<Arc<dyn Handler>>,
 }
 
 /// When to poll again after an empty poll.
@@ -110,6 +117,7 @@ impl QueueSettings {
             drain_limit: Duration::from_secs(30),
             kill_limit: Duration::from_secs(5),
             refusal_limit: Duration::from_secs(30),
+            handed_over_ttl: Duration::from_secs(90),
             stream_silence: Duration::from_secs(600),
             ca_file: None,
         }

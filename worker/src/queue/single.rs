@@ -9,8 +9,9 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::credential::{WorkSecret, decode_secret};
+use super::events::emit;
 use super::host::{Host, ItemEnd};
-use super::item::{self, Shared};
+use super::item::{self, Shared, ids_of};
 use super::shutdown::ShutdownWatch;
 use super::wire::work::{WorkItem, WorkKind};
 
@@ -23,20 +24,34 @@ pub struct ItemRequest {
     pub secret: Option<SecretString>,
 }
 
+impl ItemRequest {
+    /// Whether the item can be served without an environment key (AUTH-4).
+    pub fn has_token(&self) -> bool {
+        matches!(self.secret(), WorkSecret::Token(_))
+    }
+
+    fn secret(&self) -> WorkSecret {
+        let secret = self.secret.as_ref();
+        secret.map_or(WorkSecret::Absent, |secret| decode_secret(secret.expose_secret()))
+    }
+}
+
 /// Serves the item; returns how it ended, after the stop.
 pub async fn run<H: Host>(
     shared: Arc<Shared<H>>,
     request: ItemRequest,
     shutdown: ShutdownWatch,
 ) -> ItemEnd {
-    let secret = request.secret.as_ref();
-    let secret = secret.map_or(WorkSecret::Absent, |text| decode_secret(text.expose_secret()));
     let item = WorkItem {
+        secret: request.secret(),
         id: request.work,
         kind: WorkKind::Session(request.session),
         metadata: BTreeMap::new(),
-        secret,
         secret_text: None,
+        body: SecretString::default(),
     };
-    item::serve(shared, item, shutdown).await
+    let ids = ids_of(&shared.settings, &item);
+    let how = item::serve(shared, item, shutdown).await;
+    emit!(info, ids, "work.ended", "work item ended", how = how.label());
+    how
 }

@@ -38,9 +38,9 @@ use crate::policy::network::{Host, UpstreamProxy};
 use crate::spec::EgressPlan;
 use limits::Descriptors;
 use relay::Buffers;
-use resolve::{HostResolver, Interfaces};
 use session::Session;
 
+pub(super) use resolve::{HostResolver, Interfaces};
 pub use session::{Attached, Inside};
 
 /// Threads of the broker.

@@ -42,7 +42,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The host's resolver.
 #[derive(Debug)]
-pub(super) struct HostResolver {
+pub(in crate::egress) struct HostResolver {
     resolv_conf: Box<Path>,
     hosts: Box<Path>,
     current: Mutex<Option<Current>>,
@@ -175,7 +175,7 @@ fn read_servers(path: &Path) -> io::Result<TokioResolver> {
 
 /// Addresses of this host's interfaces: whatever the range they are of, they lead to the host itself.
 #[derive(Debug, Default)]
-pub(super) struct Interfaces {
+pub(in crate::egress) struct Interfaces {
     known: Mutex<Option<(Instant, Arc<HashSet<IpAddr>>)>>,
 }
 

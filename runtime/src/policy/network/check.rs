@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::super::error::PolicyError;
 use super::super::file::{At, entries};
 use super::super::parse::{Source, suggest};
+use super::super::validate::Check;
 use super::address::AddressClass;
 use super::model::{RULES_MAX, UpstreamProxy};
 use super::name::Host;
@@ -23,7 +24,7 @@ const RESOLVER_PORT: u16 = 53;
 pub(in super::super) fn check(source: &Source, table: &NetworkTable) -> Result<(), PolicyError> {
     let check = Check { source };
     check.mode(table)?;
-    check.allow(entries(&table.allow))?;
+    check.rules(entries(&table.allow))?;
     check.presets(entries(&table.presets))?;
     match &table.upstream_proxy {
         None => Ok(()),
@@ -39,20 +40,7 @@ pub(in super::super) fn check(source: &Source, table: &NetworkTable) -> Result<(
     }
 }
 
-struct Check<'a> {
-    source: &'a Source,
-}
-
 impl Check<'_> {
-    fn refused(&self, span: Range<usize>, key: &str, value: &str, reason: &str) -> PolicyError {
-        PolicyError::Refused {
-            at: self.source.origin(span),
-            key: key.to_owned(),
-            value: value.escape_debug().to_string(),
-            reason: reason.to_owned(),
-        }
-    }
-
     fn mode(&self, table: &NetworkTable) -> Result<(), PolicyError> {
         let mode = table.mode.as_ref();
         let report = mode.filter(|mode| *mode.get() == ModeName::Report);
@@ -84,7 +72,7 @@ impl Check<'_> {
         }
     }
 
-    fn allow(&self, list: &[At<RuleEntry>]) -> Result<(), PolicyError> {
+    fn rules(&self, list: &[At<RuleEntry>]) -> Result<(), PolicyError> {
         let mut seen: HashMap<EgressRule, Range<usize>> = HashMap::new();
         for (index, entry) in list.iter().enumerate() {
             let (key, span) = (format!("network.allow[{index}]"), entry.span());

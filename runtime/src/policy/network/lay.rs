@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use super::super::bounded::Quantity;
 use super::super::effective::{Written, written_moment, written_upstream};
 use super::super::error::PolicyError;
-use super::super::file::At;
+use super::super::floor::Floor;
 use super::super::model::{Origin, Setting};
-use super::super::narrow::{Mode, Rule, falls, falls_from_none, put, widened};
+use super::super::narrow::{Mode, Rule, Step, falls, falls_from_none, put, widened};
 use super::super::parse::Source;
 use super::check;
 use super::model::{
@@ -36,50 +36,32 @@ pub(in super::super) fn floor(
     let floor = Floor { source };
     let count = |n: u64| n as u32;
     Ok(Network {
-        mode: floor.with("network.mode", &table.mode, |_| NetworkMode::Enforce)?,
+        mode: floor.setting("network.mode", &table.mode, |_| NetworkMode::Enforce)?,
         allow: Vec::new(),
         presets: Vec::new(),
-        connections: floor.with("network.connections", &table.connections, |n| count(n.get()))?,
+        connections: floor
+            .setting("network.connections", &table.connections, |n| count(n.get()))?,
         connection_rate: floor
-            .with("network.connection_rate", &table.connection_rate, |n| count(n.get()))?,
-        bytes_out: floor.with("network.bytes_out", &table.bytes_out, Quantity::get)?,
-        bytes_in: floor.with("network.bytes_in", &table.bytes_in, Quantity::get)?,
-        idle_time: floor.with("network.idle_time", &table.idle_time, Quantity::get)?,
-        connection_time: floor.with(
+            .setting("network.connection_rate", &table.connection_rate, |n| count(n.get()))?,
+        bytes_out: floor.setting("network.bytes_out", &table.bytes_out, Quantity::get)?,
+        bytes_in: floor.setting("network.bytes_in", &table.bytes_in, Quantity::get)?,
+        idle_time: floor.setting("network.idle_time", &table.idle_time, Quantity::get)?,
+        connection_time: floor.setting(
             "network.connection_time",
             &table.connection_time,
             Quantity::get,
         )?,
         wildcard_names: floor
-            .with("network.wildcard_names", &table.wildcard_names, |n| count(n.get()))?,
-        deny_detail: floor.with("network.deny_detail", &table.deny_detail, |level| *level)?,
-        upstream_proxy: floor.with("network.upstream_proxy", &table.upstream_proxy, |_| None)?,
+            .setting("network.wildcard_names", &table.wildcard_names, |n| count(n.get()))?,
+        deny_detail: floor.setting("network.deny_detail", &table.deny_detail, |level| *level)?,
+        upstream_proxy: floor.setting("network.upstream_proxy", &table.upstream_proxy, |_| None)?,
         named: false,
         lists: NetworkOrigins {
-            allow: floor.with("network.allow", &table.allow, |_| ())?.origin,
-            presets: floor.with("network.presets", &table.presets, |_| ())?.origin,
-            expires: floor.with("network.mode", &table.mode, |_| ())?.origin,
+            allow: floor.setting("network.allow", &table.allow, |_| ())?.origin,
+            presets: floor.setting("network.presets", &table.presets, |_| ())?.origin,
+            expires: floor.setting("network.mode", &table.mode, |_| ())?.origin,
         },
     })
-}
-
-struct Floor<'a> {
-    source: &'a Source,
-}
-
-impl Floor<'_> {
-    fn with<W, T>(
-        &self,
-        key: &str,
-        at: &Option<At<W>>,
-        value: impl Fn(&W) -> T,
-    ) -> Result<Setting<T>, PolicyError> {
-        let Some(at) = at else {
-            let at = self.source.origin(0..0);
-            return Err(PolicyError::MissingKey { at, key: key.to_owned() });
-        };
-        Ok(Setting { value: value(at.get()), origin: self.source.origin(at.span()) })
-    }
 }
 
 /// Lays `table` over `network`.
@@ -102,30 +84,7 @@ pub(in super::super) fn lay(
     bounds(network)
 }
 
-struct Step<'a> {
-    source: &'a Source,
-    mode: Mode,
-}
-
 impl Step<'_> {
-    fn setting<W, T>(&self, at: &At<W>, value: T) -> Setting<T> {
-        Setting { value, origin: self.source.origin(at.span()) }
-    }
-
-    fn set<W, T>(
-        &self,
-        key: &str,
-        slot: &mut Setting<T>,
-        written: &Option<At<W>>,
-        value: impl Fn(&W) -> T,
-        rule: &Rule<T>,
-    ) -> Result<(), PolicyError> {
-        match written {
-            None => Ok(()),
-            Some(at) => put(self.mode, key, slot, self.setting(at, value(at.get())), rule),
-        }
-    }
-
     fn budgets(&self, to: &mut Network, from: &NetworkTable) -> Result<(), PolicyError> {
         let count = |n: u64| n as u32;
         let (slot, at) = (&mut to.connections, &from.connections);

@@ -5,6 +5,7 @@ mod conforms;
 mod monotonic;
 mod narrowing;
 mod shipped;
+mod stage;
 
 use std::io;
 use std::path::{Path, PathBuf};

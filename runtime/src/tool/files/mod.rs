@@ -14,7 +14,7 @@
 //!
 //! Contract and exact texts: protocol rules TOOL-GEN to TOOL-GREP, RUN-18 to RUN-22.
 
-mod beneath;
+pub(crate) mod beneath;
 mod braces;
 mod edit;
 mod failure;

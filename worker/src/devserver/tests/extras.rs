@@ -44,6 +44,61 @@ async fn a_skill_is_found_by_id_or_as_latest_and_downloaded_by_id_only() {
     assert_eq!(server.violations(), [""; 0]);
 }
 
+// HDR-3, UNK-1
+#[tokio::test]
+async fn an_epoch_version_is_known_in_the_shape_of_its_time_only() {
+    let server = Server::new(
+        r#"[[session]]
+        [[skill]]
+        id = "skill_a"
+        name = "old"
+        epoch = "1759178010641129"
+        files = { "SKILL.md" = "text" }"#,
+    )
+    .await;
+    let epoch = "/v1/skills/skill_a/versions/1759178010641129";
+    assert_eq!(server.get(epoch).await.status, 404);
+    let bearer = format!("Bearer {}", server.key);
+    let old = async |path: &str| {
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("anthropic-version", "2026-10-21"),
+            ("anthropic-beta", "skills-2025-10-02"),
+        ];
+        server.with("GET", path, &headers, String::new()).await
+    };
+    let version = old(epoch).await.json();
+    assert_eq!(
+        (&version["version"], &version["directory"], &version["id"]),
+        (&json!("1759178010641129"), &json!("old"), &Value::Null)
+    );
+    assert!(old(&format!("{epoch}/content")).await.bytes.starts_with(b"PK"));
+    assert_eq!(old("/v1/skills/skill_a/versions/skillver_1").await.status, 404);
+    assert_eq!(server.violations(), [""; 0]);
+}
+
+// SKILL-5
+#[tokio::test]
+async fn an_archive_is_of_the_kind_that_the_script_says() {
+    for (format, magic) in [
+        ("tar", &b"new/SKILL.md"[..]),
+        ("tgz", &[0x1f, 0x8b]),
+        ("tbz", b"BZh"),
+        ("txz", &[0xfd, b'7', b'z', b'X', b'Z', 0]),
+    ] {
+        let server = Server::new(&format!(
+            "[[session]]\n[[skill]]\nid = \"a\"\nname = \"new\"\nformat = \"{format}\"\n\
+             files = {{ \"SKILL.md\" = \"text\" }}\n[[fault]]\non = \"skill_content\"\n\
+             do = \"trickle\"\nms = 1"
+        ))
+        .await;
+        let archive = server.get("/v1/skills/a/versions/skillver_1/content").await;
+        assert!(archive.bytes.starts_with(magic), "{format}: {:?}", &archive.bytes[..16]);
+        let again = server.get("/v1/skills/a/versions/skillver_1/content").await;
+        assert_eq!(again.bytes, archive.bytes, "in pieces as at once");
+    }
+}
+
 // MEMAPI-1, MEMAPI-2, AUTH-6
 #[tokio::test]
 async fn memories_are_kept_with_preconditions() {
@@ -109,6 +164,45 @@ async fn memories_are_kept_with_preconditions() {
     assert_eq!(server.violations()[0], "credential_misuse");
     let kept = server.dev("GET", "memory_stores/memstore_1", &Value::Null).await.json();
     assert_eq!(kept["/new.md"], "x");
+}
+
+// SIM-6, SIM-7, MEM-8
+#[tokio::test]
+async fn a_store_can_be_read_only_changed_by_another_writer_and_expected() {
+    let server = Server::new(
+        r#"[[session]]
+        name = "one"
+        resources = [{ type = "memory_store", memory_store_id = "memstore_1", access = "read_only" }]
+        [[memory_store]]
+        id = "memstore_1"
+        memories = { "/a" = "1", "/b" = "1" }
+        expect = { "/a" = "2", "/c" = "3", "/d" = "4" }
+        [[fault]]
+        on = "memory_list"
+        do = "503"
+        session = "one"
+        page = 2"#,
+    )
+    .await;
+    let claim = server.claim().await;
+    let base = "/v1/memory_stores/memstore_1/memories";
+    let list = async |query: &str| {
+        server.ask(&claim.token, "GET", &format!("{base}?{query}"), "").await.status
+    };
+    assert_eq!(list("limit=1").await, 200, "page 1");
+    assert_eq!(list("limit=1&page=mempage_1").await, 503, "page 2 of this session");
+    let change = json!({"put": {"/a": "2", "/c": "x"}, "remove": ["/b"]});
+    let after = server.dev("POST", "memory_stores/memstore_1", &change).await.json();
+    assert_eq!(after, json!({"/a": "2", "/c": "x"}));
+    assert_eq!(server.dev("POST", "memory_stores/other", &change).await.status, 404);
+    let new = json!({"path": "/e", "content": "x"}).to_string();
+    assert_eq!(server.ask(&claim.token, "POST", base, &new).await.status, 403);
+    assert_eq!(server.violations(), ["read_only_store"]);
+    let report = server.dev("GET", "report?final=true", &Value::Null).await.json();
+    let failures = report["failures"].to_string();
+    assert!(failures.contains("memstore_1: /c has another text"), "{failures}");
+    assert!(failures.contains("memstore_1: /d is missing"), "{failures}");
+    assert!(!failures.contains("memstore_1: /a"), "{failures}");
 }
 
 #[tokio::test]

@@ -199,6 +199,10 @@ async fn wrong_headers_are_violations() {
         assert_eq!(server.violations(), [kind], "{headers:?}");
     }
     let server = Server::new("").await;
+    // HDR-11: old clients say so in the query of every request.
+    let old = server.ask(&server.key, "GET", &format!("{poll}?beta=true"), "").await;
+    assert_eq!(old.status, 200);
+    assert_eq!(server.violations(), [""; 0]);
     let wrong = server.ask("sk-ant-wrong", "GET", &poll, "").await;
     assert_eq!(
         (wrong.status, &wrong.json()["error"]["type"]),

@@ -217,7 +217,7 @@ async fn after_a_crash_kept_results_are_posted_and_interrupted_calls_are_not_run
 
 #[tokio::test(start_paused = true)]
 async fn a_killed_call_is_unknown_to_the_next_item_of_the_session() {
-    // A real interruption: the lease is lost while the call runs; later the session comes back.
+    // RACE-4, INV-9. A real interruption: the lease is lost while the call runs; later the session comes back.
     let place = TempDir::new().expect("a directory");
     let first = world(&place, "boot1");
     first.plane.state().beats.extend([beat("a", 20.0, "active", true), refused_beat(json!(null))]);

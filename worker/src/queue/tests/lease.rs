@@ -204,7 +204,7 @@ async fn a_stopping_item_whose_call_takes_too_long_is_killed_and_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_ends_kills_the_call_and_posts_nothing() {
-    // LEASE-14 rows 3 to 5; LEASE-12, LEASE-13: stop or no stop.
+    // LEASE-14 rows 3 to 5, RACE-4; LEASE-12, LEASE-13: stop or no stop.
     #[rustfmt::skip]
     let cases = [
         (beat("b", 20.0, "stopped", true), LeaseEnd::Stopped,  1),

@@ -60,7 +60,8 @@ async fn the_eager_cadence_does_not_pause_after_work_but_keeps_a_distance() {
 
 #[tokio::test(start_paused = true)]
 async fn failed_polls_back_off_and_recover() {
-    // POLL-4, POLL-6: connection, 5xx, 429, 408, 409 and garbage are all transient.
+    // POLL-4, POLL-6: connection, 5xx, 429, 408, 409 and garbage are all transient. HTTP-4: what is
+    // below the loop does not ask again by itself, or there would be more polls and shorter pauses.
     let world = World::new();
     world.plane.state().polls.extend([
         Answer::Break,

@@ -106,7 +106,7 @@ async fn a_history_too_large_for_one_page_is_read_in_smaller_ones() {
 
 #[tokio::test(start_paused = true)]
 async fn a_result_that_could_not_be_posted_is_posted_again_and_never_run_again() {
-    // RUN-4, RUN-5, RUN-24, INV-9.
+    // RUN-4, RUN-5, RUN-24, RUN-26, INV-9.
     let world = World::new();
     world.plane.state().ttl = 20.0;
     world.plane.state().posts.extend(vec![status(500); 40]);
@@ -183,7 +183,7 @@ async fn an_answer_that_is_there_already_counts_as_posted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_result_that_the_stream_shows_before_its_post_is_answered_counts_as_posted() {
-    // RACE-7, EV-6: servers publish before they answer. Neither the connection nor the record is lost.
+    // RACE-7: servers publish before they answer. Neither the connection nor the record is lost.
     let world = World::new();
     let late = Box::new(Answer::Json(200, json!({"data": []})));
     world.plane.state().posts.push_back(Answer::Late(SECOND / 2, late));

@@ -24,6 +24,7 @@ use crate::queue::wire::event::Event;
 pub struct Seen {
     pub at: Duration,
     pub method: String,
+    pub host: String,
     pub path: String,
     pub query: String,
     pub headers: HeaderMap,
@@ -47,6 +48,17 @@ pub enum Answer {
     /// The connection breaks.
     Break,
     Late(Duration, Box<Answer>),
+    /// 200, and a body piece by piece.
+    Pieces(Vec<Piece>),
+}
+
+/// A part of a body.
+#[derive(Clone)]
+pub enum Piece {
+    Bytes(Vec<u8>),
+    Pause(Duration),
+    /// The connection breaks here.
+    Break,
 }
 
 pub fn ok() -> Answer {
@@ -80,6 +92,8 @@ pub struct State {
     pub opens: VecDeque<Answer>,
     pub posts: VecDeque<Answer>,
     pub stops: VecDeque<Answer>,
+    pub skills: VecDeque<Answer>,
+    pub archives: VecDeque<Answer>,
     pub ttl: f64,
     pub session_status: &'static str,
     pub history: Vec<Value>,
@@ -107,6 +121,8 @@ impl Plane {
             opens: VecDeque::new(),
             posts: VecDeque::new(),
             stops: VecDeque::new(),
+            skills: VecDeque::new(),
+            archives: VecDeque::new(),
             ttl: 300.0,
             session_status: "running",
             history: Vec::new(),
@@ -188,6 +204,7 @@ impl Plane {
         state.seen.push(Seen {
             at: self.start.elapsed(),
             method: request.method.to_string(),
+            host: request.url.host_str().unwrap_or_default().to_owned(),
             path: path.clone(),
             query: request.url.query().unwrap_or_default().to_owned(),
             headers: request.headers.clone(),
@@ -204,6 +221,11 @@ impl Plane {
             return (ok(), Some(receiver));
         }
         let is_post = request.method == "POST";
+        if path.contains("/skills/") {
+            let archive = path.ends_with("/content");
+            let scripted = if archive { &mut state.archives } else { &mut state.skills };
+            return (scripted.pop_front().unwrap_or_else(|| status(404)), None);
+        }
         let answer = match path.rsplit('/').next().expect("a path") {
             "poll" => state.polls.pop_front().unwrap_or_else(|| {
                 Answer::Late(Duration::from_millis(999), Box::new(Answer::Json(200, Value::Null)))
@@ -259,6 +281,10 @@ impl Transport for Arc<Plane> {
                 tokio::time::sleep(time).await;
                 answer = *then;
             }
+            if let Answer::Pieces(pieces) = answer {
+                let (headers, body) = (HeaderMap::new(), Box::new(InPieces(pieces.into())));
+                return Ok(Incoming { status: 200, headers, body });
+            }
             let (status, text, headers) = match answer {
                 Answer::Json(status, value) => (status, value.to_string(), Vec::new()),
                 Answer::Text(status, text) => (status, text, Vec::new()),
@@ -266,7 +292,7 @@ impl Transport for Arc<Plane> {
                 Answer::Break => {
                     return Err(TransportError { doing: "send the request", source: None });
                 }
-                Answer::Hang | Answer::Late(..) => std::future::pending().await,
+                Answer::Hang | Answer::Late(..) | Answer::Pieces(_) => std::future::pending().await,
             };
             let mut map = HeaderMap::new();
             for (name, value) in headers {
@@ -287,6 +313,25 @@ impl Body for Whole {
     fn chunk(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, TransportError>> {
         let chunk = self.0.take().filter(|bytes| !bytes.is_empty());
         Box::pin(async move { Ok(chunk) })
+    }
+}
+
+struct InPieces(VecDeque<Piece>);
+
+impl Body for InPieces {
+    fn chunk(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, TransportError>> {
+        Box::pin(async move {
+            loop {
+                match self.0.pop_front() {
+                    Some(Piece::Bytes(bytes)) => return Ok(Some(Bytes::from(bytes))),
+                    Some(Piece::Pause(time)) => tokio::time::sleep(time).await,
+                    Some(Piece::Break) => {
+                        return Err(TransportError { doing: "read the response", source: None });
+                    }
+                    None => return Ok(None),
+                }
+            }
+        })
     }
 }
 

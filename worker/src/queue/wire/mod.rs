@@ -3,8 +3,10 @@
 
 pub mod error;
 pub mod event;
+pub mod operate;
 pub mod outcome;
 pub mod session;
+pub mod skill;
 pub mod work;
 
 use serde_json::Value;

@@ -86,8 +86,14 @@ fn skill(value: &Value) -> Option<SkillRef> {
     Some(SkillRef {
         kind: text(value, "type").unwrap_or_default(),
         skill_id: text(value, "skill_id")?,
-        version: text(value, "version").unwrap_or_else(|| "latest".to_owned()),
+        version: version(value).unwrap_or_else(|| "latest".to_owned()),
     })
+}
+
+/// An epoch version may come as a number (UNK-1): taken for `latest` it would be another version.
+fn version(value: &Value) -> Option<String> {
+    let number = || value.get("version")?.as_u64().map(|number| number.to_string());
+    text(value, "version").or_else(number)
 }
 
 fn memory_store(value: &Value) -> Option<MemoryStoreRef> {
@@ -117,6 +123,14 @@ mod tests {
         assert_eq!(session.skills[0].version, "latest");
         assert_eq!(session.memory_stores.len(), 1);
         assert_eq!(session.memory_stores[0].access, None);
+    }
+
+    #[test]
+    fn a_skill_version_may_be_a_number() {
+        // UNK-1.
+        let body = br#"{"agent":{"skills":[{"skill_id":"s","version":1759178010641129}]}}"#;
+        let session = parse_session("sesn_1", body).expect("a session");
+        assert_eq!(session.skills[0].version, "1759178010641129");
     }
 
     #[test]

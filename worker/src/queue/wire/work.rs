@@ -20,6 +20,15 @@ pub struct WorkItem {
     pub secret: WorkSecret,
     /// The same as it was sent, for whoever the item is handed over to.
     pub secret_text: Option<SecretString>,
+    /// The answer to the poll, byte for byte (ONWORK-3). It has the secret in it.
+    pub body: SecretString,
+}
+
+impl WorkItem {
+    /// The same without what only a hand-over needs: a session may last long.
+    pub fn without_text(self) -> WorkItem {
+        WorkItem { secret_text: None, body: SecretString::default(), ..self }
+    }
 }
 
 /// What an item asks for.
@@ -63,12 +72,12 @@ pub fn parse_poll(body: &[u8]) -> Result<Option<WorkItem>, WorkError> {
         serde_json::from_slice(body).map_err(|source| WorkError::Syntax { source })?;
     match value {
         Value::Null => Ok(None),
-        Value::Object(_) => Ok(item(&value)),
+        Value::Object(_) => Ok(item(&value, body)),
         _ => Err(WorkError::Shape),
     }
 }
 
-fn item(value: &Value) -> Option<WorkItem> {
+fn item(value: &Value, body: &[u8]) -> Option<WorkItem> {
     let data = value.get("data").unwrap_or(&Value::Null);
     let kind = match (text(data, "type"), text(data, "id")) {
         (Some(kind), Some(id)) if kind == "session" => WorkKind::Session(id),
@@ -80,8 +89,15 @@ fn item(value: &Value) -> Option<WorkItem> {
         Some(_) => WorkSecret::Unusable,
     };
     let secret_text = value.get("secret").and_then(Value::as_str).filter(|text| !text.is_empty());
-    let secret_text = secret_text.map(SecretString::from);
-    Some(WorkItem { id: text(value, "id")?, kind, metadata: metadata(value), secret, secret_text })
+    Some(WorkItem {
+        id: text(value, "id")?,
+        kind,
+        metadata: metadata(value),
+        secret,
+        secret_text: secret_text.map(SecretString::from),
+        // JSON that was read is text.
+        body: SecretString::from(std::str::from_utf8(body).unwrap_or_default()),
+    })
 }
 
 /// Answer to a heartbeat.
@@ -159,6 +175,10 @@ mod tests {
         let shown = format!("{item:?}");
         assert!(!shown.contains("planted") && !shown.contains(&secret), "{shown}");
         assert!(matches!(item.secret, WorkSecret::Token(_)));
+        // ONWORK-2, ONWORK-3: what is handed over is what was sent.
+        use secrecy::ExposeSecret as _;
+        assert_eq!(item.body.expose_secret(), body);
+        assert_eq!(item.secret_text.expect("a secret").expose_secret(), secret);
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn a_file_is_made_with_its_directories() {
 
 #[test]
 fn the_permissions_of_an_existing_file_are_kept_without_set_id_bits() {
-    // TOOL-WRITE-2
+    // TOOL-WRITE-2, TOOL-EDIT-5
     let fixture = Fixture::new();
     for (before, after) in
         [(0o755, 0o755), (0o644, 0o644), (0o777, 0o777), (0o6755, 0o755), (0o1600, 0o600)]

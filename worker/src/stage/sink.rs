@@ -1,0 +1,168 @@
+//! Where fetched bytes go before anybody looks at them: a file without a name, held to a size, with its
+//! SHA-256 as it grows. It is gone when its descriptor is closed, however the worker ends (INV-10).
+
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use super::error::Fault;
+
+/// Bytes that are collected before they are written.
+const BATCH_BYTES: usize = 1 << 20;
+/// How often the log says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// Certificate authorities in a form that git reads.
+const AUTHORITIES: &str = "authorities.pem";
+
+/// A directory that the control side alone can use.
+#[derive(Debug)]
+pub struct Room {
+    files: OwnedFd,
+    scratch: PathBuf,
+}
+
+/// What was fetched, checked as far as its digest is known.
+#[derive(Debug)]
+pub struct Fetched {
+    /// All of it, to be read from its beginning.
+    pub file: OwnedFd,
+    /// How much.
+    pub bytes: u64,
+    /// Of it.
+    pub sha256: [u8; 32],
+}
+
+impl Room {
+    /// Files go to `files`; `scratch` is for what needs names.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn open(files: &Path, scratch: &Path) -> io::Result<Room> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let files = rustix::fs::open(files, flags, Mode::empty())?;
+        Ok(Room { files, scratch: scratch.to_owned() })
+    }
+
+    /// For what needs names.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// The file with the certificate authorities.
+    pub fn authorities(&self) -> PathBuf {
+        self.scratch.join(AUTHORITIES)
+    }
+
+    /// Writes that file.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn write_authorities(&self, pem: &str) -> io::Result<()> {
+        std::fs::write(self.authorities(), pem)
+    }
+
+    fn file(&self) -> io::Result<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.files, ".", flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(File::from(file))
+    }
+}
+
+/// Takes bytes until there are too many.
+#[derive(Debug)]
+pub(super) struct Sink {
+    /// None while a batch is being written.
+    state: Option<(File, Sha256)>,
+    batch: Vec<u8>,
+    bytes: u64,
+    max: u64,
+    session_id: String,
+    rule: String,
+    told: Instant,
+}
+
+impl Sink {
+    /// For at most `max` bytes.
+    pub fn new(room: &Room, max: u64, session_id: &str, rule: &str) -> Result<Sink, Fault> {
+        let file = room.file().map_err(|source| Fault::Room { source })?;
+        Ok(Sink {
+            state: Some((file, Sha256::new())),
+            batch: Vec::new(),
+            bytes: 0,
+            max,
+            session_id: session_id.to_owned(),
+            rule: rule.to_owned(),
+            told: Instant::now(),
+        })
+    }
+
+    /// Refuses what is known to be too much before it is fetched.
+    pub fn expect(&self, bytes: u64) -> Result<(), Fault> {
+        if bytes > self.max { Err(Fault::TooLarge { max: self.max }) } else { Ok(()) }
+    }
+
+    /// How many bytes it may take.
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// Takes `chunk`.
+    pub async fn push(&mut self, chunk: &[u8]) -> Result<(), Fault> {
+        self.bytes = self.bytes.saturating_add(chunk.len() as u64);
+        self.expect(self.bytes)?;
+        self.batch.extend_from_slice(chunk);
+        if self.told.elapsed() >= PROGRESS_EVERY {
+            self.told = Instant::now();
+            tracing::info!(
+                event = "stage.progress",
+                session_id = self.session_id,
+                rule = self.rule,
+                bytes = self.bytes,
+                "input is being fetched"
+            );
+        }
+        if self.batch.len() >= BATCH_BYTES { self.write().await } else { Ok(()) }
+    }
+
+    /// No more comes.
+    pub async fn finish(mut self) -> Result<Fetched, Fault> {
+        self.write().await?;
+        let room = |source| Fault::Room { source };
+        let (mut file, hash) = self.state.take().ok_or_else(|| room(broken()))?;
+        file.seek(SeekFrom::Start(0)).map_err(room)?;
+        Ok(Fetched { file: file.into(), bytes: self.bytes, sha256: hash.finalize().into() })
+    }
+
+    /// Disks are not waited for on a thread of sessions.
+    async fn write(&mut self) -> Result<(), Fault> {
+        let room = |source| Fault::Room { source };
+        let batch = std::mem::take(&mut self.batch);
+        let (mut file, mut hash) = self.state.take().ok_or_else(|| room(broken()))?;
+        let written = tokio::task::spawn_blocking(move || {
+            hash.update(&batch);
+            file.write_all(&batch).map(|()| (file, hash, batch))
+        });
+        let (file, hash, mut batch) =
+            written.await.map_err(|error| room(io::Error::other(error)))?.map_err(room)?;
+        batch.clear();
+        (self.state, self.batch) = (Some((file, hash)), batch);
+        Ok(())
+    }
+}
+
+fn broken() -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
+}
+
+impl Fetched {
+    /// The digest as 64 hexadecimal digits.
+    pub fn sha256_hex(&self) -> String {
+        self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
