@@ -4,12 +4,14 @@
 //! the jail waits on descriptors. Dropping a session ends its jail: the launcher sees the connection
 //! close and takes everything apart.
 //!
-//! `host` is its launcher's end of it, `network` its part of the broker, `porter` the connection to
-//! who keeps its skills and memory stores.
+//! `host` is its launcher's end of it, `line` its executor's, `network` its part of the broker, `porter`
+//! the connection to who keeps its skills and memory stores. `unjailed` is for tools without a jail.
 
 mod host;
+mod line;
 mod network;
 mod porter;
+mod unjailed;
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -18,26 +20,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-
 use crate::egress::Denial;
 use crate::jail::{
     self, CgroupEvents, Confinement, End, EnforcementReport, Event, ExecutorEnds, Failure,
     KeeperSide, Launcher, LimitHit, PorterEnds, Programs, UnpackConfinement,
 };
-use crate::spec::{CgroupPlan, JailSpec};
-use crate::tool::{
-    self, FileHelper, FromExecutor, FullPlace, ToExecutor, ToolCall, ToolResult, frame, shell,
-};
+use crate::spec::{CgroupPlan, CustomToolPlan, JailSpec};
+use crate::tool::{self, FileHelper, FullPlace, ToolCall, ToolResult, shell};
 
 use host::Host;
+use line::{CANCEL_GRACE, Line, LineError};
 pub use network::{Egress, Network, NetworkError, inside};
 pub use porter::*;
+pub use unjailed::{
+    Outside, OutsideCallError, OutsideError, OutsidePlan, Unjailed, become_unjailed_if_asked,
+};
 
-/// How long the executor may take to answer a cancellation before its jail is ended.
-const CANCEL_GRACE: Duration = Duration::from_secs(15);
 /// A successful call that took no longer and left nothing running has met no limit worth a question.
 const UNEVENTFUL_US: u64 = 20_000;
 
@@ -53,15 +51,21 @@ fn keeper(side: KeeperSide, spec: &JailSpec) -> ! {
         script: side.script,
         output: side.output,
         status: side.status,
+        tool: side.tool,
         executor: side.executor,
         proc: Some(side.proc),
     };
     let payload = &spec.payload;
     let plan = shell::ShellPlan {
         argv: payload.argv.clone(),
+        custom: custom_tools(spec),
         ..shell::ShellPlan::bash(&payload.environment, payload.workdir.clone())
     };
     shell::keep(ends, plan)
+}
+
+fn custom_tools(spec: &JailSpec) -> Vec<CustomToolPlan> {
+    spec.tools.as_ref().map(|plan| plan.custom.clone()).unwrap_or_default()
 }
 
 /// The process that hears [`Porter`].
@@ -87,13 +91,15 @@ fn executor(ends: ExecutorEnds, mut confinement: Confinement, spec: &JailSpec) -
             output: ends.output,
             output_writer: Some(ends.output_writer),
             status: ends.status,
+            tool: shell::ToolEnds { read: ends.tool, writers: Some(ends.tool_writers) },
             keeper: ends.keeper,
         },
         limits(spec),
     );
     let confine = &mut || confinement.enter();
-    let files = FileHelper { roots, read_only, confine };
-    tool::Executor { control: ends.control, shell, files, places }.serve()
+    let files = Some(FileHelper { roots, read_only, confine });
+    let custom = custom_tools(spec);
+    tool::Executor { control: ends.control, shell, files, custom, places }.serve()
 }
 
 /// The limits of the shell, within what the policy gives one command.
@@ -159,9 +165,7 @@ pub enum CallError {
 #[derive(Debug)]
 pub struct Session {
     host: Host,
-    reader: OwnedReadHalf,
-    writer: OwnedWriteHalf,
-    number: u64,
+    line: Line,
     usage: CgroupEvents,
     report: Box<EnforcementReport>,
     limits: CgroupPlan,
@@ -232,28 +236,11 @@ impl Session {
         };
         let network = Network::attach(plan, listeners, egress, &host)
             .map_err(|source| StartError::Broker { source })?;
-        ours.set_nonblocking(true).map_err(unreachable("executor"))?;
-        let stream = UnixStream::from_std(ours).map_err(unreachable("executor"))?;
-        let (mut reader, writer) = stream.into_split();
-        match read_message(&mut reader).await.map_err(unreachable("executor"))? {
-            FromExecutor::Ready => {}
-            _ => return Err(unreachable("executor")(io::ErrorKind::InvalidData.into())),
-        }
+        let line = Line::connect(ours).await.map_err(unreachable("executor"))?;
         let porter = porter.map_or(Ok(Porter::absent()), Porter::connect);
         let porter = porter.map_err(unreachable("porter"))?;
         let usage = CgroupEvents::default();
-        Ok(Session {
-            host,
-            reader,
-            writer,
-            number: 0,
-            usage,
-            report,
-            limits,
-            room,
-            network,
-            porter,
-        })
+        Ok(Session { host, line, usage, report, limits, room, network, porter })
     }
 
     /// Its part of the broker; `None` where its jail has no network.
@@ -291,17 +278,14 @@ impl Session {
         if input.len() > ToolCall::INPUT_BYTES_MAX {
             return Err(CallError::TooLong { bytes: input.len() });
         }
-        self.number += 1;
-        let number = self.number;
-        let call = ToolCall { number, name: name.to_owned(), input };
         // What was denied between calls belongs to none.
         self.turn(Some(id));
-        let result = match self.tell(&ToExecutor::Call(call)).await {
-            Ok(()) => self.result_of(number, stop).await,
-            Err(error) => Err(error),
-        };
+        let result = self.line.call(name, input, stop).await;
         let denials = self.turn(None);
-        let result = result?;
+        let result = match result {
+            Ok(result) => result,
+            Err(error) => return Err(self.failed(error).await),
+        };
         let limits = self.limits_hit(&result).await?;
         Ok(Called { result, limits, denials })
     }
@@ -313,9 +297,7 @@ impl Session {
     /// Whether the jail is known to have ended. A call sent now would have no result, and has not
     /// been run.
     pub fn is_over(&self) -> bool {
-        // The executor speaks only when it is spoken to: whatever there is means an end.
-        let heard = self.reader.try_read(&mut [0]);
-        !heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.line.is_over()
     }
 
     /// Kills every process of the tool tree; what is in files stays.
@@ -323,13 +305,9 @@ impl Session {
     /// # Errors
     /// As [`call`](Self::call).
     pub async fn quiesce(&mut self) -> Result<(), CallError> {
-        self.tell(&ToExecutor::Quiesce).await?;
-        let answer = tokio::time::timeout(CANCEL_GRACE, read_message(&mut self.reader));
-        let timed_out = |_| CallError::Broken { source: io::ErrorKind::TimedOut.into() };
-        match answer.await.map_err(timed_out)? {
-            Ok(FromExecutor::Quiet) => Ok(()),
-            Ok(_) => Err(CallError::Broken { source: io::ErrorKind::InvalidData.into() }),
-            Err(_) => Err(self.ended().await),
+        match self.line.quiesce().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.failed(error).await),
         }
     }
 
@@ -346,42 +324,11 @@ impl Session {
         self.host.end().await
     }
 
-    async fn tell(&mut self, message: &ToExecutor) -> Result<(), CallError> {
-        let bytes = frame::encode(message).map_err(|source| CallError::Broken { source })?;
-        match self.writer.write_all(&bytes).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(self.ended().await),
-        }
-    }
-
-    async fn result_of(
-        &mut self,
-        number: u64,
-        stop: impl Future<Output = ()>,
-    ) -> Result<ToolResult, CallError> {
-        let broken = |source: io::Error| CallError::Broken { source };
-        let cancel = frame::encode(&ToExecutor::Cancel { number }).map_err(broken)?;
-        let mut stopping = false;
-        let answer = {
-            let answer = read_message::<FromExecutor>(&mut self.reader);
-            let grace = tokio::time::sleep(Duration::ZERO);
-            tokio::pin!(answer, stop, grace);
-            loop {
-                tokio::select! {
-                    answer = &mut answer => break answer,
-                    () = &mut stop, if !stopping => {
-                        stopping = true;
-                        grace.as_mut().reset(tokio::time::Instant::now() + CANCEL_GRACE);
-                        self.writer.write_all(&cancel).await.map_err(broken)?;
-                    }
-                    () = &mut grace, if stopping => return Err(broken(io::ErrorKind::TimedOut.into())),
-                }
-            }
-        };
-        match answer {
-            Ok(FromExecutor::Done { number: of, result }) if of == number => Ok(result),
-            Ok(_) => Err(broken(io::ErrorKind::InvalidData.into())),
-            Err(_) => Err(self.ended().await),
+    /// What a connection that failed means: the jail is over, or is to be.
+    async fn failed(&mut self, error: LineError) -> CallError {
+        match error {
+            LineError::Closed => self.ended().await,
+            LineError::Broken(source) => CallError::Broken { source },
         }
     }
 
@@ -446,12 +393,4 @@ impl Room {
             false => LimitHit::Bytes { place, bytes },
         })
     }
-}
-
-async fn read_message<T: serde::de::DeserializeOwned>(from: &mut OwnedReadHalf) -> io::Result<T> {
-    let mut header = [0; frame::HEADER_BYTES];
-    from.read_exact(&mut header).await?;
-    let mut bytes = vec![0; frame::announced(header)?];
-    from.read_exact(&mut bytes).await?;
-    frame::decode(&bytes)
 }

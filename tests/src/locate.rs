@@ -48,6 +48,17 @@ pub fn session() -> &'static Path {
     })
 }
 
+/// An example program of the library, where the build puts it.
+///
+/// # Panics
+/// If there is none: the suite tests built programs and never builds them.
+pub fn example(name: &str) -> PathBuf {
+    let path = beside_us().with_file_name("examples").join(name);
+    let how = "cargo build -p stockade-worker --examples";
+    assert!(path.is_file(), "no example at {}: {how}", path.display());
+    reachable(&path)
+}
+
 /// The hostile payload, compiled by the C compiler of the host: one static program.
 ///
 /// # Panics

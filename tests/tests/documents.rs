@@ -19,6 +19,7 @@ const RUN: &[&str] = &[
     "README.md",
     "docs/audit.md",
     "docs/aws.md",
+    "docs/custom-tools.md",
     "docs/devserver.md",
     "docs/egress.md",
     "docs/exit-codes.md",
@@ -77,6 +78,11 @@ fn examples_of_the_page_on_other_modes_do_what_it_says() {
 #[test]
 fn examples_of_the_page_on_poll_do_what_it_says() {
     run_examples("docs/poll.md");
+}
+
+#[test]
+fn examples_of_custom_tools_do_what_they_say() {
+    run_examples("docs/custom-tools.md");
 }
 
 #[test]

@@ -139,6 +139,8 @@ const PHRASES: &[(&str, &str)] = &[
     ("jail.kept",               "the jail is kept for the next work item"),
     ("jail.resumed",            "the jail was kept"),
     ("jail.lost",               "the jail ended by itself"),
+    ("tool.outside_lost",       "the custom tool {tool} on the host has no result: {error}"),
+    ("tool.outside_gone",       "the custom tool {tool} cannot be started on the host any more: {error}"),
     ("jail.launcher_gone",      "the launcher of the jail is gone"),
     ("launcher.slow",           "the launcher is still taking jails apart"),
     ("launcher.lost",           "the launcher is gone: nothing more is started"),

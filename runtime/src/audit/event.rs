@@ -53,6 +53,17 @@ pub enum Event {
         /// Level of enforcement: `root` or `rootless`.
         level: Name,
     },
+    /// A custom tool that runs outside every jail may be called from now on.
+    #[serde(rename = "tool.outside")]
+    ToolOutside {
+        /// Its name.
+        tool: Name,
+        /// The user it runs as, as far as that is configured.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<u32>,
+        /// The operator's reason.
+        why: Text,
+    },
     /// It has stopped.
     #[serde(rename = "worker.stopped")]
     WorkerStopped {

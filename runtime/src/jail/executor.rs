@@ -74,6 +74,7 @@ pub(super) struct KeeperEnds {
     pub script: OwnedFd,
     pub output: OwnedFd,
     pub status: OwnedFd,
+    pub tool: [OwnedFd; 2],
     pub executor: OwnedFd,
 }
 
@@ -100,19 +101,24 @@ impl Connections {
         let (commands_read, commands) = pipe()?;
         let (output, output_write) = pipe()?;
         let (status, status_write) = pipe()?;
+        let (tool_output, tool_output_write) = pipe()?;
+        let (tool_errors, tool_errors_write) = pipe()?;
         let (keeper, keeper_executor) = connection()?;
         let script = script().at(step, "make the file of the command")?;
         // Opened anew, or the shell would hold a descriptor that can be written to.
         let name = format!("self/fd/{}", script.as_raw_fd());
         let script_keeper = openat(proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .at(step, "open the file of the command to read")?;
-        let output_writer = output_write.try_clone().at(step, "copy a pipe")?;
+        let copy = |pipe: &OwnedFd| pipe.try_clone().at(step, "copy a pipe");
+        let output_writer = copy(&output_write)?;
+        let tool_writers = [copy(&tool_output_write)?, copy(&tool_errors_write)?];
         Ok(Connections {
             keeper: KeeperEnds {
                 commands: commands_read,
                 script: script_keeper,
                 output: output_write,
                 status: status_write,
+                tool: [tool_output_write, tool_errors_write],
                 executor: keeper_executor.into(),
             },
             executor: ExecutorEnds {
@@ -122,6 +128,8 @@ impl Connections {
                 output,
                 output_writer,
                 status,
+                tool: [tool_output, tool_errors],
+                tool_writers,
                 keeper: keeper.into(),
             },
         })

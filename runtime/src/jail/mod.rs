@@ -2,7 +2,7 @@
 //! Synchronous; the only part of the product with effects on the host.
 //!
 //! Files by the process that runs them: `client` (control side), `launcher`, `init`, `payload`,
-//! `exporter`; `key_reader` confines a process of the worker's. By mechanism: `claim` (ids and run directory), `cgroup`, `idmap`, `disk`, `tree`
+//! `exporter`; `key_reader` and `outside` confine processes of the worker's. By mechanism: `claim` (ids and run directory), `cgroup`, `idmap`, `disk`, `tree`
 //! and `workspace` and `verify` (mounts), `network`, `clock`, `terminal`, `caps`, `rlimits`,
 //! `landlock`, `seccomp`, `canary`, `export`, `sweep`. Between processes: `wire`, `message`, `step`,
 //! `report`.
@@ -28,6 +28,7 @@ mod launcher;
 mod lifecycle;
 mod message;
 mod network;
+mod outside;
 mod payload;
 mod places;
 mod porter;
@@ -52,12 +53,14 @@ pub use client::{
 pub use export::ExportReport;
 pub use key_reader::{ConfineError, ReaderDomain, confine_key_reader};
 pub use message::{End, Failure, LimitHit, Listener, PayloadStatus};
+pub use outside::confine_outside;
 pub use programs::{
     Confinement, ExecutorEnds, KeeperSide, PorterEnds, Programs, UnpackConfinement,
 };
 pub use report::{CanaryResult, EnforcementReport, Got, LayerResult, PlaceReport, Timings};
 pub use step::{Step, StepFailure};
 pub use sweep::{Sweep, sweep};
+pub(crate) use wire::Wire;
 
 use crate::host::{HostFacts, KernelOffers, Level};
 

@@ -147,8 +147,8 @@ impl Payload<'_> {
     /// A session: this process becomes the keeper, without an exec. It holds nothing but its ends.
     fn keep(&mut self, ends: KeeperEnds, proc: OwnedFd) -> FromPayload {
         enter(Step::Exec, self.spec.halt_at.as_deref());
-        let KeeperEnds { commands, script, output, status, executor } = ends;
-        let side = KeeperSide { commands, script, output, status, executor, proc };
+        let KeeperEnds { commands, script, output, status, tool, executor } = ends;
+        let side = KeeperSide { commands, script, output, status, tool, executor, proc };
         let mut keep = side.numbers();
         let step = Step::Exec;
         let alone = sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors");

@@ -37,6 +37,8 @@ pub struct KeeperSide {
     pub output: OwnedFd,
     /// Where the shell writes the status of each command.
     pub status: OwnedFd,
+    /// What custom tools print, to write: output and errors.
+    pub tool: [OwnedFd; 2],
     /// Connection to the executor.
     pub executor: OwnedFd,
     /// `/proc` of the tool tree's namespace, with nothing hidden.
@@ -58,6 +60,10 @@ pub struct ExecutorEnds {
     pub output_writer: OwnedFd,
     /// Status of commands, to read.
     pub status: OwnedFd,
+    /// What custom tools print, to read: output and errors.
+    pub tool: [OwnedFd; 2],
+    /// The other ends of `tool`.
+    pub tool_writers: [OwnedFd; 2],
     /// Connection to the keeper.
     pub keeper: OwnedFd,
 }
@@ -87,14 +93,23 @@ impl PorterEnds {
 }
 
 impl KeeperSide {
-    pub(super) fn numbers(&self) -> [i32; 6] {
-        [&self.commands, &self.script, &self.output, &self.status, &self.executor, &self.proc]
-            .map(|fd| fd.as_raw_fd())
+    pub(super) fn numbers(&self) -> [i32; 8] {
+        [
+            &self.commands,
+            &self.script,
+            &self.output,
+            &self.status,
+            &self.tool[0],
+            &self.tool[1],
+            &self.executor,
+            &self.proc,
+        ]
+        .map(|fd| fd.as_raw_fd())
     }
 }
 
 impl ExecutorEnds {
-    pub(super) fn numbers(&self) -> [i32; 7] {
+    pub(super) fn numbers(&self) -> [i32; 11] {
         [
             &self.control,
             &self.commands,
@@ -102,6 +117,10 @@ impl ExecutorEnds {
             &self.output,
             &self.output_writer,
             &self.status,
+            &self.tool[0],
+            &self.tool[1],
+            &self.tool_writers[0],
+            &self.tool_writers[1],
             &self.keeper,
         ]
         .map(|fd| fd.as_raw_fd())

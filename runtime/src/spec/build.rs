@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::host::{CgroupOffer, HostFacts, Level};
 use crate::policy::{Layer, Policy, Storage};
 
+use super::custom_tool::CustomToolPlan;
 use super::egress::EgressPlan;
 use super::etc::Account;
 use super::places::{self, SkillsRequest, StoreRequest};
@@ -67,6 +68,8 @@ pub struct Request {
     /// Whether the jail is a session's: it runs tools, and `argv` is its shell. The three that follow
     /// are for sessions only.
     pub tools: bool,
+    /// The operator's own tools, in the jail of a session.
+    pub custom: Vec<CustomToolPlan>,
     /// A place for skills at `skills` in the working directory; none where `None`.
     pub skills: Option<SkillsRequest>,
     /// Memory stores, at most [`StoreRequest::COUNT_MAX`].
@@ -111,6 +114,14 @@ pub enum SpecError {
         /// What is in the way.
         reason: &'static str,
     },
+    /// A custom tool cannot be run as it is.
+    #[error("cannot run the tool {name}: {reason}")]
+    CustomTool {
+        /// Which.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A memory store cannot be where it was asked for.
     #[error("cannot show a memory store at {path}: {reason}")]
     StorePlace {
@@ -150,6 +161,9 @@ impl SpecError {
                 "require `net-namespace`, or remove `network.allow` and `network.presets`"
                     .to_owned()
             }
+            SpecError::CustomTool { .. } => {
+                "correct its `[[custom_tool]]` in the configuration file".to_owned()
+            }
             SpecError::StorePlace { .. } => {
                 "give the store a mount path of its own, for example below /mnt/memory".to_owned()
             }
@@ -172,6 +186,9 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
             offered: level,
             origin: policy.require.level.origin.to_string(),
         });
+    }
+    if let Some((name, reason)) = CustomToolPlan::first_mistake(&request.custom) {
+        return Err(SpecError::CustomTool { name, reason });
     }
     let layers = plan_layers(policy, facts)?;
     check_storage(policy, facts, &request)?;
@@ -201,6 +218,7 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
         read_only: places::read_only(&places),
         porter: request.porter || !places.is_empty(),
         call_time_ms_max: wall_time_ms,
+        custom: request.custom.clone(),
     });
     let mut tree =
         tree::lay_out(policy, facts, &account, bound, places, request.workspace_in_place);

@@ -2,6 +2,7 @@
 //! Pure: no I/O, nothing left to decide afterwards.
 
 mod build;
+mod custom_tool;
 mod egress;
 mod etc;
 mod places;
@@ -14,6 +15,7 @@ mod places_tests;
 mod tests;
 
 pub use build::{BoundRequest, Request, SpecError, build};
+pub use custom_tool::CustomToolPlan;
 pub use egress::{EgressLimits, EgressPlan};
 pub use places::{SkillsRequest, StoreAccess, StoreRequest};
 pub use plan::*;

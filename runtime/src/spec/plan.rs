@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::host::Level;
 use crate::policy::{Layer, Storage};
 
+use super::custom_tool::CustomToolPlan;
 use super::egress::EgressPlan;
 
 /// What happens to one layer.
@@ -290,6 +291,8 @@ pub struct ToolsPlan {
     pub porter: bool,
     /// Longest time of one command, in milliseconds.
     pub call_time_ms_max: Option<u64>,
+    /// The operator's own tools, which the executor has started by name.
+    pub custom: Vec<CustomToolPlan>,
 }
 
 /// The immutable plan of one jail.
@@ -339,7 +342,7 @@ pub struct JailSpec {
 
 impl JailSpec {
     /// The current [`version`](Self::version).
-    pub const VERSION: u16 = 4;
+    pub const VERSION: u16 = 5;
 
     /// The bytes that are sent and digested: equal specs have equal bytes.
     pub fn canonical_bytes(&self) -> Vec<u8> {

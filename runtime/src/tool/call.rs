@@ -37,7 +37,7 @@ pub enum FromExecutor {
 pub struct ToolCall {
     /// Counts up from 1 in a session; the id of the call stays on the control side.
     pub number: u64,
-    /// `bash`, `read`, `write`, `edit`, `glob` or `grep`.
+    /// `bash`, `read`, `write`, `edit`, `glob`, `grep` or a custom tool.
     pub name: String,
     /// The call's `input` object, JSON, at most [`ToolCall::INPUT_BYTES_MAX`] bytes. Parsed in the
     /// jail.

@@ -13,6 +13,7 @@ pub mod files;
 pub mod frame;
 mod helper;
 pub mod shell;
+pub mod unjailed;
 
 pub use call::{
     Block, CallFacts, FromExecutor, FullPlace, ShellFate, ToExecutor, ToolCall, ToolResult,

@@ -3,6 +3,7 @@
 //! The keeper is this test binary, executed anew by unshare(1): see [`tree`]. It has to be
 //! single-threaded, which no test of the usual harness is; hence the `main` of our own.
 
+mod custom;
 mod endings;
 mod hostile;
 mod speed;
@@ -15,7 +16,7 @@ fn main() {
     if tree::is_keeper() {
         tree::keeper_role();
     }
-    let tests = [texts::TESTS, endings::TESTS, hostile::TESTS].concat();
+    let tests = [custom::TESTS, texts::TESTS, endings::TESTS, hostile::TESTS].concat();
     let measurements = speed::MEASUREMENTS.iter().map(|test| trial(test).with_ignored_flag(true));
     let trials = tests.iter().map(trial).chain(measurements).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

@@ -14,7 +14,10 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use stockade_runtime::tool::shell::{KeeperEnds, Shell, ShellEnds, ShellLimits, ShellPlan, keep};
+use stockade_runtime::spec::CustomToolPlan;
+use stockade_runtime::tool::shell::{
+    KeeperEnds, Shell, ShellEnds, ShellLimits, ShellPlan, ToolEnds, keep,
+};
 use stockade_runtime::tool::{Block, ToolResult};
 
 /// Whether the keeper is given a proc filesystem that hides nothing.
@@ -136,9 +139,10 @@ pub fn text(result: &ToolResult) -> String {
 }
 
 fn send(socket: &UnixStream, ends: &KeeperEnds) {
-    let fds = [&ends.commands, &ends.script, &ends.output, &ends.status, &ends.executor];
-    let fds = fds.map(AsFd::as_fd);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+    let [output, errors] = &ends.tool;
+    let shell = [&ends.commands, &ends.script, &ends.output, &ends.status, &ends.executor];
+    let fds: Vec<_> = shell.into_iter().chain([output, errors]).map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
     let slice = [IoSlice::new(b"x")];
@@ -146,7 +150,7 @@ fn send(socket: &UnixStream, ends: &KeeperEnds) {
 }
 
 fn receive() -> Vec<OwnedFd> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let slice = &mut [IoSliceMut::new(&mut byte)];
@@ -171,7 +175,7 @@ pub fn keeper_role() -> ! {
     let workdir = std::env::var_os("KEEPER_WORKDIR").expect("set");
     assert_eq!(std::process::id(), 1, "PID 1 of a namespace of its own");
     let mut fds = receive().into_iter();
-    let mut next = || fds.next().expect("five descriptors");
+    let mut next = || fds.next().expect("seven descriptors");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).expect("/proc");
     let given = std::env::var_os("KEEPER_PROC").is_some_and(|proc| proc == "given");
@@ -181,13 +185,33 @@ pub fn keeper_role() -> ! {
         output: next(),
         status: next(),
         executor: next(),
+        tool: [next(), next()],
         proc: given.then_some(proc),
     };
     let environment = [b"PATH=/usr/bin:/bin".to_vec(), b"LC_ALL=C.UTF-8".to_vec()];
     let plan = ShellPlan::bash(&environment, PathBuf::from(workdir));
+    let plan = ShellPlan { custom: custom_tools(), ..plan };
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .expect("not dumpable");
     keep(ends, plan)
+}
+
+/// Tools of every tree: one that runs its input, one that gives it back, one that is not there.
+pub fn custom_tools() -> Vec<CustomToolPlan> {
+    let tool = |name: &str, argv: &[&str], verbatim| CustomToolPlan {
+        name: name.to_owned(),
+        argv: argv.iter().map(|part| part.as_bytes().to_vec()).collect(),
+        environment: vec![b"TOOL=yes".to_vec(), b"LC_ALL=C".to_vec()],
+        workdir: None,
+        time_ms_max: 1_000,
+        output_bytes_max: if verbatim { 1 << 20 } else { 10_000 },
+        verbatim,
+    };
+    vec![
+        tool("script", &["/bin/bash", "-c", "eval \"$(cat)\""], false),
+        tool("echo", &["/bin/cat"], true),
+        tool("missing", &["/nonexistent/program"], false),
+    ]
 }
 
 /// The connections of one session, as init makes them (`jail/executor.rs`); all close-on-exec.
@@ -199,6 +223,8 @@ fn connect() -> io::Result<(ShellEnds, KeeperEnds)> {
     let (commands_read, commands) = pipe()?;
     let (output, output_write) = pipe()?;
     let (status, status_write) = pipe()?;
+    let (tool_output, tool_output_write) = pipe()?;
+    let (tool_errors, tool_errors_write) = pipe()?;
     let (executor, keeper) = UnixStream::pair()?;
     let create = |flags| rustix::fs::memfd_create(c"command", MemfdFlags::CLOEXEC | flags);
     let script = match create(MemfdFlags::NOEXEC_SEAL) {
@@ -212,12 +238,13 @@ fn connect() -> io::Result<(ShellEnds, KeeperEnds)> {
         script: script.try_clone()?,
         output: output_write.try_clone()?,
         status: status_write,
+        tool: [tool_output_write.try_clone()?, tool_errors_write.try_clone()?],
         executor: keeper.into(),
         proc: None,
     };
     let output_writer = Some(output_write);
-    Ok((
-        ShellEnds { commands, script, output, output_writer, status, keeper: executor.into() },
-        ends,
-    ))
+    let writers = Some([tool_output_write, tool_errors_write]);
+    let tool = ToolEnds { read: [tool_output, tool_errors], writers };
+    let keeper = executor.into();
+    Ok((ShellEnds { commands, script, output, output_writer, status, tool, keeper }, ends))
 }

@@ -4,6 +4,7 @@
 //! table per subject, each with a file of its own here; unknown keys are refused. What sessions may do
 //! is not decided here but in the policy.
 
+pub mod custom_tool;
 mod memory;
 pub mod skills;
 pub mod stage;
@@ -12,6 +13,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use toml::Spanned;
 
 pub use memory::{Deletions, MemoryConfig};
 use skills::SkillsConfig;
@@ -23,6 +25,8 @@ const BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Programs that serve custom tools; checked when the file is read.
+    pub custom_tool: Vec<Spanned<custom_tool::Written>>,
     /// Skills of sessions.
     pub skills: SkillsConfig,
     /// Credentials of what is staged.
@@ -50,6 +54,16 @@ pub enum ConfigError {
         /// Where and why.
         source: Box<toml::de::Error>,
     },
+    /// It says something that cannot be done.
+    #[error("cannot use the configuration {path}: line {line}: {reason}")]
+    Value {
+        /// Which.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: usize,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Reads a configuration file.
@@ -67,10 +81,15 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         Ok(text)
     };
     let text = read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|source| {
+    let config: Config = toml::from_str(&text).map_err(|source| {
         let (path, source) = (path.to_owned(), Box::new(source));
         ConfigError::Syntax { path, source }
-    })
+    })?;
+    custom_tool::check(&config.custom_tool).map_err(|mistake| {
+        let line = text[..mistake.at.start].matches('\n').count() + 1;
+        ConfigError::Value { path: path.to_owned(), line, reason: mistake.reason }
+    })?;
+    Ok(config)
 }
 
 #[cfg(test)]

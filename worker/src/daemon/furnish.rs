@@ -10,12 +10,14 @@ use std::sync::Arc;
 use stockade_runtime::audit::Ids as AuditIds;
 use stockade_runtime::session::Session;
 
+use super::custom::CustomTools;
 use super::jails::{JailError, Jails};
 use super::memory::{Memories, Mounted, refused_place};
 use super::needs::Needs;
 use super::record::Record;
 use super::skills::{SessionSkills, SkillsOfAll};
 use super::stage::{self, Input, Staging};
+use super::tools::Supply;
 use crate::cli::policy::chain;
 use crate::memory::StorePlace;
 use crate::queue::{ItemApi, ItemEnd, OpenError, Opening};
@@ -28,6 +30,8 @@ pub struct Furnisher {
     /// None where the policy stages nothing.
     pub staging: Option<Arc<Staging>>,
     pub memories: Arc<Memories>,
+    /// The operator's own tools; those that run in jails are in every jail of `jails`.
+    pub custom: Arc<CustomTools>,
 }
 
 impl Furnisher {
@@ -78,12 +82,12 @@ pub struct Furnishing {
     mounted: Option<Mounted>,
 }
 
-impl Furnishing {
+impl Supply for Furnishing {
     /// A furnished jail. Dropped before it is done, it leaves nothing that is not disposed of.
     ///
     /// # Errors
     /// What the session cannot run without.
-    pub async fn open(&mut self) -> Result<Session, OpenError> {
+    async fn open(&mut self) -> Result<Session, OpenError> {
         let opened = self.skills.open(&self.jails, &self.session_id, &self.needs).await;
         let held = opened.map_err(|error| no_jail(&error))?;
         let Some(session) = held.session() else { return Err(no_jail(&JailError::Audit)) };
@@ -101,7 +105,9 @@ impl Furnishing {
         }
         held.take().ok_or_else(|| no_jail(&JailError::Audit))
     }
+}
 
+impl Furnishing {
     /// Ends the use of `session`, if there is one left: its memory stores are synced for the last
     /// time, and its jail is kept for its next work item if it was idle and the policy says so, or
     /// disposed of.
@@ -128,7 +134,8 @@ impl Furnishing {
     }
 }
 
-fn no_jail(error: &JailError) -> OpenError {
+/// What a session hears that has no jail, and what the operator does.
+pub fn no_jail(error: &JailError) -> OpenError {
     if let Some(refused) = refused_place(error) {
         return refused;
     }

@@ -43,6 +43,8 @@ pub struct Ground<'a> {
     pub places: Places,
     /// The first record, and the environment it is about.
     pub started: (Option<Name>, Event),
+    /// The records after it: custom tools that run on the host.
+    pub outside: Vec<Event>,
     pub key: Option<EnvironmentKey>,
     /// In its place what a platform's credential is made of.
     pub platform: Option<Prepared>,
@@ -107,7 +109,8 @@ impl Ground<'_> {
                 return Ok(Exit::Usage);
             }
         };
-        if !self.record.write(&nothing, &self.started.1) {
+        let first = [&self.started.1].into_iter().chain(&self.outside);
+        if !{ first }.all(|event| self.record.write(&nothing, event)) {
             return Ok(Exit::Evidence);
         }
         announce(self.settings, self.level);

@@ -10,13 +10,14 @@ use stockade_runtime::host::Level;
 use stockade_runtime::jail::{self, Launcher};
 use stockade_runtime::policy::Policy;
 
+use super::custom::CustomTools;
 use super::furnish::Furnisher;
 use super::jails::{Jails, Template};
 use super::memory::Memories;
 use super::record::Record;
 use super::skills::SkillsOfAll;
 use super::stage::{self, Rooms, Staging};
-use crate::config::Config;
+use crate::config::{Config, custom_tool};
 use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
@@ -32,10 +33,12 @@ pub struct Jailer {
     policy: Policy,
     config: Config,
     staging: Option<(Prepared, Rooms)>,
+    custom: Arc<CustomTools>,
 }
 
 impl Jailer {
-    /// Looks at the host, and has the launcher keep the policy's files for SIGHUP.
+    /// Starts what starts custom tools on the host, looks at the host, and has the launcher keep the
+    /// policy's files for SIGHUP. To be called with one thread.
     ///
     /// # Errors
     /// What nobody planned for; the inner one is the exit code of what was printed.
@@ -48,8 +51,18 @@ impl Jailer {
         config: Config,
         hidden: &HiddenVariables,
     ) -> anyhow::Result<Result<Jailer, Exit>> {
+        let custom = custom_tool::check(&config.custom_tool).map_err(|mistake| {
+            anyhow::anyhow!("the configuration was checked before: {}", mistake.reason)
+        })?;
+        let custom = match CustomTools::start(custom, level) {
+            Ok(custom) => Arc::new(custom),
+            Err(error) => {
+                explain::complain(&error, error.hint());
+                return Ok(Err(Exit::Policy));
+            }
+        };
         let template = match template(settings, level, &policy)? {
-            Ok(template) => template,
+            Ok(template) => Template { custom: custom.in_jails(), ..template },
             Err(exit) => return Ok(Err(exit)),
         };
         let staging = match stage::prepare(settings, level, &policy, &config, hidden) {
@@ -62,7 +75,7 @@ impl Jailer {
             let files: Vec<PathBuf> = policy_files.iter().map(absolute).collect();
             launcher.keep(&files).context("cannot reach the launcher")?;
         }
-        Ok(Ok(Jailer { template, launcher, policy, config, staging }))
+        Ok(Ok(Jailer { template, launcher, policy, config, staging, custom }))
     }
 
     /// The source of furnished jails, and what is to be left when no jail is wanted any more; starts
@@ -93,8 +106,8 @@ impl Jailer {
         let (template, policy, launcher) = (self.template, self.policy, self.launcher);
         let (record, shutdown) = (Arc::clone(record), Arc::clone(shutdown));
         let jails = Jails::new(template, policy, launcher, broker, Arc::clone(&record), shutdown);
-        let (jails, memories) = (Arc::new(jails), Arc::new(memories));
-        Ok((Furnisher { jails, record, skills, staging, memories }, rooms))
+        let (jails, memories, custom) = (Arc::new(jails), Arc::new(memories), self.custom);
+        Ok((Furnisher { jails, record, skills, staging, memories, custom }, rooms))
     }
 }
 
@@ -125,6 +138,7 @@ fn template(
         workdir,
         outputs,
         writable,
+        custom: Vec::new(),
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),

@@ -13,7 +13,7 @@ use stockade_runtime::jail::{End, EnforcementReport, Failure, Launcher};
 use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::network::DenyDetail;
 use stockade_runtime::session::{Egress, Network, Session, StartError};
-use stockade_runtime::spec::{self, BoundRequest, EgressPlan, Request};
+use stockade_runtime::spec::{self, BoundRequest, CustomToolPlan, EgressPlan, Request};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -40,6 +40,8 @@ pub struct Template {
     pub outputs: Option<BoundRequest>,
     /// The policy's writable directories.
     pub writable: Vec<BoundRequest>,
+    /// The operator's own tools that run in the jail.
+    pub custom: Vec<CustomToolPlan>,
     /// The worker's own environment, from which the policy may pass names on.
     pub environment: std::collections::BTreeMap<String, String>,
     /// Most jails that are kept; the oldest gives way.
@@ -339,6 +341,7 @@ impl Jails {
             outputs_child: template.outputs.as_ref().map(|_| directory_name(session_id)),
             writable: template.writable.clone(),
             tools: true,
+            custom: template.custom.clone(),
             skills: needs.skills.clone(),
             stores: needs.stores.clone(),
             porter: needs.staging,

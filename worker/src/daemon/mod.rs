@@ -9,23 +9,24 @@
 //! `scripts` takes the place of `jails` and `tools`.
 
 mod admission;
+pub mod custom;
 mod driven;
 mod egress;
-mod furnish;
+pub mod furnish;
 mod ground;
 mod held;
 mod jailer;
-mod jails;
+pub mod jails;
 mod memory;
-mod needs;
+pub mod needs;
 mod opened;
 mod prepare;
-mod record;
+pub mod record;
 mod scripts;
 mod signals;
 mod skills;
 mod stage;
-mod tools;
+pub mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,16 +38,18 @@ use stockade_runtime::jail::{self, Launcher};
 use crate::cli::start::Ready;
 use crate::exit::Exit;
 use crate::explain;
-use crate::queue::{EnvironmentKey, Host, Ids, ItemEnd, OpenError, Opening, Progress, Shutdown};
+use crate::queue::{
+    EnvironmentKey, Host, Ids, ItemEnd, OpenError, Opening, Owner, Progress, Shutdown,
+};
 use crate::settings::Settings;
 
 use admission::{Admission, Slot};
-use furnish::Furnisher;
+use furnish::{Furnisher, Furnishing};
 use ground::Ground;
 use jailer::Jailer;
 pub use opened::Opened;
 use record::{Record, audit_ids};
-use tools::Tools;
+use tools::{Supply as _, Tools};
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
 const THREADS: usize = 2;
@@ -59,22 +62,28 @@ struct Daemon {
 }
 
 impl Host for Daemon {
-    type Tools = Tools;
+    type Tools = Tools<Furnishing>;
     type Permit = Slot;
+
+    fn owner(&self) -> Owner {
+        let custom = Arc::clone(&self.furnisher.custom);
+        Box::new(move |name, kind| custom.owns(name, kind))
+    }
 
     async fn admit(&self) -> Slot {
         self.admission.admit().await
     }
 
-    async fn open(&self, opening: Opening<'_>) -> Result<Tools, OpenError> {
+    async fn open(&self, opening: Opening<'_>) -> Result<Self::Tools, OpenError> {
         let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
         let mut furnishing = self.furnisher.furnishing(&opening, &ids)?;
         let session = Some(furnishing.open().await?);
         let (jails, record) = (Arc::clone(&self.furnisher.jails), Arc::clone(&self.record));
-        Ok(Tools { ids, session_id, jails, record, session, furnishing, replaced: false })
+        let custom = Arc::clone(&self.furnisher.custom);
+        Ok(Tools { ids, session_id, jails, record, custom, session, furnishing, replaced: false })
     }
 
-    async fn close(&self, tools: Tools, how: ItemEnd) {
+    async fn close(&self, tools: Self::Tools, how: ItemEnd) {
         let Tools { session, furnishing, .. } = tools;
         furnishing.close(session, how).await;
     }
@@ -137,6 +146,8 @@ pub fn run(
     let furnisher = jailer.map(|jailer| jailer.furnisher(settings, &record, &shutdown, &watch));
     let (furnisher, rooms) = furnisher.transpose()?.unzip();
     let jails = furnisher.as_ref().map(|furnisher| Arc::clone(&furnisher.jails));
+    let outside = furnisher.as_ref().map(|furnisher| furnisher.custom.records());
+    let outside = outside.unwrap_or_default();
     let policy_files = if level == Level::Root { ready.policy_files } else { Vec::new() };
     let reload = ready.source.map(|source| signals::Reload {
         source: Arc::new(source),
@@ -155,6 +166,7 @@ pub fn run(
         watch,
         places,
         started,
+        outside,
         key,
         platform,
         hidden,

@@ -1,37 +1,47 @@
-//! The tools of one session: its calls go to the executor of its jail.
+//! The tools of one session: its calls go to the executor of its jail, or to a custom tool on the host.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stockade_runtime::audit::{CallStatus, Event, Fingerprint, Ids as AuditIds};
 use stockade_runtime::jail::LimitHit;
 use stockade_runtime::session::{CallError, Called, Session};
 use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 
-use super::furnish::Furnishing;
+use super::custom::{CustomTools, too_long};
 use super::jails::Jails;
 use super::record::Record;
 use crate::footer;
-use crate::queue::{Call, CallKind, CallOutcome, CancelToken, ContentBlock, Owner, SessionTools};
+use crate::queue::{Call, CallOutcome, CancelToken, OpenError, Owner, SessionTools};
 
-/// What a session worker of the toolset `agent_toolset_20260401` runs (protocol §6).
-const OWNED: [&str; 6] = ["bash", "read", "write", "edit", "glob", "grep"];
-
-/// See [`SessionTools`].
-pub struct Tools {
-    pub(super) ids: AuditIds,
-    pub(super) session_id: String,
-    pub(super) jails: Arc<Jails>,
-    pub(super) record: Arc<Record>,
-    /// None after the jail ended by itself, until the next call.
-    pub(super) session: Option<Session>,
-    /// What its jail was furnished with, and another one would be.
-    pub(super) furnishing: Furnishing,
-    pub(super) replaced: bool,
+/// Where the jail of a session comes from, and the one that takes its place if it ends by itself.
+pub trait Supply: Send + 'static {
+    /// A jail with everything in it that the session needs before its first call.
+    fn open(&mut self) -> impl Future<Output = Result<Session, OpenError>> + Send;
 }
 
-impl SessionTools for Tools {
+/// See [`SessionTools`].
+pub struct Tools<S> {
+    pub ids: AuditIds,
+    pub session_id: String,
+    pub jails: Arc<Jails>,
+    pub record: Arc<Record>,
+    pub custom: Arc<CustomTools>,
+    /// None after the jail ended by itself, until the next call.
+    pub session: Option<Session>,
+    /// What its jail was furnished with, and another one would be.
+    pub furnishing: S,
+    pub replaced: bool,
+}
+
+impl<S: Supply> SessionTools for Tools<S> {
     fn owner(&self) -> Owner {
-        Box::new(|name, kind| kind == CallKind::Builtin && OWNED.contains(&name))
+        let custom = Arc::clone(&self.custom);
+        Box::new(move |name, kind| custom.owns(name, kind))
+    }
+
+    fn limit(&self, call: &Call) -> Option<Duration> {
+        self.custom.limit(call)
     }
 
     async fn run(&mut self, call: &Call, stop: CancelToken) -> CallOutcome {
@@ -46,23 +56,29 @@ impl SessionTools for Tools {
                 "{name}: not run: the audit log of this host cannot be written"
             ));
         }
-        let (result, hits) = self.perform(call, stop).await;
+        let (mut result, hits) = match self.custom.run_outside(call, stop.clone()).await {
+            Some(result) => (result, Vec::new()),
+            None => self.perform(call, stop).await,
+        };
         for hit in &hits {
             self.record.write(&ids, &limit_event(hit));
         }
+        // Before the result is taken apart, and of what will be posted in the main.
+        let output = fingerprint(&result);
+        let content = self.custom.blocks(call, &mut result);
         let event = Event::CallEnded {
             status: status(&result),
-            output: fingerprint(&result),
+            output,
             duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             truncated: result.facts.truncated,
             timed_out: result.facts.timed_out,
         };
         self.record.write(&ids, &event);
-        outcome(result)
+        CallOutcome { content, is_error: result.is_error }
     }
 }
 
-impl Tools {
+impl<S: Supply> Tools<S> {
     /// Runs the call, and makes sure that there is a jail to run it in.
     async fn perform(&mut self, call: &Call, stop: CancelToken) -> (ToolResult, Vec<LimitHit>) {
         let name = &call.name;
@@ -111,10 +127,7 @@ impl Tools {
                 }
                 (result, hits)
             }
-            Err(CallError::TooLong { bytes }) => {
-                let text = format!("invalid {name} input: {bytes} bytes are too many");
-                (ToolResult::error(text), Vec::new())
-            }
+            Err(CallError::TooLong { bytes }) => (too_long(name, bytes), Vec::new()),
             Err(error) => (self.lost(name, error).await, Vec::new()),
         }
     }
@@ -153,18 +166,6 @@ fn note(result: &mut ToolResult, text: &str) {
             last.push_str(text);
         }
         _ => result.content.push(Block::Text(text.to_owned())),
-    }
-}
-
-fn outcome(result: ToolResult) -> CallOutcome {
-    let block = |block| match block {
-        Block::Text(text) => ContentBlock::Text(text),
-        Block::Image { media_type, data } => ContentBlock::Image { media_type, data },
-        Block::Document { media_type, data } => ContentBlock::Document { media_type, data },
-    };
-    CallOutcome {
-        content: result.content.into_iter().map(block).collect(),
-        is_error: result.is_error,
     }
 }
 

@@ -4,21 +4,31 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::time::Duration;
 
 use super::api::ItemApi;
 use super::events::{Ids, Progress};
 use super::gate::Owner;
 use super::lease::LeaseEnd;
-use super::wire::event::Call;
+use super::wire::event::{Call, CallKind};
 use super::wire::outcome::CallOutcome;
 use super::wire::session::Session;
 
 pub use tokio_util::sync::CancellationToken as CancelToken;
 
+/// Names of the toolset `agent_toolset_20260401` that a worker serves (protocol §6).
+pub const TOOLSET: [&str; 6] = ["bash", "read", "write", "edit", "glob", "grep"];
+
 /// The tools of one session.
 pub trait SessionTools: Send + 'static {
     /// Which calls are ours (RUN-15, RUN-16); asked once per session, so it must not change.
     fn owner(&self) -> Owner;
+
+    /// How long this call may take by itself, where that is known: the outer limit then leaves it
+    /// that time, within its own maximum (RUN-17).
+    fn limit(&self, _call: &Call) -> Option<Duration> {
+        None
+    }
 
     /// Runs one call. When `stop` fires it must end at once; what it returns then may be discarded.
     /// It is dropped if it has not returned a few seconds after that.
@@ -119,6 +129,12 @@ pub trait Host: Send + Sync + 'static {
     type Tools: SessionTools;
     /// One free slot; freed when it is dropped.
     type Permit: Send + 'static;
+
+    /// Which calls are ours in a session whose tools could not be opened: they are answered with
+    /// the reason.
+    fn owner(&self) -> Owner {
+        Box::new(|name, kind| kind == CallKind::Builtin && TOOLSET.contains(&name))
+    }
 
     /// Waits for a free slot; called before each poll that may claim (POLL-3). Safe to drop.
     fn admit(&self) -> impl Future<Output = Self::Permit> + Send;

@@ -20,9 +20,9 @@ use super::credential::{Credential, WorkSecret, item_credential};
 use super::events::{Ids, Progress, emit};
 use super::feed::Feed;
 use super::gate::{Gate, Owner};
-use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening};
+use super::host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools as _};
 use super::journal::{Journal, JournalError, JournalStore, SharedJournal};
-use super::lease::{Keeper, LeaseView, first_view, keep};
+use super::lease::{Keeper, LeaseView, first_view, keep, no_lease};
 use super::perform::{Bench, Performer};
 use super::post::Poster;
 use super::random::Random;
@@ -30,7 +30,6 @@ use super::runner::{self, Session as Attached};
 use super::settings::{Drive, QueueSettings};
 use super::shutdown::{Level, ShutdownWatch};
 use super::trace::Span;
-use super::wire::event::CallKind;
 use super::wire::session::{Session, SessionStatus, parse_session};
 use super::wire::work::{WorkItem, WorkKind};
 
@@ -61,8 +60,6 @@ const STOP_LIMIT_CANCELLED: Duration = Duration::from_secs(2);
 /// How long a session waits for the item that held it before: a killed call and a teardown.
 const JOURNAL_WAIT_MAX: Duration = Duration::from_secs(30);
 const JOURNAL_RETRY: Duration = Duration::from_millis(50);
-/// Names served by the local toolset; what a session without tools answers for.
-const TOOLSET: &[&str] = &["bash", "read", "write", "edit", "glob", "grep"];
 
 /// Serves an item that was acked; returns how it ended, after the stop.
 #[cfg(test)]
@@ -145,6 +142,29 @@ pub async fn discard<H: Host>(
         work: item.id.as_str().into(),
     };
     stop(&api, ids, Stop::Force, shutdown).await;
+}
+
+/// Serves a session without a work item: nothing beats and nothing is stopped (protocol §5). The window
+/// for posting is that of a lease before its first beat (RUN-24).
+pub async fn attend<H: Host>(
+    shared: &Arc<Shared<H>>,
+    session: &str,
+    credential: Credential,
+    shutdown: ShutdownWatch,
+) -> ItemEnd {
+    let ids = Ids { session: session.to_owned(), ..Ids::default() };
+    let api = ItemApi {
+        client: shared.client.clone(),
+        credential,
+        environment: "".into(),
+        work: "".into(),
+    };
+    let view = watch::Sender::new(no_lease());
+    let (metadata, lease) = (BTreeMap::new(), view.subscribe());
+    let work = Work { shared, metadata: &metadata, api: &api, ids: &ids, lease, shutdown };
+    let how = work.session(session).await;
+    shared.host.observe(&ids, &Progress::Ended { how });
+    how
 }
 
 /// How an item is handed back.
@@ -319,7 +339,7 @@ impl<H: Host> Work<'_, H> {
         journal: &SharedJournal,
     ) -> (ItemEnd, Bench<H::Tools>) {
         let (shared, settings) = (self.shared, &self.shared.settings);
-        let served = Served::of(&bench, settings);
+        let served = Served::of(&bench, shared.host.as_ref(), settings);
         let random = shared.random.clone();
         let attached = Attached {
             ids: self.ids.clone(),
@@ -380,13 +400,13 @@ struct Served {
 }
 
 impl Served {
-    fn of<T: super::host::SessionTools>(bench: &Bench<T>, settings: &QueueSettings) -> Served {
+    fn of<H: Host>(bench: &Bench<H::Tools>, host: &H, settings: &QueueSettings) -> Served {
         match bench {
             Bench::Tools(tools) => {
                 Served { owner: tools.owner(), max_idle: settings.max_idle, at_most: None }
             }
             Bench::Refusing { .. } => Served {
-                owner: Box::new(|name, kind| kind == CallKind::Builtin && TOOLSET.contains(&name)),
+                owner: host.owner(),
                 // The turn is over when the model has heard of it.
                 max_idle: Some(Duration::from_secs(1)),
                 at_most: Some(settings.refusal_limit),

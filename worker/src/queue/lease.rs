@@ -202,6 +202,17 @@ pub struct Keeper {
     pub shutdown: ShutdownWatch,
 }
 
+/// Where there is no lease that could end: for a session that is no work item.
+pub fn no_lease() -> LeaseView {
+    LeaseView {
+        ttl: POST_WINDOW_BEFORE_FIRST_BEAT,
+        confirmed: true,
+        last_success: Duration::MAX,
+        stopping: false,
+        end: None,
+    }
+}
+
 /// A view before the first beat, to make the channel with.
 pub fn first_view(now: Duration) -> LeaseView {
     LeaseState::new(now).view(None)

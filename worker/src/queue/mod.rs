@@ -23,6 +23,7 @@ mod idle;
 mod item;
 mod journal;
 mod journal_file;
+mod journal_memory;
 mod lease;
 mod memory_api;
 mod operate;
@@ -57,15 +58,17 @@ pub use gate::Owner;
 use gate::REMEMBERED_MAX;
 pub use handover::{HandOverEnd, HandedOver, Handler};
 use heartbeat::HeartbeatThread;
-pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools};
+pub use host::{CancelToken, Host, ItemEnd, OpenError, Opening, SessionTools, TOOLSET};
 use item::Shared;
-use journal::JournalStore;
+pub use journal::JournalStore;
 pub use journal_file::FileJournals;
+pub use journal_memory::MemoryJournals;
 pub use lease::LeaseEnd;
 pub use memory_api::{ContentHash, Memory, MemoryError, MemoryPage, Pages, View};
 pub use operate::{Operator, OperatorKey, Stopped};
 pub use poll::{PollRefused, QueueEnd};
 use random::Random;
+use secrecy::SecretString;
 pub use settings::{Cadence, Drive, QueueSettings, SettingsError};
 pub use shutdown::{Level, Shutdown, ShutdownWatch};
 pub use single::ItemRequest;
@@ -100,7 +103,7 @@ pub enum QueueError {
 
 impl<H: Host> Queue<H> {
     /// Checks the settings and makes the connections' pools; no request is sent yet. Without a key
-    /// only [`Queue::run_item`] can do something.
+    /// only [`Queue::run_item`] and [`Queue::attend`] can do something.
     ///
     /// # Errors
     /// Settings that cannot work; no thread to be had.
@@ -134,6 +137,25 @@ impl<H: Host> Queue<H> {
         Ok(Queue { shared: Arc::new(shared), _heartbeats: heartbeats })
     }
 
+    /// Serves one item that somebody else has claimed and acked; neither polls nor acks (WRUN-2).
+    pub async fn run_item(&self, request: ItemRequest, shutdown: ShutdownWatch) -> ItemEnd {
+        single::run(Arc::clone(&self.shared), request, shutdown).await
+    }
+
+    /// Serves a session that is no work item, with `token` or the environment key.
+    pub async fn attend(
+        &self,
+        session: &str,
+        token: Option<SecretString>,
+        shutdown: ShutdownWatch,
+    ) -> ItemEnd {
+        let key = || self.shared.key.clone();
+        let Some(credential) = token.map(Credential::Session).or_else(key) else {
+            return ItemEnd::NoCredential;
+        };
+        item::attend(&self.shared, session, credential, shutdown).await
+    }
+
     /// Polls until shutdown, or until the queue is empty if the settings say `drain`. Every item
     /// that was claimed has ended when this returns.
     ///
@@ -142,9 +164,14 @@ impl<H: Host> Queue<H> {
     pub async fn run(&self, shutdown: ShutdownWatch) -> Result<QueueEnd, PollRefused> {
         poll::run(Arc::clone(&self.shared), shutdown).await
     }
+}
 
-    /// Serves one item that somebody else has claimed and acked; neither polls nor acks (WRUN-2).
-    pub async fn run_item(&self, request: ItemRequest, shutdown: ShutdownWatch) -> ItemEnd {
-        single::run(Arc::clone(&self.shared), request, shutdown).await
+/// A call as it would arrive.
+#[cfg(test)]
+pub fn wire_call(kind: &str, name: &str, input: &str) -> Call {
+    let json = format!(r#"{{"type":"{kind}","id":"t","name":"{name}","input":{input}}}"#);
+    match wire::event::parse_event(json.as_bytes()) {
+        Ok(wire::event::Event::Call(call)) => call,
+        other => panic!("{other:?}"),
     }
 }

@@ -68,8 +68,9 @@ impl From<&QueueSettings> for Limits {
 }
 
 impl Limits {
-    /// RUN-17: a bash call may ask for more than the outer limit, up to a maximum.
-    pub fn of(&self, call: &Call) -> Duration {
+    /// RUN-17: a bash call may ask for more than the outer limit, up to a maximum; so may `own`, what
+    /// the tool is known to need.
+    pub fn of(&self, call: &Call, own: Option<Duration>) -> Duration {
         #[derive(serde::Deserialize)]
         struct Timeout {
             #[serde(default)]
@@ -77,7 +78,8 @@ impl Limits {
         }
         const GRACE: Duration = Duration::from_secs(30);
         if call.kind != CallKind::Builtin || call.name != "bash" {
-            return self.tool_timeout;
+            let own = own.map_or(Duration::ZERO, |own| own.saturating_add(GRACE));
+            return own.min(self.tool_timeout_max).max(self.tool_timeout);
         }
         let wanted = serde_json::from_str::<Timeout>(call.input.get()).ok();
         let wanted = wanted.and_then(|input| input.timeout_ms).unwrap_or(0.0);
@@ -148,7 +150,7 @@ impl<H: Host> Performer<H> {
         let span = self.poster.api.client.tool_span(&self.ids, call);
         let start = Instant::now();
         let stop = to.kill.child_token();
-        let limit = start + self.limits.of(call);
+        let limit = start + self.limits.of(call, tools.limit(call));
         let mut running = std::pin::pin!(tools.run(call, stop.clone()));
         let (why, mut outcome) = tokio::select! {
             biased;

@@ -50,9 +50,9 @@ pub async fn run<H: Host>(
     shutdown: ShutdownWatch,
 ) -> Result<QueueEnd, PollRefused> {
     let settings = &shared.settings;
-    let key = shared.key.clone().ok_or(PollRefused { source: ApiError::NoKey })?;
     let ids = Ids { environment: settings.environment_id.clone(), ..Ids::default() };
     emit!(info, ids, "poll.starting", "polling", worker_id = %settings.worker_id);
+    let key = shared.key.clone().ok_or(PollRefused { source: ApiError::NoKey })?;
     let api = QueueApi {
         client: shared.client.clone(),
         credential: key,

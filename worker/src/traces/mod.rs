@@ -271,6 +271,7 @@ fn texts(outcome: &CallOutcome, bytes_max: usize) -> String {
             ContentBlock::Text(text) => text.as_str(),
             ContentBlock::Image { .. } => "[image]",
             ContentBlock::Document { .. } => "[document]",
+            ContentBlock::Passed(_) => "[block]",
         };
         all.push_str(cut(text, bytes_max - all.len()));
     }

@@ -1,27 +1,32 @@
-//! The keeper: PID 1 of the tool tree. Starts the shell, reaps what is orphaned, and kills.
+//! The keeper: PID 1 of the tool tree. Starts the shell and custom tools, reaps what is orphaned, and
+//! kills.
 //!
 //! Runs with the ids of bash and with every layer of the jail on it; signals from inside its PID
 //! namespace do not reach it, and its death ends them all. Single-threaded. It knows nothing of
 //! commands and output, and does only what the executor asks for: one request, one answer.
 //!
+//! Without a jail (`tool::unjailed`) it is an ordinary process: what it starts is then known by
+//! descent, nothing else is ever signalled, and it kills them all before it ends.
+//!
 //! Waiting is in one place: a ppoll(2) that also ends when a child does.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::SigSet;
 use nix::sys::time::TimeSpec;
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{WaitOptions, wait};
 use serde::{Deserialize, Serialize};
 
 use super::link::{FromKeeper, Link, ToKeeper};
 use super::processes::Processes;
 use super::script::{ABORT_SIGNAL, SCRIPT_FD, STATUS_FD};
+use crate::spec::CustomToolPlan;
 use crate::sys::{self, Forked, send_signal};
 use crate::tool::frame::write_all;
 
@@ -41,22 +46,27 @@ pub struct KeeperEnds {
     pub output: OwnedFd,
     /// Write end of status.
     pub status: OwnedFd,
+    /// Write ends of what custom tools print: output and errors.
+    pub tool: [OwnedFd; 2],
     /// To the executor.
     pub executor: OwnedFd,
     /// A proc filesystem of the tool tree's PID namespace that hides nothing, if there is one.
     /// Without it the processes of one call cannot be told from others: a timeout then kills all.
+    /// A keeper that is no PID 1 must have one.
     pub proc: Option<OwnedFd>,
 }
 
 /// How the shell is started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShellPlan {
-    /// Path of bash and its arguments; the path is also its name.
+    /// Path of bash and its arguments; the path is also its name. Without any there is no shell.
     pub argv: Vec<Vec<u8>>,
     /// `NAME=value`, complete.
     pub environment: Vec<Vec<u8>>,
     /// Where it starts. The root if that is gone.
     pub workdir: PathBuf,
+    /// Other programs that may be started, by their index.
+    pub custom: Vec<CustomToolPlan>,
 }
 
 impl ShellPlan {
@@ -72,17 +82,22 @@ impl ShellPlan {
         });
         let environment = kept.cloned().chain(SET.map(<[u8]>::to_vec)).collect();
         let argv = [&b"/bin/bash"[..], b"--noprofile", b"--norc"].map(<[u8]>::to_vec).to_vec();
-        ShellPlan { argv, environment, workdir }
+        ShellPlan { argv, environment, workdir, custom: Vec::new() }
     }
 }
 
 /// Serves the executor until it is gone, then exits, which kills the tool tree.
 ///
-/// For PID 1 of a PID namespace. Closes no descriptor but those it was given; a shell gets none but
-/// its own.
+/// For PID 1 of a PID namespace, or for a process without other children. Closes no descriptor but
+/// those it was given; a shell gets none but its own.
 pub fn keep(ends: KeeperEnds, plan: ShellPlan) -> ! {
     let failed = match Keeper::new(ends, &plan) {
-        Ok(mut keeper) => keeper.serve().is_err(),
+        Ok(mut keeper) => {
+            let failed = keeper.serve().is_err();
+            // The end of a namespace ends what is in it; elsewhere that is for us to do.
+            let all = keeper.processes.are_a_namespace() || keeper.kill_all().is_ok_and(|all| all);
+            failed || !all
+        }
         Err(_refused) => true,
     };
     std::process::exit(i32::from(failed))
@@ -99,6 +114,18 @@ struct Keeper {
     environment: Vec<CString>,
     workdir: PathBuf,
     shell: Option<i32>,
+    custom: Vec<CustomTool>,
+    tool_output: [OwnedFd; 2],
+    /// The custom tool that runs.
+    tool: Option<i32>,
+}
+
+/// Ready to be executed.
+struct CustomTool {
+    name: String,
+    argv: Vec<CString>,
+    environment: Vec<CString>,
+    workdir: PathBuf,
 }
 
 impl Keeper {
@@ -106,6 +133,16 @@ impl Keeper {
         let strings = |list: &[Vec<u8>]| -> io::Result<Vec<CString>> {
             list.iter().map(|bytes| Ok(CString::new(bytes.as_slice())?)).collect()
         };
+        let custom = plan.custom.iter().map(|tool| {
+            let added = |entry: &&Vec<u8>| !names_one_of(entry, &tool.environment);
+            let inherited: Vec<Vec<u8>> = plan.environment.iter().filter(added).cloned().collect();
+            Ok(CustomTool {
+                name: tool.name.clone(),
+                argv: strings(&tool.argv)?,
+                environment: strings(&[inherited, tool.environment.clone()].concat())?,
+                workdir: tool.workdir.clone().unwrap_or_else(|| plan.workdir.clone()),
+            })
+        });
         sys::listen_for_children()?;
         Ok(Keeper {
             link: Link::new(ends.executor),
@@ -113,11 +150,14 @@ impl Keeper {
             script: ends.script,
             output: ends.output,
             status: ends.status,
-            processes: Processes::new(ends.proc),
+            processes: Processes::of_this_keeper(ends.proc)?,
             argv: strings(&plan.argv)?,
             environment: strings(&plan.environment)?,
             workdir: plan.workdir.clone(),
             shell: None,
+            custom: custom.collect::<io::Result<_>>()?,
+            tool_output: ends.tool,
+            tool: None,
         })
     }
 
@@ -140,10 +180,8 @@ impl Keeper {
     fn answer(&mut self, request: ToKeeper) -> io::Result<()> {
         let shell = self.shell.unwrap_or(-1);
         let answer = match request {
-            ToKeeper::Start => match self.start() {
-                Ok(()) => FromKeeper::Started,
-                Err(error) => FromKeeper::NotStarted(error.raw_os_error().unwrap_or(libc::EIO)),
-            },
+            ToKeeper::Start => started(self.start()),
+            ToKeeper::RunTool(index) => started(self.run_tool(usize::from(index))),
             ToKeeper::Count => FromKeeper::Counted(self.processes.count_new(shell)),
             // Nothing would stop it from going on with its next command once a child is dead.
             ToKeeper::Interrupt if self.processes.ignores(shell, ABORT_SIGNAL) => {
@@ -180,13 +218,16 @@ impl Keeper {
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    if self.shell != Some(pid.as_raw_nonzero().get()) {
-                        continue;
-                    }
-                    self.shell = None;
+                    let pid = Some(pid.as_raw_nonzero().get());
                     let signal = status.terminating_signal().map(|signal| 128 + signal);
                     let code = status.exit_status().or(signal).unwrap_or(-1);
-                    self.link.send(&FromKeeper::Ended(code))?;
+                    if self.shell == pid {
+                        self.shell = None;
+                        self.link.send(&FromKeeper::Ended(code))?;
+                    } else if self.tool == pid {
+                        self.tool = None;
+                        self.link.send(&FromKeeper::ToolEnded(code))?;
+                    }
                 }
                 Ok(None) => return Ok(true),
                 Err(rustix::io::Errno::CHILD) => return Ok(false),
@@ -207,7 +248,7 @@ impl Keeper {
 
     fn kill_new(&mut self, shell: i32) -> io::Result<bool> {
         let deadline = Instant::now() + KILL_TIME_MAX;
-        let processes = std::mem::replace(&mut self.processes, Processes::new(None));
+        let processes = std::mem::take(&mut self.processes);
         let mut failed = None;
         let killed = processes.kill_new(shell, || match self.pause(deadline) {
             Ok(on) => on,
@@ -236,6 +277,10 @@ impl Keeper {
     fn kill_all(&mut self) -> io::Result<bool> {
         let deadline = Instant::now() + KILL_TIME_MAX;
         self.processes.forget();
+        // Elsewhere than at the top of a namespace, -1 would mean every process of this user.
+        if !self.processes.are_a_namespace() {
+            return self.kill_new(-1);
+        }
         loop {
             // Fails when there is nobody left.
             let _nobody = send_signal(-1, libc::SIGKILL);
@@ -262,7 +307,7 @@ impl Keeper {
             Forked::Child => {
                 let error = self.become_shell().unwrap_or_else(|error| error);
                 let text = format!("bash: cannot start the shell: {error}\n");
-                let _nobody_left_to_tell = write_all(self.output.as_fd(), text.as_bytes());
+                say_in_child(&self.output, &text);
                 std::process::exit(126)
             }
         }
@@ -270,27 +315,90 @@ impl Keeper {
 
     /// In the child. Returns only if something failed.
     fn become_shell(&self) -> io::Result<io::Error> {
-        rustix::process::setsid()?;
         let from = [&self.commands, &self.output, &self.output, &self.script, &self.status];
-        let to = [0, 1, 2, SCRIPT_FD, STATUS_FD];
-        // Out of the way first: an owner's number may be another's place.
-        let moved: Vec<OwnedFd> = from
-            .iter()
-            .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, STATUS_FD + 1))
-            .collect::<Result<_, _>>()?;
-        for (fd, number) in moved.iter().zip(to) {
-            sys::install_at(fd.as_fd(), number)?;
-        }
-        sys::close_all_but(3, &mut [SCRIPT_FD, STATUS_FD])?;
-        // Only a preference: a kernel that refuses takes whom it likes, and that is reported.
-        let _preferred = prefer_as_victim();
-        sys::default_signals()?;
+        prepare_child(&from, &[0, 1, 2, SCRIPT_FD, STATUS_FD])?;
         if std::env::set_current_dir(&self.workdir).is_err() {
             std::env::set_current_dir("/")?;
         }
         let path = self.argv.first().ok_or(io::ErrorKind::InvalidInput)?;
         Ok(sys::exec_path(path, &self.argv, &self.environment))
     }
+
+    /// Starts a custom tool. The executor has put the call's input into the file of the command.
+    fn run_tool(&mut self, index: usize) -> io::Result<()> {
+        if self.tool.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let tool = self.custom.get(index).ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
+        match sys::fork()? {
+            Forked::Parent(pid) => {
+                self.tool = Some(pid);
+                Ok(())
+            }
+            Forked::Child => {
+                let error = self.become_tool(tool).unwrap_or_else(|error| error);
+                let text = format!("{}: cannot start the program: {error}\n", tool.name);
+                say_in_child(&self.tool_output[1], &text);
+                let missing = error.kind() == io::ErrorKind::NotFound;
+                std::process::exit(if missing { 127 } else { 126 })
+            }
+        }
+    }
+
+    /// In the child. Returns only if something failed.
+    fn become_tool(&self, tool: &CustomTool) -> io::Result<io::Error> {
+        // Opened anew: a position of its own, at the beginning, and no way to write.
+        let name = format!("/proc/self/fd/{}", self.script.as_raw_fd());
+        let input = rustix::fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let [output, errors] = &self.tool_output;
+        let prepared = prepare_child(&[&input, output, errors], &[0, 1, 2]);
+        // Closed by now, with all that this process must not have.
+        std::mem::forget(input);
+        prepared?;
+        std::env::set_current_dir(&tool.workdir)?;
+        let path = tool.argv.first().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(sys::exec_path(path, &tool.argv, &tool.environment))
+    }
+}
+
+/// The last words of a child that could not become what it should. Its errors go to `pipe`, which has
+/// become descriptor 2 and is closed otherwise, unless that is what failed.
+fn say_in_child(pipe: &OwnedFd, text: &str) {
+    let said = write_all(pipe.as_fd(), text.as_bytes());
+    // Nobody is left to tell.
+    let _unheard = said.or_else(|_| write_all(rustix::stdio::stderr(), text.as_bytes()));
+}
+
+fn started(result: io::Result<()>) -> FromKeeper {
+    match result {
+        Ok(()) => FromKeeper::Started,
+        Err(error) => FromKeeper::NotStarted(error.raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+/// Whether `list` sets the variable that `entry` sets.
+fn names_one_of(entry: &[u8], list: &[Vec<u8>]) -> bool {
+    let name = |entry: &[u8]| entry.split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    list.iter().any(|other| name(other) == name(entry))
+}
+
+/// In the child: a session of its own, these descriptors at these numbers and no others, and signals
+/// as a program expects them.
+fn prepare_child(from: &[&OwnedFd], to: &[i32]) -> io::Result<()> {
+    rustix::process::setsid()?;
+    // Out of the way first: an owner's number may be another's place.
+    let moved: Vec<OwnedFd> = from
+        .iter()
+        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, STATUS_FD + 1))
+        .collect::<Result<_, _>>()?;
+    for (fd, number) in moved.iter().zip(to) {
+        sys::install_at(fd.as_fd(), *number)?;
+    }
+    drop(moved);
+    sys::close_all_but(3, &mut to.to_vec())?;
+    // Only a preference: a kernel that refuses takes whom it likes, and that is reported.
+    let _preferred = prefer_as_victim();
+    sys::default_signals()
 }
 
 /// When memory runs out the kernel shall take tools before the keeper.

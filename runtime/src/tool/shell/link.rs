@@ -29,14 +29,16 @@ pub(super) enum ToKeeper {
     KillShell,
     /// Kill everything in the tool tree.
     KillAll,
+    /// Start the custom tool of this index; none runs.
+    RunTool(u16),
 }
 
 /// Keeper to executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FromKeeper {
-    /// To `Start`.
+    /// To `Start` and `RunTool`.
     Started,
-    /// To `Start`: an error number.
+    /// To `Start` and `RunTool`: an error number.
     NotStarted(i32),
     /// To `Count`.
     Counted(u32),
@@ -45,6 +47,8 @@ pub(super) enum FromKeeper {
     /// Without being asked: the shell ended, with 128 and the signal if one killed it. Comes before
     /// the answer to a request that killed it.
     Ended(i32),
+    /// Likewise for the custom tool.
+    ToolEnded(i32),
 }
 
 /// Longest message, in bytes.

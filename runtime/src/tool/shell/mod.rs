@@ -8,7 +8,10 @@
 //! A call ends by the report of its status (`script`), by word of the keeper that the shell ended,
 //! by its time limit or by being cancelled. The end of the output means nothing: a background
 //! process may hold it open, and what comes late belongs to the next call.
+//!
+//! Custom tools (`custom`) are started by the same keeper, beside the shell, over pipes of their own.
 
+mod custom;
 mod input;
 mod keeper;
 mod link;
@@ -18,12 +21,13 @@ mod script;
 mod watch;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
 pub use keeper::{KeeperEnds, ShellPlan, keep};
+pub use processes::end_descendants;
 
 use super::call::{Block, CallFacts, ShellFate, ToolResult};
 use input::Request;
@@ -55,8 +59,19 @@ pub struct ShellEnds {
     pub output_writer: Option<OwnedFd>,
     /// Read end of status.
     pub status: OwnedFd,
+    /// What custom tools print.
+    pub tool: ToolEnds,
     /// To the keeper.
     pub keeper: OwnedFd,
+}
+
+/// The executor's side of what custom tools print: output and errors.
+#[derive(Debug)]
+pub struct ToolEnds {
+    /// Read ends.
+    pub read: [OwnedFd; 2],
+    /// Copies of the write ends, for the same reason as with the shell's output.
+    pub writers: Option<[OwnedFd; 2]>,
 }
 
 /// Bounds of calls.
@@ -102,6 +117,7 @@ pub struct Shell {
     output: OwnedFd,
     output_writer: Option<OwnedFd>,
     status: OwnedFd,
+    tool: ToolEnds,
     link: Link,
     limits: ShellLimits,
     state: State,
@@ -128,6 +144,7 @@ impl Shell {
             output: ends.output,
             output_writer: ends.output_writer,
             status: ends.status,
+            tool: ends.tool,
             link: Link::new(ends.keeper),
             limits,
             state: State::Absent,
@@ -136,7 +153,9 @@ impl Shell {
             scratch: vec![0; 1 << 16].into(),
         };
         // The commands, too: a process that fills the pipe while the shell is stopped must not stop us.
-        for pipe in [shell.output.as_fd(), shell.status.as_fd(), shell.commands.as_fd()] {
+        let [tool_output, tool_errors] = &shell.tool.read;
+        let ours = [&shell.output, &shell.status, &shell.commands, tool_output, tool_errors];
+        for pipe in ours {
             if rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).is_err() {
                 shell.state = State::Lost; // not a pipe: nothing can be run over it
             }

@@ -31,6 +31,24 @@ impl Tail {
         self.total
     }
 
+    /// What is kept, as it is; whether that is all.
+    pub fn verbatim(&self) -> (&[u8], bool) {
+        let over = self.bytes.len().saturating_sub(self.bytes_max);
+        (&self.bytes[over..], self.total <= self.bytes_max as u64)
+    }
+
+    /// This and then `other`, on a line of its own, within the bound of this.
+    pub fn followed_by(&self, other: &Tail) -> Tail {
+        let mut both = Tail::new(self.bytes_max);
+        both.push(self.verbatim().0);
+        if other.total > 0 && self.bytes.last().is_some_and(|last| *last != b'\n') {
+            both.push(b"\n");
+        }
+        both.push(other.verbatim().0);
+        both.total = self.total + other.total;
+        both
+    }
+
     /// The text for the model, and whether something was dropped from its beginning.
     pub fn text(&self) -> (String, bool) {
         let over = self.bytes.len().saturating_sub(self.bytes_max);
@@ -120,6 +138,29 @@ mod tests {
         assert_eq!(text_of(4, &["xäöü".as_bytes()]), "[output truncated]\nöü");
         assert_eq!(text_of(3, &["xäöü".as_bytes()]), "[output truncated]\nü");
         assert_eq!(text_of(6, &[b"\xff\xff\xff"]), "[output truncated]\n\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn errors_follow_output_on_a_line_of_their_own() {
+        let tail = |text: &str| {
+            let mut tail = Tail::new(6);
+            tail.push(text.as_bytes());
+            tail
+        };
+        #[rustfmt::skip]
+        let cases = [
+            ("a",      "b",    "a\nb",                      false),
+            ("a\n",    "b",    "a\nb",                      false),
+            ("",       "b",    "b",                         false),
+            ("a",      "",     "a",                         false),
+            ("abcdef", "gh",   "[output truncated]\ndef\ngh", true),
+            ("abcdefg", "",    "[output truncated]\nbcdefg", true),
+        ];
+        for (first, second, text, truncated) in cases {
+            let both = tail(first).followed_by(&tail(second));
+            assert_eq!(both.text(), (text.to_owned(), truncated), "{first} {second}");
+            assert_eq!(both.total(), (first.len() + second.len()) as u64);
+        }
     }
 
     #[test]

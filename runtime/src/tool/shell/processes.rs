@@ -3,22 +3,51 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::process::{PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, wait};
 
 use crate::sys::send_signal;
 
 /// A process in a list. Its start time tells it from a later one with the same id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 struct Process {
     pid: i32,
     parent: i32,
     start: u64,
 }
 
+/// Its parent may change while it lives.
+impl PartialEq for Process {
+    fn eq(&self, other: &Process) -> bool {
+        (self.pid, self.start) == (other.pid, other.start)
+    }
+}
+
+impl Eq for Process {}
+
+impl std::hash::Hash for Process {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (self.pid, self.start).hash(state);
+    }
+}
+
+/// Which processes are meant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Reach {
+    /// All that a proc filesystem of the namespace shows, but its PID 1.
+    #[default]
+    Namespace,
+    /// What descends from this process, which whatever they leave behind comes to (prctl(2),
+    /// `PR_SET_CHILD_SUBREAPER`).
+    Descendants(i32),
+}
+
 /// What lives in the tool tree beside keeper and shell.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Processes {
+    reach: Reach,
     /// A proc filesystem of the tool tree's PID namespace that hides nothing from the keeper.
     proc: Option<OwnedFd>,
     /// What earlier calls left running: id and start time.
@@ -26,8 +55,24 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    pub fn new(proc: Option<OwnedFd>) -> Processes {
-        Processes { proc, known: HashSet::new() }
+    /// What belongs to the calling keeper: its namespace if it is the first process of one, else what
+    /// it starts.
+    ///
+    /// # Errors
+    /// Outside a namespace of its own, if there is no proc filesystem to find children with.
+    pub fn of_this_keeper(proc: Option<OwnedFd>) -> std::io::Result<Processes> {
+        let own = std::process::id() as i32;
+        if own == 1 {
+            return Ok(Processes { reach: Reach::Namespace, proc, known: HashSet::new() });
+        }
+        let proc = Some(proc.ok_or(std::io::ErrorKind::NotFound)?);
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        Ok(Processes { reach: Reach::Descendants(own), proc, known: HashSet::new() })
+    }
+
+    /// Whether a signal to everybody reaches them and nobody else.
+    pub fn are_a_namespace(&self) -> bool {
+        self.reach == Reach::Namespace
     }
 
     /// Whether a process ignores signal `number` (proc(5), SigIgn); false if that cannot be read.
@@ -66,43 +111,32 @@ impl Processes {
     pub fn kill_new(&self, shell: i32, mut pause: impl FnMut() -> bool) -> bool {
         const STOP_ROUNDS_MAX: usize = 16;
         loop {
-            let mut stopped = HashSet::new();
+            let mut stopped: HashSet<Process> = HashSet::new();
             for _ in 0..STOP_ROUNDS_MAX {
                 let Some(new) = self.list_new(shell) else { return false };
-                let fresh: Vec<i32> = new.into_iter().filter(|pid| stopped.insert(*pid)).collect();
+                let fresh: Vec<_> = new.into_iter().filter(|one| stopped.insert(*one)).collect();
                 if fresh.is_empty() {
                     break;
                 }
-                signal_each(&fresh, libc::SIGSTOP);
+                self.signal_each(&fresh, libc::SIGSTOP);
             }
             if stopped.is_empty() {
                 return true;
             }
-            signal_each(&stopped.into_iter().collect::<Vec<i32>>(), libc::SIGKILL);
+            self.signal_each(&stopped.into_iter().collect::<Vec<_>>(), libc::SIGKILL);
             if !pause() {
                 return self.list_new(shell).is_some_and(|new| new.is_empty());
             }
         }
     }
 
-    /// Ids of the processes that are not of earlier calls, nor descend from one that is.
-    fn list_new(&self, shell: i32) -> Option<Vec<i32>> {
+    /// The processes that are not of earlier calls, nor descend from one that is.
+    fn list_new(&self, shell: i32) -> Option<Vec<Process>> {
         let all = self.list(shell)?;
-        let mut earlier: HashSet<i32> = all
-            .iter()
-            .filter(|process| self.known.contains(&(process.pid, process.start)))
-            .map(|process| process.pid)
-            .collect();
-        loop {
-            let before = earlier.len();
-            let children = all.iter().filter(|process| earlier.contains(&process.parent));
-            let children: Vec<i32> = children.map(|process| process.pid).collect();
-            earlier.extend(children);
-            if earlier.len() == before {
-                break;
-            }
-        }
-        let new = all.iter().map(|process| process.pid).filter(|pid| !earlier.contains(pid));
+        let known = |process: &&Process| self.known.contains(&(process.pid, process.start));
+        let known = all.iter().filter(known).map(|process| process.pid).collect();
+        let earlier = with_descendants(known, &all);
+        let new = all.into_iter().filter(|process| !earlier.contains(&process.pid));
         Some(new.collect())
     }
 
@@ -118,11 +152,37 @@ impl Processes {
             else {
                 continue;
             };
-            if pid != 1 && pid != shell {
+            if pid != 1 {
                 all.extend(self.read(pid)); // gone again: no entry
             }
         }
+        if let Reach::Descendants(keeper) = self.reach {
+            let ours = with_descendants(HashSet::from([keeper]), &all);
+            all.retain(|process| process.pid != keeper && ours.contains(&process.pid));
+        }
+        all.retain(|process| process.pid != shell);
         Some(all)
+    }
+
+    /// Signals what is still the process that was listed.
+    fn signal_each(&self, processes: &[Process], signal: i32) {
+        for process in processes {
+            // One that is gone by now needs no signal; one that is not shows in the next list.
+            let _gone = match self.reach {
+                Reach::Namespace => send_signal(process.pid, signal),
+                Reach::Descendants(_) => self.signal_exactly(process, signal),
+            };
+        }
+    }
+
+    /// On a host an id may belong to somebody else by now: held first, looked at then.
+    fn signal_exactly(&self, process: &Process, signal: i32) -> std::io::Result<()> {
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let pid = rustix::process::Pid::from_raw(process.pid).ok_or_else(gone)?;
+        let held = pidfd_open(pid, PidfdFlags::empty())?;
+        let same = self.read(process.pid).is_some_and(|now| now.start == process.start);
+        let signal = Signal::from_named_raw(signal).filter(|_| same).ok_or_else(gone)?;
+        Ok(pidfd_send_signal(&held, signal)?)
     }
 
     fn read(&self, pid: i32) -> Option<Process> {
@@ -147,10 +207,33 @@ fn parse_stat(pid: i32, stat: &[u8]) -> Option<Process> {
     Some(Process { pid, parent: parent.parse().ok()?, start: start.parse().ok()? })
 }
 
-fn signal_each(pids: &[i32], signal: i32) {
-    for pid in pids {
-        // One that is gone by now needs no signal; one that is not shows in the next list.
-        let _gone = send_signal(*pid, signal);
+/// Kills every process that descends from this one, for at most `limit`. For the last moments of a
+/// process that adopts what its children leave.
+pub fn end_descendants(limit: Duration) {
+    const PAUSE: Duration = Duration::from_millis(1);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(proc) = rustix::fs::open("/proc", flags, Mode::empty()) else { return };
+    let reach = Reach::Descendants(std::process::id() as i32);
+    let all = Processes { reach, proc: Some(proc), known: HashSet::new() };
+    let deadline = Instant::now() + limit;
+    // Whether some are left: there is nothing more to be done about them.
+    let _dead = all.kill_new(-1, || {
+        std::thread::sleep(PAUSE);
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        Instant::now() < deadline
+    });
+}
+
+/// `some` and all that descend from them.
+fn with_descendants(mut some: HashSet<i32>, all: &[Process]) -> HashSet<i32> {
+    loop {
+        let before = some.len();
+        let children = all.iter().filter(|process| some.contains(&process.parent));
+        let children: Vec<i32> = children.map(|process| process.pid).collect();
+        some.extend(children);
+        if some.len() == before {
+            return some;
+        }
     }
 }
 
@@ -164,7 +247,7 @@ mod tests {
         let case = |name: &str, state: &str| format!("12 ({name}) {state} 3 {rest}").into_bytes();
         for name in ["sleep", "a) Z 9 9 (b", "\u{fffd} )"] {
             let got = parse_stat(12, &case(name, "S")).expect("alive");
-            assert_eq!(got, Process { pid: 12, parent: 3, start: 4711 }, "{name}");
+            assert_eq!((got.pid, got.parent, got.start), (12, 3, 4711), "{name}");
         }
         assert_eq!(parse_stat(12, &case("x", "Z")), None);
         assert_eq!(parse_stat(12, b"12 (x) S"), None);

@@ -145,6 +145,8 @@ impl Shell {
                 self.state = State::Absent;
                 Ok(Some(Ending::Ended(code)))
             }
+            // One that outlived its call against our will.
+            Some(FromKeeper::ToolEnded(_)) => Ok(None),
             Some(_) => Err(io::ErrorKind::InvalidData.into()),
         }
     }
@@ -159,6 +161,7 @@ impl Shell {
                     self.state = State::Absent;
                     self.ended_unseen = true;
                 }
+                Some(FromKeeper::ToolEnded(_)) => {}
                 Some(answer) => return Ok(answer),
             }
         }
@@ -221,7 +224,11 @@ impl Shell {
 
     /// Replaces the content of the file that the shell reads the command from.
     pub(super) fn write_script(&self, command: &str) -> Result<(), Errno> {
-        let bytes = script::script(command);
+        self.hand_over(&script::script(command))
+    }
+
+    /// Replaces the content of the file that both sides have.
+    pub(super) fn hand_over(&self, bytes: &[u8]) -> Result<(), Errno> {
         let mut written = 0;
         while written < bytes.len() {
             match rustix::io::pwrite(&self.script, &bytes[written..], written as u64) {

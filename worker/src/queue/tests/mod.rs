@@ -1,6 +1,7 @@
 //! Tests of the queue as a whole: a scripted control plane instead of a network, the test clock
 //! instead of time. `http` is the exception: it speaks over loopback.
 
+mod apart;
 mod client;
 mod gate;
 mod http;

@@ -21,8 +21,40 @@ pub const NO_OUTPUT: &str = "(no output)";
 #[derive(Clone, PartialEq)]
 pub enum ContentBlock {
     Text(String),
-    Image { media_type: String, data: Vec<u8> },
-    Document { media_type: String, data: Vec<u8> },
+    Image {
+        media_type: String,
+        data: Vec<u8>,
+    },
+    Document {
+        media_type: String,
+        data: Vec<u8>,
+    },
+    /// An image, a document or a search result as the tool wrote it (RUN-21); made by [`passed`]
+    /// only.
+    ///
+    /// [`passed`]: ContentBlock::passed
+    Passed(Value),
+}
+
+impl ContentBlock {
+    /// What passes as it was written.
+    #[cfg(test)]
+    pub fn as_passed(&self) -> Option<&Value> {
+        match self {
+            ContentBlock::Passed(block) => Some(block),
+            _ => None,
+        }
+    }
+
+    /// A block that a tool wrote itself: what may be posted passes, anything else becomes a text of
+    /// its JSON (RUN-21).
+    pub fn passed(block: Value) -> ContentBlock {
+        match (block["type"].as_str(), block["text"].as_str()) {
+            (Some("text"), Some(text)) => ContentBlock::Text(text.to_owned()),
+            (Some("image" | "document" | "search_result"), _) => ContentBlock::Passed(block),
+            _ => ContentBlock::Text(block.to_string()),
+        }
+    }
 }
 
 /// What a call gave.
@@ -58,6 +90,7 @@ impl CallOutcome {
         let size = |block: &ContentBlock| match block {
             ContentBlock::Text(text) => text.len(),
             ContentBlock::Image { data, .. } | ContentBlock::Document { data, .. } => data.len(),
+            ContentBlock::Passed(block) => block.to_string().len(),
         };
         self.content.iter().map(size).sum()
     }
@@ -101,6 +134,7 @@ impl Left {
             ContentBlock::Text(text) => self.text(text),
             ContentBlock::Image { media_type, data } => self.media("image", media_type, data),
             ContentBlock::Document { media_type, data } => self.media("document", media_type, data),
+            ContentBlock::Passed(block) => self.passed(block),
         }
     }
 
@@ -118,6 +152,17 @@ impl Left {
         text_block(&format!(
             "{kept}\n[{lost} bytes were left out: a result holds {TEXT_BYTES_MAX}]"
         ))
+    }
+
+    fn passed(&mut self, block: &Value) -> Value {
+        let size = block.to_string().len();
+        if size > self.media {
+            return text_block(&format!(
+                "[a block of {size} bytes was left out: a result holds {MEDIA_BYTES_MAX}]"
+            ));
+        }
+        self.media -= size;
+        block.clone()
     }
 
     fn media(&mut self, kind: &str, media_type: &str, data: &[u8]) -> Value {
@@ -194,6 +239,26 @@ mod tests {
         let got = posted(vec![ContentBlock::Image { media_type: "image/png".into(), data }]);
         let source = json!({"type":"base64","media_type":"image/png","data":"//4="});
         assert_eq!(got, json!([{"type":"image","source":source}]));
+    }
+
+    #[test]
+    fn blocks_of_a_tools_own_pass_or_become_text() {
+        // RUN-21.
+        let image = json!({"type":"image","source":{"type":"url","url":"https://x"}});
+        #[rustfmt::skip]
+        let cases = [
+            (json!({"type":"text","text":"a"}),         json!({"type":"text","text":"a"})),
+            (json!({"type":"text","text":""}),          json!({"type":"text","text":"(no output)"})),
+            (json!({"type":"text","text":"a","x":[]}),  json!({"type":"text","text":"a"})),
+            (image.clone(),                             image),
+            (json!({"type":"search_result","a":1}),     json!({"type":"search_result","a":1})),
+            (json!({"type":"tool_use","id":"x"}),       json!({"type":"text","text":r#"{"id":"x","type":"tool_use"}"#})),
+            (json!({"type":"text"}),                    json!({"type":"text","text":r#"{"type":"text"}"#})),
+            (json!(7),                                  json!({"type":"text","text":"7"})),
+        ];
+        for (block, want) in cases {
+            assert_eq!(posted(vec![ContentBlock::passed(block.clone())]), json!([want]), "{block}");
+        }
     }
 
     #[test]
