@@ -192,3 +192,26 @@ impl JailedTools {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_stages_input_is_refused_and_the_same_one_without_it_is_not() {
+        let at = tempfile::TempDir::new().expect("a directory");
+        let plain = "schema = 1\nextends = \"default\"\n";
+        let stage = "[[stage]]\nname = \"case\"\nkind = \"https\"\nto = \"case.csv\"\n\
+                     from = \"metadata:input\"\nsha256 = \"metadata:sum\"\n\
+                     allow = [\"https://data.example.com/inputs/\"]\n";
+        let choice = |text: &str| {
+            let file = at.path().join("intake.toml");
+            std::fs::write(&file, text).expect("written");
+            JailPolicy::new(file.display().to_string(), at.path().join("audit.jsonl"))
+        };
+        let refused = resolve(&choice(&[plain, stage].concat())).expect_err("a refusal");
+        assert_eq!(refused.kind(), ErrorKind::Settings);
+        assert!(refused.to_string().contains("it stages input"), "{refused}");
+        resolve(&choice(plain)).expect("a policy");
+    }
+}
