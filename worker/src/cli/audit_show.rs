@@ -152,6 +152,14 @@ fn details(record: &Value, event: &str, tool: &str) -> String {
         "skill.failed" => {
             format!("{} {}: {}", text("skill"), text("version"), text("reason"))
         }
+        "stage.laid" => {
+            let from =
+                if record["host"].is_string() { text("host") } else { "this host".to_owned() };
+            let size = size(record["bytes"].as_u64().unwrap_or(0));
+            format!("{}, {} from {from}, {size}", text("rule"), text("kind"))
+        }
+        "stage.failed" => format!("{}, {}: {}", text("rule"), text("kind"), text("reason")),
+        "tool.outside" => format!("{}: {}", text("tool"), text("why")),
         "call.started" => format!("{}, {} of input", text("tool"), bytes("input")),
         "call.ended" => {
             let mut out = format!("{tool} {}, {}", text("status"), bytes("output"));
@@ -313,6 +321,7 @@ mod tests {
 
     const LOG: &str = r#"{"v":1,"seq":1,"time":"2026-11-02T08:00:00.000000Z","event":"item.claimed","kind":"session","session":"sesn_0000000001"}
 {"time":"2026-11-02T08:00:01.000000Z","event":"jail.launched","policy":"default","session":"sesn_0000000001","report":{"level":"root","timings":{"ready_us":4000},"layers":[{"layer":"seccomp","got":"enforced","why":"1 filter"}],"canary":[{"act":"mount","layer":"seccomp","got":"EPERM","ok":true}]}}
+{"time":"2026-11-02T08:00:01.000000Z","event":"stage.laid","rule":"orders","kind":"local","sha256":"00","bytes":22,"session":"sesn_0000000001"}
 {"time":"2026-11-02T08:00:01.000000Z","event":"skill.laid","skill":"skill_1","version":"skillver_2","directory":"greet","archive":{"bytes":900},"files":3,"bytes":2048,"skipped":0,"session":"sesn_0000000001"}
 {"time":"2026-11-02T08:00:01.000000Z","event":"skill.failed","skill":"skill_3","version":"latest","reason":"digest","session":"sesn_0000000001"}
 {"time":"2026-11-02T08:00:02.000000Z","event":"call.started","tool":"bash","input":{"bytes":21},"session":"sesn_0000000001"}
@@ -336,6 +345,7 @@ half a line
             "2026-11-02T08:00:00 00000001 item.claimed     session\n\
              2026-11-02T08:00:01 00000001 jail.launched    level root, policy default: 1 of 1 layers \
              enforced, 1 of 1 forbidden acts refused, ready after 4 ms\n\
+             2026-11-02T08:00:01 00000001 stage.laid       orders, local from this host, 22 B\n\
              2026-11-02T08:00:01 00000001 skill.laid       skill_1 skillver_2 as greet, 2.0 KiB in 3 \
              files\n\
              2026-11-02T08:00:01 00000001 skill.failed     skill_3 latest: digest\n\
