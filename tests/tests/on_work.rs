@@ -218,8 +218,7 @@ fn a_script_that_cannot_run_ends_the_poller_and_stops_no_item() {
 /// A script that ignores requests to end, with a child that does not.
 const STUBBORN: &str = "#!/bin/sh\n\
     trap 'echo asked' TERM\n\
-    sh -c 'trap \"echo child asked; exit\" TERM; while :; do sleep 0.05; done' &\n\
-    echo ready > $HOME/ready\n\
+    sh -c 'trap \"echo child asked; exit\" TERM; echo > $HOME/ready; while :; do sleep 0.05; done' &\n\
     while :; do sleep 0.1; done\n";
 
 #[test]
