@@ -25,7 +25,7 @@ use crate::jail::{
     self, CgroupEvents, Confinement, End, EnforcementReport, Event, ExecutorEnds, Failure,
     KeeperSide, Launcher, LimitHit, PorterEnds, Programs, UnpackConfinement,
 };
-use crate::spec::{CgroupPlan, CustomToolPlan, JailSpec};
+use crate::spec::{CgroupPlan, CustomToolPlan, JailSpec, Room};
 use crate::tool::{self, FileHelper, FullPlace, ToolCall, ToolResult, shell};
 
 use host::Host;
@@ -169,7 +169,7 @@ pub struct Session {
     usage: CgroupEvents,
     report: Box<EnforcementReport>,
     limits: CgroupPlan,
-    room: Room,
+    rooms: Vec<Room>,
     network: Option<Arc<Network>>,
     porter: Porter,
 }
@@ -183,13 +183,6 @@ pub struct Called {
     pub limits: Vec<LimitHit>,
     /// What the broker denied while it ran.
     pub denials: Vec<Denial>,
-}
-
-/// How much fits where, for the sentence that explains a full place.
-#[derive(Debug)]
-struct Room {
-    scratch: (u64, u64),
-    memory: Vec<(PathBuf, (u64, u64))>,
 }
 
 impl Session {
@@ -207,7 +200,7 @@ impl Session {
         egress: Option<Egress>,
     ) -> Result<Session, StartError> {
         let unreachable = |whom| move |source| StartError::Unreachable { whom, source };
-        let (limits, room, plan) = (spec.cgroup.clone(), Room::of(&spec), spec.egress.clone());
+        let (limits, rooms, plan) = (spec.cgroup.clone(), spec.mounts.rooms(), spec.egress.clone());
         let (ours, theirs) = StdStream::pair().map_err(unreachable("executor"))?;
         let with_porter = spec.tools.as_ref().is_some_and(|plan| plan.porter);
         let porter = with_porter.then(StdStream::pair).transpose();
@@ -240,7 +233,7 @@ impl Session {
         let porter = porter.map_or(Ok(Porter::absent()), Porter::connect);
         let porter = porter.map_err(unreachable("porter"))?;
         let usage = CgroupEvents::default();
-        Ok(Session { host, line, usage, report, limits, room, network, porter })
+        Ok(Session { host, line, usage, report, limits, rooms, network, porter })
     }
 
     /// Its part of the broker; `None` where its jail has no network.
@@ -357,7 +350,7 @@ impl Session {
         if refused > 0 {
             hits.push(LimitHit::Processes { max: self.limits.pids_max, refused });
         }
-        hits.extend(facts.full.iter().filter_map(|full| self.room.hit(full)));
+        hits.extend(facts.full.iter().filter_map(|full| limit_of(&self.rooms, full)));
         Ok(hits)
     }
 
@@ -369,28 +362,13 @@ impl Session {
     }
 }
 
-impl Room {
-    fn of(spec: &JailSpec) -> Room {
-        let plan = &spec.mounts;
-        let scratch = (plan.scratch.bytes_max, plan.scratch.inodes_max);
-        let memory = plan
-            .memory
-            .iter()
-            .map(|mount| (Path::new("/").join(&mount.target), (mount.bytes_max, mount.inodes_max)));
-        let places = plan
-            .places
-            .iter()
-            .map(|place| (place.target.clone(), (place.bytes_max, place.inodes_max)));
-        Room { scratch, memory: memory.chain(places).collect() }
-    }
-
-    fn hit(&self, full: &FullPlace) -> Option<LimitHit> {
-        let place = full.place.clone();
-        let memory = self.memory.iter().find(|(target, _)| target.as_path() == Path::new(&place));
-        let (bytes, inodes) = memory.map_or(self.scratch, |(_, limits)| *limits);
-        Some(match full.inodes {
-            true => LimitHit::Inodes { place, inodes },
-            false => LimitHit::Bytes { place, bytes },
-        })
-    }
+/// The limit of a full place. What is none of its own is the session's own file system.
+fn limit_of(rooms: &[Room], full: &FullPlace) -> Option<LimitHit> {
+    let place = full.place.clone();
+    let room = rooms.iter().find(|room| room.place == Path::new(&place)).or(rooms.first())?;
+    let area = room.area;
+    Some(match full.inodes {
+        true => LimitHit::Inodes { place, area, inodes: room.inodes_max },
+        false => LimitHit::Bytes { place, area, bytes: room.bytes_max },
+    })
 }

@@ -86,8 +86,7 @@ fn a_script_that_runs_the_worker_serves_sessions_side_by_side() {
             assert_eq!(value("OF_THE_POLLER").as_deref(), Some("passed on"));
             // Taken out of the worker's own environment, and given back.
             assert_eq!(value("AWS_SECRET_ACCESS_KEY").as_deref(), Some("passed on too"));
-            let descriptors = ["STOCKADE_KEY_DESCRIPTOR", "STOCKADE_HIDDEN_DESCRIPTOR"];
-            for name in ["ANTHROPIC_API_KEY", "STOCKADE_JAIL"].into_iter().chain(descriptors) {
+            for name in ["ANTHROPIC_API_KEY", "STOCKADE_JAIL", "STOCKADE_HIDDEN_DESCRIPTOR"] {
                 assert_eq!(value(name), None, "{name}");
             }
             let item = read(&format!("item.{id}"));

@@ -20,10 +20,11 @@ use stockade_runtime::jail::{
     self, End, EnforcementReport, Event, Failure, Launcher, Step, StepFailure,
 };
 use stockade_runtime::policy::network::DenyDetail;
-use stockade_runtime::policy::{LIMIT_KEYS, Policy, Resolver, variable_refused};
+use stockade_runtime::policy::{LIMIT_KEYS, Policy, variable_refused};
 use stockade_runtime::spec::{self, BoundRequest, Request};
 
-use crate::cli::{policy, syscall_groups};
+use crate::cli::policy;
+use crate::cli::policy_choice::PolicyChoice;
 use crate::exit::Exit;
 use crate::explain;
 use crate::footer;
@@ -39,23 +40,8 @@ use crate::sweep::run_directory;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ExecArgs {
-    /// Use this policy [default: default]
-    ///
-    /// A shipped name (`worker policy list`), a name in the policy directory, or a file.
-    #[arg(long, value_name = "NAME|FILE", default_value = "default", hide_default_value = true)]
-    policy: String,
-
-    /// Look for NAME.toml in DIR [default: /etc/stockade/policies]
-    #[arg(
-        long = "policy-dir",
-        value_name = "DIR",
-        env = "WORKER_POLICY_DIR",
-        value_delimiter = ':',
-        default_value = "/etc/stockade/policies",
-        hide_default_value = true,
-        hide_env = true
-    )]
-    policy_directories: Vec<PathBuf>,
+    #[command(flatten)]
+    policy: PolicyChoice,
 
     /// Show DIR as /workspace, writable [default: a fresh one, gone afterwards]
     ///
@@ -206,18 +192,12 @@ fn prepare(args: &ExecArgs, level: Level) -> anyhow::Result<Result<spec::JailSpe
 }
 
 fn resolve_policy(args: &ExecArgs) -> Result<Policy, Refused> {
-    let groups = syscall_groups();
-    let resolver = Resolver {
-        groups: &groups,
-        directories: &args.policy_directories,
-        load: &policy::read_policy_file,
-    };
     let refuse = |error, exit| {
         // Nobody to tell is no reason to go on.
         let _unheard = policy::complain(&mut io::stderr(), &error);
         Refused(exit)
     };
-    let policy = resolver.resolve(&args.policy).and_then(policy::timely);
+    let policy = args.policy.resolve(&policy::read_policy_file);
     let mut policy = policy.map_err(|error| refuse(error, Exit::Policy))?;
     for limit in &args.limits {
         let Some((key, value)) = limit.split_once('=') else {

@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 
 use stockade_runtime::jail::{End, ExportReport, Failure, LimitHit};
+use stockade_runtime::spec::Area;
 
 use crate::exit::Exit;
 
@@ -95,49 +96,58 @@ fn export(report: &ExportReport) {
 
 /// One sentence about a limit, with the key that sets it.
 pub fn limit(hit: &LimitHit) -> String {
+    let key = setting(hit);
     match hit {
         LimitHit::WallTime { milliseconds } => format!(
-            "the wall clock limit of {} s was reached and everything was stopped (process.wall_time)",
+            "the wall clock limit of {} s was reached and everything was stopped ({key})",
             *milliseconds as f64 / 1000.0
         ),
         LimitHit::Memory { bytes, kills } => format!(
-            "the memory limit of {} was reached and {kills} {} killed (process.memory)",
+            "the memory limit of {} was reached and {kills} {} killed ({key})",
             size(*bytes),
             if *kills == 1 { "process was" } else { "processes were" }
         ),
         LimitHit::Processes { max, refused } => format!(
-            "the limit of {max} processes was reached and {refused} {} refused (process.pids)",
+            "the limit of {max} processes was reached and {refused} {} refused ({key})",
             if *refused == 1 { "fork was" } else { "forks were" }
         ),
-        LimitHit::Bytes { place, bytes } => {
-            format!("{place} is full: {} (filesystem.{})", size(*bytes), size_key(place))
+        LimitHit::Bytes { place, bytes, .. } => {
+            format!("{place} is full: {} ({key})", size(*bytes))
         }
-        LimitHit::Inodes { place, inodes } => format!(
-            "{place} has no room for more files: {inodes} (filesystem.{})",
-            inode_key(place)
-        ),
+        LimitHit::Inodes { place, inodes, .. } => {
+            format!("{place} has no room for more files: {inodes} ({key})")
+        }
         LimitHit::Output { bytes } => format!(
-            "the output limit of {} was reached and everything was stopped (process.output)",
+            "the output limit of {} was reached and everything was stopped ({key})",
             size(*bytes)
         ),
         LimitHit::CpuTime { seconds } => {
-            format!("a process used its {seconds} s of CPU time (process.cpu_time)")
+            format!("a process used its {seconds} s of CPU time ({key})")
         }
     }
 }
 
-fn size_key(place: &str) -> &'static str {
-    match place {
-        "/tmp" => "tmp_size",
-        "/dev/shm" => "shm_size",
-        _ => "workspace_size",
-    }
-}
-
-fn inode_key(place: &str) -> &'static str {
-    match place {
-        "/tmp" | "/dev/shm" => "tmp_inodes",
-        _ => "workspace_inodes",
+/// The setting that sets a limit: of the policy, or of the configuration (`[skills]`, `[memory]`).
+pub fn setting(hit: &LimitHit) -> &'static str {
+    match hit {
+        LimitHit::WallTime { .. } => "process.wall_time",
+        LimitHit::Memory { .. } => "process.memory",
+        LimitHit::Processes { .. } => "process.pids",
+        LimitHit::Bytes { area, .. } => match area {
+            Area::Workspace => "filesystem.workspace_size",
+            Area::Tmp => "filesystem.tmp_size",
+            Area::Shm => "filesystem.shm_size",
+            Area::Skills => "skills.size",
+            Area::Store => "memory.store_size",
+        },
+        LimitHit::Inodes { area, .. } => match area {
+            Area::Workspace => "filesystem.workspace_inodes",
+            Area::Tmp | Area::Shm => "filesystem.tmp_inodes",
+            Area::Skills => "skills.entries",
+            Area::Store => "memory.store_files",
+        },
+        LimitHit::Output { .. } => "process.output",
+        LimitHit::CpuTime { .. } => "process.cpu_time",
     }
 }
 
@@ -154,19 +164,28 @@ mod tests {
 
     #[test]
     fn every_limit_is_explained_with_the_key_that_sets_it() {
-        let place = || "/tmp".to_owned();
+        let bytes = |area| LimitHit::Bytes { place: "/p".to_owned(), area, bytes: 1 << 20 };
+        let inodes = |area| LimitHit::Inodes { place: "/p".to_owned(), area, inodes: 5 };
         let cases = [
             (LimitHit::WallTime { milliseconds: 1500 }, "1.5 s", "process.wall_time"),
             (LimitHit::Memory { bytes: 128 << 20, kills: 2 }, "128 MiB", "process.memory"),
             (LimitHit::Processes { max: 64, refused: 9 }, "64 processes", "process.pids"),
-            (LimitHit::Bytes { place: place(), bytes: 1 << 20 }, "/tmp is full", "tmp_size"),
-            (LimitHit::Inodes { place: place(), inodes: 5 }, "/tmp has no room", "tmp_inodes"),
+            (bytes(Area::Tmp), "/p is full: 1 MiB", "filesystem.tmp_size"),
+            (bytes(Area::Shm), "/p is full", "filesystem.shm_size"),
+            (bytes(Area::Workspace), "/p is full", "filesystem.workspace_size"),
+            (bytes(Area::Skills), "/p is full", "skills.size"),
+            (bytes(Area::Store), "/p is full", "memory.store_size"),
+            (inodes(Area::Tmp), "/p has no room for more files: 5", "filesystem.tmp_inodes"),
+            (inodes(Area::Shm), "/p has no room", "filesystem.tmp_inodes"),
+            (inodes(Area::Workspace), "/p has no room", "filesystem.workspace_inodes"),
+            (inodes(Area::Skills), "/p has no room", "skills.entries"),
+            (inodes(Area::Store), "/p has no room", "memory.store_files"),
             (LimitHit::Output { bytes: 10 }, "10 bytes", "process.output"),
             (LimitHit::CpuTime { seconds: 3 }, "3 s", "process.cpu_time"),
         ];
         for (hit, what, key) in cases {
             let text = limit(&hit);
-            assert!(text.contains(what) && text.contains(key), "{text}");
+            assert!(text.contains(what) && text.contains(&format!("({key})")), "{text}");
         }
     }
 }

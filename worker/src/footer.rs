@@ -145,6 +145,7 @@ mod tests {
     use super::*;
     use stockade_runtime::egress::Target;
     use stockade_runtime::policy::network::{AddressClass, DenyReason};
+    use stockade_runtime::spec::Area;
 
     #[test]
     fn every_limit_is_named_with_its_key_and_nothing_is_said_without_one() {
@@ -152,8 +153,12 @@ mod tests {
         let text = of(&[
             LimitHit::Memory { bytes: 2 << 30, kills: 1 },
             LimitHit::Processes { max: 1024, refused: 7 },
-            LimitHit::Bytes { place: "/workspace".to_owned(), bytes: 1 << 30 },
-            LimitHit::Inodes { place: "/tmp".to_owned(), inodes: 10 },
+            LimitHit::Bytes {
+                place: "/workspace".to_owned(),
+                area: Area::Workspace,
+                bytes: 1 << 30,
+            },
+            LimitHit::Inodes { place: "/tmp".to_owned(), area: Area::Tmp, inodes: 10 },
         ])
         .expect("a footer");
         for part in ["[jail] Limits", "process.memory", "process.pids", "/workspace", "/tmp"] {

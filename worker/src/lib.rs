@@ -57,6 +57,7 @@ pub use library::{
 /// Runs the command line of the program `worker`. No part of the library: for its `main` only.
 #[doc(hidden)]
 pub fn main() -> ExitCode {
+    stockade_runtime::sys::abort_on_panic();
     // Before anything else: a process started as a helper must not read arguments, files or the
     // environment, and those started as the key reader or the script starter only what they were
     // started for.

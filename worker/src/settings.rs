@@ -17,6 +17,7 @@ use stockade_runtime::host::Level;
 use stockade_runtime::jail::Step;
 
 use crate::cli::policy::ReportFormat;
+use crate::cli::policy_choice::PolicyChoice;
 use crate::cli::poll::{Cadence, PollArgs};
 use crate::platform::Aws;
 use crate::traces::TraceSettings;
@@ -98,10 +99,8 @@ pub struct Settings {
     pub anthropic_version: HeaderValue,
     /// The configuration file.
     pub config: Option<PathBuf>,
-    /// Name or file of the policy.
-    pub policy: String,
-    /// Where named policies are.
-    pub policy_directories: Vec<PathBuf>,
+    /// The policy of sessions.
+    pub policy: PolicyChoice,
     /// The directory that sessions see as their workspace; absolute.
     pub workdir: Option<PathBuf>,
     /// Where outputs of sessions are kept; absolute.
@@ -174,7 +173,6 @@ impl Settings {
             anthropic_version: version(&args.session.anthropic_version)?,
             config: args.session.config.clone(),
             policy: args.session.policy.clone(),
-            policy_directories: args.session.policy_directories.clone(),
             workdir: args
                 .session
                 .workdir

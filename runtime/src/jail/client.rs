@@ -72,6 +72,7 @@ pub fn become_launcher_if_asked(programs: Programs) {
     let Ok(stream) = sys::adopt_socket(CONNECTION) else {
         return; // started under this name by hand
     };
+    sys::abort_on_panic();
     launcher::serve(Wire::from_fd(stream), programs)
 }
 

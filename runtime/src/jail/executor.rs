@@ -10,26 +10,25 @@
 //! needs no call that receives descriptors, which a policy may forbid.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SealFlags, Uid, fchown, memfd_create, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{DumpableBehavior, Signal};
 
 use crate::host::Level;
 use crate::policy::Layer;
-use crate::spec::{Access, JailSpec, Rlimit, ToolsPlan};
-use crate::sys::{self, CloneArgs, Cloned, clone3};
+use crate::spec::{Access, JailSpec, ToolsPlan};
 
+use super::caps;
 use super::claim::IdRange;
+use super::companion::{Companion, Cradle, become_program};
 use super::landlock::Domain;
 use super::programs::{Confinement, ExecutorEnds, Programs};
 use super::seccomp;
 use super::step::{AtStep as _, Step, StepFailure};
 use super::wire::Wire;
-use super::{caps, rlimits};
 
 /// What a file helper calls: it walks, reads and writes files.
 const HELPER_GROUPS: &[&str] = &[
@@ -55,8 +54,6 @@ const DATA_BYTES_MAX: u64 = 512 << 20;
 const OPEN_FILES_MAX: u64 = 1024;
 /// Id of the executor in its own user namespace, next to the payload's.
 const EXECUTOR_ID: u32 = 1001;
-/// Below the payload's, so that the kernel takes a tool and not the executor when memory runs out.
-pub(super) const OOM_SCORE_ADJ: &[u8] = b"0";
 
 /// Everything that connects the processes of a session's tools.
 #[derive(Debug)]
@@ -149,13 +146,6 @@ fn script() -> io::Result<OwnedFd> {
     Ok(script)
 }
 
-/// The executor, started and not yet let go.
-#[derive(Debug)]
-pub(super) struct Executor {
-    pub pid: i32,
-    wire: Wire,
-}
-
 /// What it is made from.
 pub(super) struct Birth<'a> {
     pub spec: &'a JailSpec,
@@ -170,76 +160,31 @@ pub(super) struct Birth<'a> {
 
 impl Birth<'_> {
     /// Clones the executor, maps its ids and lets it confine itself.
-    pub fn start(&self, ends: ExecutorEnds) -> Result<Executor, StepFailure> {
-        let step = Step::Executor;
-        let (ours, theirs) = Wire::pair().at(step, "connect to the executor")?;
-        let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup: self.cgroup };
-        match clone3(args).at(step, "clone the executor")? {
-            Cloned::Child => {
-                drop(ours);
-                self.run(ends, theirs)
-            }
-            Cloned::Parent { pid, .. } => {
-                let mut executor = Executor { pid, wire: ours };
-                self.map_ids(pid)?;
-                executor.wire.send(&(), &[]).at(step, "let the executor go on")?;
-                Ok(executor)
-            }
-        }
-    }
-
-    fn map_ids(&self, pid: i32) -> Result<(), StepFailure> {
-        let (step, inside, ids) = (Step::Executor, self.spec.payload_id, self.ids);
+    pub fn start(&self, ends: ExecutorEnds) -> Result<Companion, StepFailure> {
+        let (inside, ids) = (self.spec.payload_id, self.ids);
         let mut map = format!("{inside} {} 1\n", ids.payload);
         if ids.executor != ids.payload {
             map.push_str(&format!("{EXECUTOR_ID} {} 1\n", ids.executor));
         }
-        map_ids(self.proc, pid, &map, step)
-    }
-
-    /// In the new process. Never returns.
-    fn run(&self, ends: ExecutorEnds, mut init: Wire) -> ! {
-        let outcome = self.confine(&ends, &mut init);
-        let (confinement, failure) = match outcome {
-            Ok(confinement) => (Some(confinement), None),
-            Err(failure) => (None, Some(failure)),
-        };
-        // Init that is gone has ended this process.
-        let told = init.send(&failure, &[]);
-        match (confinement, told) {
-            (Some(confinement), Ok(())) => {
-                drop(init);
+        let cradle = Cradle { step: Step::Executor, proc: self.proc, cgroup: self.cgroup };
+        cradle.start(&map, |mut init| {
+            let confined = self.confine(&cradle, &ends, &mut init);
+            become_program(init, confined, |confinement| {
                 (self.programs.executor)(ends, confinement, self.spec)
-            }
-            _ => std::process::exit(1),
-        }
+            })
+        })
     }
 
     /// Every layer that a process puts on itself, in the order of the payload's.
-    fn confine(&self, ends: &ExecutorEnds, init: &mut Wire) -> Result<Confinement, StepFailure> {
-        let (step, spec) = (Step::Executor, self.spec);
-        super::init::die_with_parent(init)?;
-        let mut keep = ends.numbers().to_vec();
-        keep.extend([init.as_fd().as_raw_fd(), self.proc.as_raw_fd()]);
-        sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
-        nix::unistd::setsid().at(step, "start a session")?;
-        sys::errors_instead_of_signals().at(step, "ignore signals of failed writes")?;
-        let ((), _) = init.receive().at(step, "wait for the id mapping")?;
-        // What it may still do to ids is good for nothing else (INV-5).
-        super::payload::forbid_namespaces(self.proc, step)?;
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let score = openat(self.proc, "self/oom_score_adj", flags, Mode::empty())
-            .at(step, "open oom_score_adj")?;
-        rustix::io::write(&score, OOM_SCORE_ADJ).at(step, "write oom_score_adj")?;
-        let mut keep = ends.numbers().to_vec();
-        keep.push(init.as_fd().as_raw_fd());
-        drop(score);
-        sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
-        for (limit, value) in
-            [(Rlimit::Data, DATA_BYTES_MAX), (Rlimit::OpenFiles, OPEN_FILES_MAX), (Rlimit::Core, 1)]
-        {
-            rlimits::apply(limit, value).at(step, format!("{limit:?}"))?;
-        }
+    fn confine(
+        &self,
+        cradle: &Cradle<'_>,
+        ends: &ExecutorEnds,
+        init: &mut Wire,
+    ) -> Result<Confinement, StepFailure> {
+        let (step, spec) = (cradle.step, self.spec);
+        cradle.isolate(init, &ends.numbers())?;
+        cradle.limit(DATA_BYTES_MAX, OPEN_FILES_MAX)?;
         let mut own_domain = None;
         let mut confinement = Confinement { id: spec.payload_id, domain: None, filter: None };
         if spec.applies(Layer::Landlock) {
@@ -251,12 +196,7 @@ impl Birth<'_> {
         let own = self.ids.executor != self.ids.payload;
         let id = if own { EXECUTOR_ID } else { spec.payload_id };
         caps::keep_change_of_ids_and_become(id).at(step, "become an id of its own")?;
-        rustix::thread::set_no_new_privs(true).at(step, "set no_new_privs")?;
-        // A change of ids takes both away (prctl(2)).
-        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-            .at(step, "become undumpable")?;
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .at(step, "die with init")?;
+        cradle.seal()?;
         if let Some(domain) = own_domain {
             domain.enter().at(step, "enter the domain")?;
         }
@@ -271,33 +211,6 @@ impl Birth<'_> {
         }
         Ok(confinement)
     }
-}
-
-impl Executor {
-    /// Waits until every layer is on it.
-    pub fn confined(&mut self) -> Result<(), StepFailure> {
-        let heard = self.wire.receive::<Option<StepFailure>>();
-        match heard.at(Step::Executor, "hear of the executor")?.0 {
-            None => Ok(()),
-            Some(failure) => Err(failure),
-        }
-    }
-}
-
-/// Writes the id map of a child in a user namespace of its own; groups stay as they are.
-pub(super) fn map_ids(
-    proc: BorrowedFd<'_>,
-    pid: i32,
-    map: &str,
-    step: Step,
-) -> Result<(), StepFailure> {
-    for (file, text) in [("setgroups", "deny"), ("gid_map", map), ("uid_map", map)] {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let opened = openat(proc, format!("{pid}/{file}"), flags, Mode::empty());
-        let opened = opened.at(step, format!("open {file}"))?;
-        rustix::io::write(&opened, text.as_bytes()).at(step, format!("write {file}"))?;
-    }
-    Ok(())
 }
 
 fn grants(plan: &ToolsPlan) -> Vec<(&Path, Access)> {

@@ -21,11 +21,12 @@ use crate::sys::{self, CloneArgs, Cloned, clone3};
 
 use super::cgroup_door::CgroupDoor;
 use super::claim::IdRange;
-use super::executor::{Birth, Connections, Executor};
+use super::companion::Companion;
+use super::executor::{Birth, Connections};
 use super::landlock::Domain;
 use super::message::{Equipment, FromInit, FromPayload, LimitHit, PayloadStatus};
 use super::payload::Payload;
-use super::porter::{self, Porter};
+use super::porter;
 use super::programs::{ExecutorEnds, PorterEnds, Programs};
 use super::report::LayerResult;
 use super::seccomp::{self, Program};
@@ -228,8 +229,8 @@ impl Init<'_> {
         enter(Step::DropInit, self.halt());
         payload.send(&(), &[]).at(Step::MapIds, "let the payload restrict itself")?;
         let own_layers = self.drop_privileges()?;
-        executor.as_mut().map_or(Ok(()), Executor::confined)?;
-        porter.as_mut().map_or(Ok(()), Porter::confined)?;
+        executor.as_mut().map_or(Ok(()), Companion::confined)?;
+        porter.as_mut().map_or(Ok(()), Companion::confined)?;
         let (message, _) = payload.receive().at(Step::ClonePayload, "hear from the payload")?;
         match message {
             FromPayload::Failed(failure) => return Err(failure),
@@ -280,7 +281,7 @@ impl Init<'_> {
         tree: &Tree,
         ends: Option<ExecutorEnds>,
         cgroup: Option<BorrowedFd<'_>>,
-    ) -> Result<Option<Executor>, StepFailure> {
+    ) -> Result<Option<Companion>, StepFailure> {
         let (Some(ends), Some(plan)) = (ends, &self.spec.tools) else { return Ok(None) };
         enter(Step::Executor, self.halt());
         let (spec, programs, ids) = (self.spec, self.programs, self.ids);
@@ -310,7 +311,7 @@ impl Init<'_> {
         tree: &Tree,
         ends: Option<PorterEnds>,
         cgroup: Option<BorrowedFd<'_>>,
-    ) -> Result<Option<Porter>, StepFailure> {
+    ) -> Result<Option<Companion>, StepFailure> {
         let Some(ends) = ends else { return Ok(None) };
         enter(Step::Porter, self.halt());
         let (spec, programs, ids) = (self.spec, self.programs, self.ids);
@@ -425,19 +426,15 @@ impl Init<'_> {
 
     /// Places of the payload that have no room left at its end.
     fn full_places(&self) -> Vec<LimitHit> {
-        let plan = &self.spec.mounts;
-        let scratch = plan.scratch.places.first().or(plan.bound.first().map(|b| &b.target));
-        let scratch = scratch.map(|place| (place, plan.scratch.bytes_max, plan.scratch.inodes_max));
-        let memory = plan.memory.iter().map(|m| (&m.target, m.bytes_max, m.inodes_max));
         let mut full = Vec::new();
-        for (target, bytes, inodes) in scratch.into_iter().chain(memory) {
-            let place = format!("/{}", target.display());
+        for room in self.spec.mounts.rooms() {
+            let (place, area) = (room.place.display().to_string(), room.area);
             let Ok(stat) = rustix::fs::statvfs(&*place) else { continue };
             if stat.f_bavail == 0 {
-                full.push(LimitHit::Bytes { place: place.clone(), bytes });
+                full.push(LimitHit::Bytes { place: place.clone(), area, bytes: room.bytes_max });
             }
             if stat.f_ffree == 0 && stat.f_files > 0 {
-                full.push(LimitHit::Inodes { place, inodes });
+                full.push(LimitHit::Inodes { place, area, inodes: room.inodes_max });
             }
         }
         full

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::JailSpec;
+use crate::spec::{Area, JailSpec};
 
 use super::cgroup::CgroupEvents;
 use super::export::ExportReport;
@@ -179,6 +179,8 @@ pub enum LimitHit {
     Bytes {
         /// Where, as the payload sees it.
         place: String,
+        /// What it is.
+        area: Area,
         /// The limit.
         bytes: u64,
     },
@@ -186,6 +188,8 @@ pub enum LimitHit {
     Inodes {
         /// Where, as the payload sees it.
         place: String,
+        /// What it is.
+        area: Area,
         /// The limit.
         inodes: u64,
     },

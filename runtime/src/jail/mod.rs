@@ -16,6 +16,7 @@ mod cgroup_files;
 mod claim;
 mod client;
 mod clock;
+mod companion;
 mod disk;
 mod executor;
 mod export;

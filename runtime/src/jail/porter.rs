@@ -6,21 +6,19 @@
 //! nothing, no capability, and a domain that holds the workspace and its places.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::process::{DumpableBehavior, Signal};
 
 use crate::policy::Layer;
-use crate::spec::{Access, JailSpec, PlaceKind, Rlimit};
-use crate::sys::{self, CloneArgs, Cloned, clone3};
+use crate::spec::{Access, JailSpec, PlaceKind};
 
 use super::caps;
 use super::claim::IdRange;
-use super::executor::{LIFTED, OOM_SCORE_ADJ, map_ids};
+use super::companion::{Companion, Cradle, become_program};
+use super::executor::LIFTED;
 use super::landlock::Domain;
 use super::programs::{PorterEnds, Programs, UnpackConfinement};
-use super::rlimits;
 use super::seccomp;
 use super::step::{AtStep as _, Step, StepFailure};
 use super::tree::Tree;
@@ -56,13 +54,6 @@ pub(super) struct Birth<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// The porter, started and not yet let go.
-#[derive(Debug)]
-pub(super) struct Porter {
-    pub pid: i32,
-    wire: Wire,
-}
-
 /// Sorts the porter's descriptors; `places` are in the order of the plan.
 pub(super) fn ends(
     spec: &JailSpec,
@@ -87,79 +78,29 @@ pub(super) fn ends(
 
 impl Birth<'_> {
     /// Clones the porter, maps its ids and lets it confine itself.
-    pub fn start(&self, ends: PorterEnds) -> Result<Porter, StepFailure> {
-        let step = Step::Porter;
-        let (ours, theirs) = Wire::pair().at(step, "connect to the porter")?;
-        let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup: self.cgroup };
-        match clone3(args).at(step, "clone the porter")? {
-            Cloned::Child => {
-                drop(ours);
-                self.run(ends, theirs)
-            }
-            Cloned::Parent { pid, .. } => {
-                let mut porter = Porter { pid, wire: ours };
-                let map = format!("{} {} 1\n", self.spec.payload_id, self.ids.payload);
-                map_ids(self.proc, pid, &map, step)?;
-                porter.wire.send(&(), &[]).at(step, "let the porter go on")?;
-                Ok(porter)
-            }
-        }
-    }
-
-    /// In the new process. Never returns.
-    fn run(&self, ends: PorterEnds, mut init: Wire) -> ! {
-        let (confinement, failure) = match self.confine(&ends, &mut init) {
-            Ok(confinement) => (Some(confinement), None),
-            Err(failure) => (None, Some(failure)),
-        };
-        // Init that is gone has ended this process.
-        let told = init.send(&failure, &[]);
-        match (confinement, told) {
-            (Some(confinement), Ok(())) => {
-                drop(init);
-                (self.programs.porter)(ends, confinement)
-            }
-            _ => std::process::exit(1),
-        }
+    pub fn start(&self, ends: PorterEnds) -> Result<Companion, StepFailure> {
+        let map = format!("{} {} 1\n", self.spec.payload_id, self.ids.payload);
+        let cradle = Cradle { step: Step::Porter, proc: self.proc, cgroup: self.cgroup };
+        cradle.start(&map, |mut init| {
+            let confined = self.confine(&cradle, &ends, &mut init);
+            become_program(init, confined, |confinement| (self.programs.porter)(ends, confinement))
+        })
     }
 
     /// Every layer that a process puts on itself, in the order of the payload's.
     fn confine(
         &self,
+        cradle: &Cradle<'_>,
         ends: &PorterEnds,
         init: &mut Wire,
     ) -> Result<UnpackConfinement, StepFailure> {
-        let (step, spec) = (Step::Porter, self.spec);
-        super::init::die_with_parent(init)?;
-        let mut keep = ends.numbers();
-        keep.extend([init.as_fd().as_raw_fd(), self.proc.as_raw_fd()]);
-        sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
-        nix::unistd::setsid().at(step, "start a session")?;
-        sys::errors_instead_of_signals().at(step, "ignore signals of failed writes")?;
-        let ((), _) = init.receive().at(step, "wait for the id mapping")?;
-        super::payload::forbid_namespaces(self.proc, step)?;
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let score = openat(self.proc, "self/oom_score_adj", flags, Mode::empty())
-            .at(step, "open oom_score_adj")?;
-        rustix::io::write(&score, OOM_SCORE_ADJ).at(step, "write oom_score_adj")?;
-        drop(score);
-        let mut keep = ends.numbers();
-        keep.push(init.as_fd().as_raw_fd());
-        sys::close_all_but(3, &mut keep).at(step, "close foreign descriptors")?;
-        for (limit, value) in
-            [(Rlimit::Data, DATA_BYTES_MAX), (Rlimit::OpenFiles, OPEN_FILES_MAX), (Rlimit::Core, 1)]
-        {
-            rlimits::apply(limit, value).at(step, format!("{limit:?}"))?;
-        }
+        let (step, spec) = (cradle.step, self.spec);
+        cradle.isolate(init, &ends.numbers())?;
+        cradle.limit(DATA_BYTES_MAX, OPEN_FILES_MAX)?;
         // What it makes has the modes that its program says.
         rustix::process::umask(Mode::empty());
         caps::drop_all_and_become(spec.payload_id).at(step, "become the payload's id")?;
-        rustix::thread::set_no_new_privs(true).at(step, "set no_new_privs")?;
-        // A change of ids takes both away (prctl(2)).
-        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-            .at(step, "become undumpable")?;
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .at(step, "die with init")?;
+        cradle.seal()?;
         let landlock = spec.applies(Layer::Landlock);
         if landlock {
             domain(ends).and_then(Domain::enter).at(step, "enter the domain")?;
@@ -176,17 +117,6 @@ impl Birth<'_> {
                 .at(step, "install the filter")?;
         }
         Ok(confinement)
-    }
-}
-
-impl Porter {
-    /// Waits until every layer is on it.
-    pub fn confined(&mut self) -> Result<(), StepFailure> {
-        let heard = self.wire.receive::<Option<StepFailure>>();
-        match heard.at(Step::Porter, "hear of the porter")?.0 {
-            None => Ok(()),
-            Some(failure) => Err(failure),
-        }
     }
 }
 

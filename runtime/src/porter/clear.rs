@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, renameat, statat,
 use rustix::io::Errno;
 
 use super::path::Way;
-use super::put::temporary_name;
+use super::put::TEMPORARY;
 use super::{Refusal, Watch, shortened};
 
 /// Directories inside directories that are entered; deeper ones are moved up.
@@ -148,7 +148,7 @@ impl Sweep<'_> {
     ) -> Result<(), Refusal> {
         let refused = |act: &'static str| move |errno: Errno| Refusal::system(act, errno);
         if depth >= DEPTH_MAX {
-            let up = temporary_name().map_err(refused("choose a name"))?;
+            let up = TEMPORARY.name().map_err(refused("choose a name"))?;
             let up = c_name(&up)?;
             return match renameat(parent, name, self.top, &up) {
                 Ok(()) => {

@@ -1,18 +1,18 @@
-//! Lays one file into a place, and the file beside it that becomes the target in one step.
+//! Lays one file into a place.
 
 use std::fs::File;
 use std::io::{Read, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, fchmod, openat, renameat_with, unlinkat};
+use rustix::fs::RenameFlags;
 use rustix::io::Errno;
-use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::tool::files::beside::{Beside, Temporary};
 
 use super::path::Way;
 use super::{Refusal, Replace, Watch, shortened};
 
-/// How many names are tried for the file beside.
-const NAMES_MAX: u32 = 8;
 /// Bytes copied at a time.
 const CHUNK: usize = 128 << 10;
 
@@ -36,9 +36,15 @@ pub fn put(
     let system =
         |act: &str, errno: Errno| Refusal::system(format!("{act} {}", shortened(path)), errno);
     let parent = parent.make(place).map_err(|errno| system("make the directory of", errno))?;
-    let beside = Beside::create(parent.as_fd()).map_err(|errno| system("write", errno))?;
+    let beside =
+        Beside::create(parent.as_fd(), &TEMPORARY).map_err(|errno| system("write", errno))?;
     let bytes = copy(from, &beside.file, bytes_max, "copy the file", watch)?;
-    beside.keep(name, file_mode(mode & 0o111 != 0), replace).map_err(|errno| match errno {
+    let flags = match replace {
+        Replace::Swap => RenameFlags::empty(),
+        Replace::Refuse => RenameFlags::NOREPLACE,
+    };
+    let kept = beside.keep(Path::new(name), file_mode(mode & 0o111 != 0), flags);
+    kept.map_err(|errno| match errno {
         Errno::EXIST => Refusal::Exists { path: shortened(path) },
         errno => system("write", errno),
     })?;
@@ -85,68 +91,5 @@ fn unreadable(error: &std::io::Error) -> Refusal {
     }
 }
 
-/// A name that nobody can have chosen before (`.fs-<hex>.tmp`, MEM-9; ignored by scans, MEM-34).
-pub(super) fn temporary_name() -> Result<String, Errno> {
-    let mut random = [0; 8];
-    getrandom(&mut random, GetRandomFlags::empty())?;
-    Ok(format!(".fs-{:016x}.tmp", u64::from_ne_bytes(random)))
-}
-
-/// Whether a name is one of those.
-pub(super) fn is_temporary(name: &str) -> bool {
-    name.strip_prefix(".fs-").is_some_and(|rest| rest.ends_with(".tmp"))
-}
-
-/// A file in the making; removed unless it is kept.
-pub(super) struct Beside<'d> {
-    directory: BorrowedFd<'d>,
-    name: String,
-    pub file: File,
-    kept: bool,
-}
-
-impl<'d> Beside<'d> {
-    pub fn create(directory: BorrowedFd<'d>) -> Result<Self, Errno> {
-        let flags = OFlags::WRONLY
-            | OFlags::CREATE
-            | OFlags::EXCL
-            | OFlags::NOFOLLOW
-            | OFlags::CLOEXEC
-            | OFlags::NOCTTY;
-        let mut tries = 1;
-        loop {
-            let name = temporary_name()?;
-            match openat(directory, &name, flags, Mode::from_raw_mode(0o600)) {
-                Ok(file) => {
-                    return Ok(Beside { directory, name, file: File::from(file), kept: false });
-                }
-                Err(Errno::EXIST | Errno::INTR) if tries < NAMES_MAX => tries += 1,
-                Err(errno) => return Err(errno),
-            }
-        }
-    }
-
-    /// Makes it the entry `name` of its directory.
-    ///
-    /// # Errors
-    /// `EXIST` if there is one and it is not to be replaced, `ISDIR` if that is a directory.
-    pub fn keep(mut self, name: &str, mode: u32, replace: Replace) -> Result<(), Errno> {
-        fchmod(&self.file, Mode::from_raw_mode(mode))?;
-        let flags = match replace {
-            Replace::Swap => RenameFlags::empty(),
-            Replace::Refuse => RenameFlags::NOREPLACE,
-        };
-        renameat_with(self.directory, &self.name, self.directory, name, flags)?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Beside<'_> {
-    fn drop(&mut self) {
-        if !self.kept {
-            // The failure that is being reported says more than this one could.
-            let _ = unlinkat(self.directory, &self.name, AtFlags::empty());
-        }
-    }
-}
+/// What a file in the making is called (`.fs-<hex>.tmp`, MEM-9; ignored by scans, MEM-34).
+pub(super) const TEMPORARY: Temporary = Temporary { prefix: ".fs-", suffix: ".tmp" };

@@ -14,16 +14,19 @@ use std::io::{Read, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat, fstat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use crate::tool::files::beneath;
+use crate::tool::files::beside::Beside;
 
 use super::clear::{clear, unlock_open};
 use super::path::{NAME_BYTES_MAX, PATH_BYTES_MAX, Way, name_problem};
-use super::put::{Beside, is_temporary};
-use super::{Marker, Refusal, Removed, Replace, Scan, Scanned, Watch, shortened};
+use super::put::TEMPORARY;
+use super::{Marker, Refusal, Removed, Scan, Scanned, Watch, shortened};
 
 /// Name of the file that says that a directory is a store of ours (MEM-6).
 pub const MARKER: &str = ".anthropic-memory-store";
@@ -107,7 +110,7 @@ pub fn read(store: BorrowedFd<'_>, path: &str, bytes_max: u64) -> Result<Option<
 /// [`Refusal`]; the file is then as it was.
 pub fn write(store: BorrowedFd<'_>, path: &str, content: &[u8]) -> Result<(), Refusal> {
     let (parent, name) = Way::to_entry(path)?;
-    if path == MARKER || is_temporary(name) {
+    if path == MARKER || TEMPORARY.is(name) {
         let reason = "this name is the store's own".to_owned();
         return Err(Refusal::Path { path: shortened(path), reason });
     }
@@ -172,10 +175,9 @@ pub fn remove(
 /// Puts a file of `content` in the place of `name`.
 fn replace(directory: BorrowedFd<'_>, name: &str, content: &[u8]) -> Result<(), Refusal> {
     let refused = |errno| Refusal::system("write a file", errno);
-    let beside = Beside::create(directory).map_err(refused)?;
-    let mut file = &beside.file;
-    file.write_all(content).map_err(|error| Refusal::system("write a file", error))?;
-    beside.keep(name, FILE_MODE, Replace::Swap).map_err(refused)
+    let beside = Beside::create(directory, &TEMPORARY).map_err(refused)?;
+    (&beside.file).write_all(content).map_err(|error| Refusal::system("write a file", error))?;
+    beside.keep(Path::new(name), FILE_MODE, RenameFlags::empty()).map_err(refused)
 }
 
 /// Whether the marker is what was written.
@@ -296,7 +298,7 @@ impl Walk<'_> {
             match kind {
                 FileType::Directory => self.ahead.push(below),
                 // Of a write that was killed half way (MEM-34).
-                FileType::RegularFile if is_temporary(text) => {
+                FileType::RegularFile if TEMPORARY.is(text) => {
                     self.remove_leftover(&below);
                 }
                 FileType::RegularFile => self.file(below)?,

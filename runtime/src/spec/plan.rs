@@ -3,7 +3,7 @@
 //! Pure data. Its canonical bytes (postcard, fields in the order written here) are what is sent
 //! to the launcher and what the digest is of.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -171,6 +171,34 @@ pub struct PlacePlan {
     pub in_workspace: bool,
 }
 
+/// What a limit of room is a limit of: each has settings of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Area {
+    /// The session's own file system.
+    Workspace,
+    /// `/tmp`.
+    Tmp,
+    /// `/dev/shm`.
+    Shm,
+    /// Its skills.
+    Skills,
+    /// One memory store.
+    Store,
+}
+
+/// How much fits where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// Absolute path inside the jail.
+    pub place: PathBuf,
+    /// What it is.
+    pub area: Area,
+    /// Size in bytes.
+    pub bytes_max: u64,
+    /// Files and directories.
+    pub inodes_max: u64,
+}
+
 /// The mount tree, in the order in which it is built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountPlan {
@@ -194,6 +222,36 @@ pub struct MountPlan {
     pub bound: Vec<BoundDirectory>,
     /// What the porter fills: skills first, then memory stores in the order of the request.
     pub places: Vec<PlacePlan>,
+}
+
+impl MountPlan {
+    /// How much fits where. First the session's own file system, under the first of its places.
+    pub fn rooms(&self) -> Vec<Room> {
+        let absolute = |target: &PathBuf| Path::new("/").join(target);
+        let own = self.scratch.places.first().or(self.bound.first().map(|bound| &bound.target));
+        let own = Room {
+            place: own.map_or_else(|| absolute(&PathBuf::new()), absolute),
+            area: Area::Workspace,
+            bytes_max: self.scratch.bytes_max,
+            inodes_max: self.scratch.inodes_max,
+        };
+        let memory = self.memory.iter().map(|mount| Room {
+            place: absolute(&mount.target),
+            area: if mount.target == Path::new("tmp") { Area::Tmp } else { Area::Shm },
+            bytes_max: mount.bytes_max,
+            inodes_max: mount.inodes_max,
+        });
+        let places = self.places.iter().map(|place| Room {
+            place: place.target.clone(),
+            area: match place.kind {
+                PlaceKind::Skills => Area::Skills,
+                PlaceKind::Store => Area::Store,
+            },
+            bytes_max: place.bytes_max,
+            inodes_max: place.inodes_max,
+        });
+        std::iter::once(own).chain(memory).chain(places).collect()
+    }
 }
 
 /// What landlock lets the payload do below a path.

@@ -19,6 +19,6 @@ pub use interface::{Family, interface_up, report_destination};
 pub use keyring::join_anonymous_session_keyring;
 pub use mount::{MountAttributes, mount_setattr};
 pub use process::{
-    ForbiddenCall, default_signals, errors_instead_of_signals, exec_descriptor, exec_path,
-    landlock_abi, try_forbidden,
+    ForbiddenCall, abort_on_panic, default_signals, errors_instead_of_signals, exec_descriptor,
+    exec_path, landlock_abi, try_forbidden,
 };

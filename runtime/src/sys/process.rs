@@ -1,4 +1,4 @@
-//! Executing, and probing system calls by number.
+//! Executing, dying of a panic, and probing system calls by number.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -7,6 +7,16 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// A null-terminated vector of C strings, as exec wants it.
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+/// From now on a panic is told and then ends the process, also where this was built to unwind: that
+/// would run the parent's cleanup once more in a freshly cloned child.
+pub fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort()
+    }));
 }
 
 /// Replaces this process with the program that `program` refers to. Returns only on failure.
@@ -117,4 +127,34 @@ pub fn landlock_abi() -> u8 {
     // SAFETY: a null attribute of size 0 with this flag asks for a number and makes nothing.
     let rc = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, zero, VERSION) };
     u8::try_from(rc).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+
+    /// Says to this test that it is the process that panics, and whether it is to abort.
+    const ROLE: &str = "STOCKADE_TEST_PANICS";
+
+    #[test]
+    fn a_panic_ends_the_process_although_it_could_unwind() {
+        if let Some(role) = std::env::var_os(ROLE) {
+            if role == "aborts" {
+                super::abort_on_panic();
+            }
+            let caught = std::panic::catch_unwind(|| panic!("planted words"));
+            std::process::exit(if caught.is_err() { 7 } else { 8 });
+        }
+        let run = |role| {
+            let name = "sys::process::tests::a_panic_ends_the_process_although_it_could_unwind";
+            let this = std::env::current_exe().expect("a test has a path");
+            let arguments = [name, "--exact", "--nocapture"];
+            Command::new(this).args(arguments).env(ROLE, role).output().expect("it starts")
+        };
+        let aborted = run("aborts");
+        assert_eq!(aborted.status.signal(), Some(libc::SIGABRT));
+        assert!(String::from_utf8_lossy(&aborted.stderr).contains("planted words"));
+        assert_eq!(run("unwinds").status.code(), Some(7), "control");
+    }
 }

@@ -39,12 +39,13 @@ pub struct UnjailedPlan {
 /// How long the last processes may take to die.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// The connection that whoever started this process left as its standard input, which becomes empty.
+/// The connection that whoever started this process left as its standard input, which becomes empty. From here a panic ends it.
 ///
 /// # Errors
 /// If that is no socket: started by hand.
 pub fn take_connection() -> io::Result<OwnedFd> {
     let given = sys::adopt_socket(0)?;
+    sys::abort_on_panic();
     let connection = rustix::io::fcntl_dupfd_cloexec(&given, 3)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     sys::install_at(null.as_fd(), 0)?;

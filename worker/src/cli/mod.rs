@@ -18,6 +18,7 @@ mod egress_records;
 mod egress_report;
 mod on_work;
 pub mod policy;
+pub mod policy_choice;
 pub mod poll;
 mod presets;
 mod queue;
@@ -30,7 +31,7 @@ mod suggest;
 pub mod why;
 mod why_session;
 
-use crate::credential::variable::EmptyKey;
+use crate::credential::hidden::EmptyKey;
 use crate::exit::Exit;
 use crate::progress::Progress;
 use crate::settings::Settings;

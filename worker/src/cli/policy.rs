@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::policy_choice::PolicyDirectories;
 use super::{presets, why};
 use crate::exit::Exit;
 use anyhow::Context;
@@ -27,20 +28,8 @@ const LISTED_MAX: usize = 1_000;
 /// Show, check and describe policies
 #[derive(Debug, Args)]
 pub struct PolicyArgs {
-    /// Look for NAME.toml in DIR [default: /etc/stockade/policies]
-    ///
-    /// May be given more than once; the first directory that has the file wins. A shipped name
-    /// always means the shipped policy.
-    #[arg(
-        long = "policy-dir",
-        value_name = "DIR",
-        global = true,
-        env = "WORKER_POLICY_DIR",
-        value_delimiter = ':',
-        default_value = "/etc/stockade/policies",
-        hide_default_value = true
-    )]
-    pub directories: Vec<PathBuf>,
+    #[command(flatten)]
+    pub places: PolicyDirectories,
 
     /// What to do
     #[command(subcommand)]
@@ -159,7 +148,8 @@ pub struct Streams<'a> {
 /// # Errors
 /// Only if a stream cannot be written; a policy that is not valid is an exit code.
 pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::Result<Exit> {
-    let resolver = Resolver { groups, directories: &args.directories, load: &read_policy_file };
+    let resolver =
+        Resolver { groups, directories: &args.places.directories, load: &read_policy_file };
     let code = match &args.command {
         PolicyCommand::Show { effective, origin, format, policy } => {
             let origins = if *origin { Origins::Show } else { Origins::Hide };
@@ -189,9 +179,10 @@ pub fn run(args: &PolicyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::R
             Ok(text) => to.out.write_all(text.as_bytes()).map(|()| Exit::Success),
             Err(exit) => Ok(exit),
         },
-        PolicyCommand::List { format } => {
-            to.out.write_all(list(&args.directories, *format).as_bytes()).map(|()| Exit::Success)
-        }
+        PolicyCommand::List { format } => to
+            .out
+            .write_all(list(&args.places.directories, *format).as_bytes())
+            .map(|()| Exit::Success),
     };
     match code {
         // A reader such as `head` has seen enough.

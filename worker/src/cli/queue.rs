@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use rustix::process::DumpableBehavior;
 use serde_json::json;
 
-use crate::credential::{self, variable::EmptyKey};
+use crate::credential::hidden::{self, EmptyKey};
 use crate::exit::Exit;
 use crate::explain;
 use crate::ops::key::{Found, OpsKeyError, Wanted, usual_audit_logs};
@@ -252,7 +252,7 @@ impl QueueCommand {
 /// Runs `worker queue`.
 pub fn run(args: &QueueArgs) -> anyhow::Result<Exit> {
     // Executes this program anew without the variable, so before anything is open.
-    if let Err(error) = credential::variable::hide(EmptyKey::Refused) {
+    if let Err(error) = hidden::hide(EmptyKey::Refused) {
         return Ok(refused(&error.into()));
     }
     // AUTH-10.

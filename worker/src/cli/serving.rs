@@ -7,6 +7,7 @@ use clap::Args;
 use stockade_runtime::policy::{ByteSize, UnitError, parse_duration};
 
 use super::policy::ReportFormat;
+use super::policy_choice::PolicyChoice;
 use crate::platform::PlatformArgs;
 use crate::traces::TraceArgs;
 
@@ -36,23 +37,8 @@ pub struct SessionArgs {
     #[arg(long, value_name = "FILE", env = "WORKER_CONFIG", hide_env = true)]
     pub config: Option<PathBuf>,
 
-    /// Use this policy for sessions [default: default]
-    ///
-    /// A shipped name (`worker policy list`), a name in the policy directory, or a file.
-    #[arg(long, value_name = "NAME|FILE", default_value = "default", hide_default_value = true)]
-    pub policy: String,
-
-    /// Look for NAME.toml in DIR [default: /etc/stockade/policies]
-    #[arg(
-        long = "policy-dir",
-        value_name = "DIR",
-        env = "WORKER_POLICY_DIR",
-        value_delimiter = ':',
-        default_value = "/etc/stockade/policies",
-        hide_default_value = true,
-        hide_env = true
-    )]
-    pub policy_directories: Vec<PathBuf>,
+    #[command(flatten)]
+    pub policy: PolicyChoice,
 
     /// Show DIR as /workspace to sessions [default: a fresh one for each, gone afterwards]
     ///

@@ -12,12 +12,12 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::stage::{StageDigest, StageKind, StageRule};
-use stockade_runtime::policy::{Policy, Resolver};
 use tokio::time::Instant;
 
 use super::policy::{self, ReportFormat};
-use super::syscall_groups;
+use super::policy_choice::PolicyChoice;
 use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::explain;
@@ -47,27 +47,8 @@ enum StageCommand {
 
 #[derive(Debug, Args)]
 struct CheckArgs {
-    /// Check this policy [default: default]
-    #[arg(
-        short,
-        long,
-        value_name = "NAME|FILE",
-        default_value = "default",
-        hide_default_value = true
-    )]
-    policy: String,
-
-    /// Look for NAME.toml in DIR [default: /etc/stockade/policies]
-    #[arg(
-        long = "policy-dir",
-        value_name = "DIR",
-        env = "WORKER_POLICY_DIR",
-        value_delimiter = ':',
-        default_value = "/etc/stockade/policies",
-        hide_default_value = true,
-        hide_env = true
-    )]
-    directories: Vec<PathBuf>,
+    #[command(flatten)]
+    policy: PolicyChoice,
 
     /// Metadata of the session; may be given more than once
     #[arg(short, long, value_name = "KEY=VALUE")]
@@ -106,10 +87,7 @@ enum Outcome {
 /// Runs `worker stage`.
 pub fn run(args: &StageArgs) -> anyhow::Result<Exit> {
     let StageCommand::Check(args) = &args.command;
-    let groups = syscall_groups();
-    let load = &policy::read_policy_file;
-    let resolver = Resolver { groups: &groups, directories: &args.directories, load };
-    let policy = match resolver.resolve(&args.policy) {
+    let policy = match args.policy.resolve(&policy::read_policy_file) {
         Ok(policy) => policy,
         Err(error) => {
             policy::complain(&mut io::stderr(), &error)?;

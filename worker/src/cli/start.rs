@@ -14,13 +14,12 @@ use secrecy::SecretString;
 use stockade_runtime::audit::{AuditError, AuditLog};
 use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::Launcher;
-use stockade_runtime::policy::{Policy, PolicyError, Resolver};
+use stockade_runtime::policy::{Policy, PolicyError};
 
 use super::serving::SessionArgs;
-use super::{check, policy, syscall_groups};
+use super::{check, policy};
 use crate::config::{self, Config};
-use crate::credential::hidden::{self, HiddenVariables};
-use crate::credential::variable::{self, EmptyKey};
+use crate::credential::hidden::{self, EmptyKey, Hidden, HiddenVariables};
 use crate::credential::{self, KeyError, KeySource};
 use crate::daemon::{self, Opened};
 use crate::exit::Exit;
@@ -39,8 +38,7 @@ fn before_launcher(
     read: impl Fn(&Surroundings) -> Result<Settings, Refusal>,
 ) -> anyhow::Result<Result<(Settings, Level), Exit>> {
     let checked = credential::refuse_organization_keys(|name| std::env::var_os(name))
-        .and_then(|()| variable::hide(empty_key))
-        .and_then(|()| hidden::hide());
+        .and_then(|()| hidden::hide(empty_key));
     if let Err(error) = checked {
         return Ok(Err(complain_key(&error)));
     }
@@ -106,9 +104,7 @@ pub fn resolve_policy(
     settings: &Settings,
     load: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Policy, PolicyError> {
-    let groups = syscall_groups();
-    let resolver = Resolver { groups: &groups, directories: &settings.policy_directories, load };
-    resolver.resolve(&settings.policy).and_then(policy::timely)
+    settings.policy.resolve(load)
 }
 
 /// Reads policy and key, starts the key reader, opens the audit log.
@@ -137,14 +133,12 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         explain::say(&format!("error: cannot become undumpable: {errno}"));
         Exit::Unexpected
     })?;
-    let opened = Opened::open(&settings.mode, settings.check)?;
-    // Taken in any case: they must not stay open.
-    let hidden = hidden::take().map_err(|error| complain_key(&error))?;
+    // In any case: no descriptor of it may stay open.
+    let mut hidden = hidden::take().map_err(|error| complain_key(&error))?;
+    let opened = Opened::open(&settings.mode, settings.check, &mut hidden)?;
     let has_token = matches!(&opened, Opened::Item(item) if item.has_token());
-    let found = find_credential(settings, level, has_token, &hidden)
+    let found = find_credential(settings, level, has_token, &mut hidden)
         .map_err(|error| complain_platform(&error))?;
-    variable::forget_others(&[]).map_err(|error| complain_key(&error))?;
-    // Not earlier: what it starts with must not have a descriptor of a secret.
     let opened = opened.start(settings).map_err(|error| {
         explain::complain(&error, None);
         Exit::Unexpected
@@ -157,7 +151,7 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         source: found.source,
         key: found.key,
         platform: found.platform,
-        hidden,
+        hidden: hidden.others,
         opened,
         audit,
     })
@@ -176,14 +170,14 @@ fn find_credential(
     settings: &Settings,
     level: Level,
     has_token: bool,
-    hidden: &HiddenVariables,
+    hidden: &mut Hidden,
 ) -> Result<Found, PlatformError> {
     if let Some(aws) = &settings.platform {
-        let prepared = platform::prepare(aws, hidden)?;
+        let prepared = platform::prepare(aws, &hidden.others)?;
         let source = Some(prepared.source());
         return Ok(Found { source, key: None, platform: Some(prepared) });
     }
-    match find_key(settings, level) {
+    match find_key(settings, level, hidden) {
         Err(KeyError::Missing) if has_token => Ok(Found::default()),
         found => {
             let (source, key) = found?;
@@ -192,9 +186,13 @@ fn find_credential(
     }
 }
 
-fn find_key(settings: &Settings, level: Level) -> Result<(KeySource, SecretString), KeyError> {
+fn find_key(
+    settings: &Settings,
+    level: Level,
+    hidden: &mut Hidden,
+) -> Result<(KeySource, SecretString), KeyError> {
     let file = settings.environment_key_file.as_deref();
-    let mut source = KeySource::find(file, settings.credentials_directory.as_deref())?;
+    let mut source = KeySource::find(file, settings.credentials_directory.as_deref(), hidden)?;
     let key = source.read()?;
     source.start_reader(level)?;
     Ok((source, key))

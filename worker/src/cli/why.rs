@@ -18,6 +18,7 @@ use stockade_runtime::policy::network::{
 use stockade_runtime::policy::{Policy, Resolver, SHIPPED};
 
 use super::policy::{ReportFormat, Streams, complain, read_policy_file, timely};
+use super::policy_choice::PolicyDirectories;
 use super::why_session;
 use crate::exit::Exit;
 
@@ -32,19 +33,8 @@ const SESSION: &str = "sesn_";
 /// is denied.
 #[derive(Debug, Args)]
 pub struct WhyArgs {
-    /// Look for NAME.toml in DIR [default: /etc/stockade/policies]
-    ///
-    /// May be given more than once; the first directory that has the file wins. A shipped name always
-    /// means the shipped policy.
-    #[arg(
-        long = "policy-dir",
-        value_name = "DIR",
-        env = "WORKER_POLICY_DIR",
-        value_delimiter = ':',
-        default_value = "/etc/stockade/policies",
-        hide_default_value = true
-    )]
-    pub directories: Vec<PathBuf>,
+    #[command(flatten)]
+    pub places: PolicyDirectories,
 
     /// Choose the output format [default: text]
     #[arg(long, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
@@ -71,7 +61,8 @@ pub fn run(args: &WhyArgs, groups: &[&str], mut to: Streams<'_>) -> anyhow::Resu
     if args.subject.starts_with(SESSION) || args.audit_file.is_some() {
         return decided_in_session(args, to);
     }
-    let resolver = Resolver { groups, directories: &args.directories, load: &read_policy_file };
+    let resolver =
+        Resolver { groups, directories: &args.places.directories, load: &read_policy_file };
     let words = std::slice::from_ref(&args.destination);
     let code = match test(&resolver, &args.subject, words, &mut to) {
         Err(error) => Err(error),

@@ -95,11 +95,8 @@ pub enum KeyError {
         io::Error::from_raw_os_error(*errno)
     )]
     Hide { errno: i32 },
-    #[error(
-        "cannot take secrets of AWS or of traces out of the environment: {}",
-        io::Error::from_raw_os_error(*errno)
-    )]
-    HideOthers { errno: i32 },
+    #[error("cannot use the variable {name}: it is not UTF-8")]
+    HiddenText { name: String },
     #[error("cannot read the environment key again: it came by ANTHROPIC_ENVIRONMENT_KEY")]
     Fixed,
     #[error("cannot start the key reader: {reason}")]
@@ -157,8 +154,8 @@ impl KeyError {
             Self::Hide { .. } => {
                 "put them into files instead: --environment-key-file, --work-secret-file, --webhook-key-file"
             }
-            Self::HideOthers { .. } => {
-                "leave the variables out; docs/aws.md names the files that can take their place"
+            Self::HiddenText { .. } => {
+                "leave it out; docs/aws.md and docs/staging.md name files that can take its place"
             }
             Self::Fixed => "use --environment-key-file to change the key without a restart",
             Self::ReaderStart { .. } | Self::ReaderGone => {
@@ -176,10 +173,7 @@ impl KeyError {
             | Self::Owner { .. }
             | Self::OrganizationKey { .. }
             | Self::OrganizationVariable { .. } => Exit::Refused,
-            Self::Hide { .. }
-            | Self::HideOthers { .. }
-            | Self::ReaderStart { .. }
-            | Self::ReaderGone => Exit::Unexpected,
+            Self::Hide { .. } | Self::ReaderStart { .. } | Self::ReaderGone => Exit::Unexpected,
             _ => Exit::Policy,
         }
     }

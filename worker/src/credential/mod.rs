@@ -1,6 +1,6 @@
 //! The environment key: where it comes from, how it is checked, how it is read again.
 //!
-//! In the order in which `worker poll` and its kin need them: [`variable::hide`] first of all, while nothing
+//! In the order in which `worker poll` and its kin need them: [`hidden::hide`] first of all, while nothing
 //! else exists; after the launcher has been split off [`KeySource::find`], [`KeySource::read`] and
 //! [`KeySource::start_reader`], with the rights of whoever started the worker; after these rights are
 //! given up only [`KeySource::reread`]. The value is a [`SecretString`] from the moment of reading and
@@ -10,7 +10,6 @@ pub mod error;
 pub mod file;
 pub mod hidden;
 pub mod reader;
-pub mod variable;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,6 +20,7 @@ use stockade_runtime::host::Level;
 
 pub use error::{KeyError, Secret};
 use file::Trust;
+use hidden::Hidden;
 use reader::KeyReader;
 
 /// Name of the credential in `$CREDENTIALS_DIRECTORY` (systemd: `LoadCredential=environment-key:…`).
@@ -62,16 +62,16 @@ pub struct KeySource {
 
 impl KeySource {
     /// The place that comes first of: `file` (`--environment-key-file`), a systemd credential,
-    /// `ANTHROPIC_ENVIRONMENT_KEY`. Call once; the variable must have been hidden.
+    /// `ANTHROPIC_ENVIRONMENT_KEY`, which must have been hidden.
     ///
     /// # Errors
     /// [`KeyError::Missing`] if there is none, and what is wrong with the variable's value.
     pub fn find(
         file: Option<&Path>,
         credentials_directory: Option<&Path>,
+        hidden: &mut Hidden,
     ) -> Result<KeySource, KeyError> {
-        // Taken in any case: it must not stay open.
-        let given = variable::take(Secret::EnvironmentKey)?;
+        let given = hidden.take(Secret::EnvironmentKey);
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let credential = credentials_directory.map(|directory| directory.join(CREDENTIAL));
         let origin = match (file, credential) {
@@ -144,16 +144,18 @@ impl KeySource {
 }
 
 /// Another secret than the environment key: from `file` if one was named, else from its variable, which
-/// must have been hidden. Call once for each.
+/// must have been hidden.
 ///
 /// # Errors
 /// If it cannot be used, or others could have read or written the file.
-pub fn secret(what: Secret, file: Option<&Path>) -> Result<Option<SecretString>, KeyError> {
-    // Taken in any case: it must not stay open.
-    let given = variable::take(what)?;
+pub fn secret(
+    what: Secret,
+    file: Option<&Path>,
+    hidden: &mut Hidden,
+) -> Result<Option<SecretString>, KeyError> {
     match file {
         Some(path) => file::read(what, path, Trust::Owner).map(Some),
-        None => given.transpose(),
+        None => hidden.take(what).transpose(),
     }
 }
 
@@ -192,18 +194,19 @@ mod tests {
         let (file, credential) = (place.path().join("key"), place.path().join(CREDENTIAL));
         key(&file, "from-file\n");
         let read = |source: KeySource| source.read().map(|key| key.expose_secret().to_owned());
-        let nowhere = KeySource::find(None, Some(place.path()));
+        let none = &mut Hidden::default();
+        let nowhere = KeySource::find(None, Some(place.path()), none);
         assert_eq!(nowhere.expect_err("no key"), KeyError::Missing);
         key(&credential, "from-systemd");
-        let both = KeySource::find(Some(&file), Some(place.path())).expect("found");
+        let both = KeySource::find(Some(&file), Some(place.path()), none).expect("found");
         assert_eq!(read(both), Ok("from-file".to_owned()));
-        let one = KeySource::find(None, Some(place.path())).expect("found");
+        let one = KeySource::find(None, Some(place.path()), none).expect("found");
         assert_eq!(one.origin(), &Origin::Credential(credential));
         assert_eq!(one.reread().expect_err("not started"), KeyError::ReaderGone);
         assert_eq!(read(one), Ok("from-systemd".to_owned()));
         // A file that was named is never silently replaced by another source.
         fs::remove_file(&file).expect("removed");
-        let gone = KeySource::find(Some(&file), Some(place.path())).expect("found");
+        let gone = KeySource::find(Some(&file), Some(place.path()), none).expect("found");
         assert!(matches!(read(gone), Err(KeyError::Read { .. })));
     }
 

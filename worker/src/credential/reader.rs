@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::error::{KeyError, Secret};
 use super::file::{self, BYTES_MAX, Trust};
-use super::variable;
+use super::hidden;
 
 /// The name by which this program knows that it is to be the key reader.
 const NAME: &str = "stockade-key-reader";
@@ -40,7 +40,7 @@ pub fn become_key_reader_if_asked() {
     if arguments.next().is_none_or(|name| name != NAME) {
         return;
     }
-    variable::set_process_name("key-reader");
+    hidden::set_process_name("key-reader");
     let (level, trust) = (arguments.next(), arguments.next());
     let level = if level.is_some_and(|l| l == "root") { Level::Root } else { Level::Rootless };
     let service = trust.is_some_and(|trust| trust == "service-manager");

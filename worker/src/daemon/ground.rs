@@ -230,7 +230,7 @@ fn outcome_of_item(how: ItemEnd, urgency: Urgency) -> (Exit, StopReason) {
 
 /// The first log event of a run.
 fn announce(settings: &Settings, level: Level) {
-    let policy = if settings.mode.hands_over() { "none" } else { &settings.policy };
+    let policy = if settings.mode.hands_over() { "none" } else { &settings.policy.policy };
     tracing::info!(
         event = "worker.started",
         version = env!("CARGO_PKG_VERSION"),

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::credential::hidden::Hidden;
 use crate::credential::{self, KeyError, Secret};
 use crate::exit::Exit;
 use crate::explain;
@@ -38,16 +39,16 @@ impl Opened {
     ///
     /// # Errors
     /// The exit code of what was printed.
-    pub fn open(mode: &Mode, check: bool) -> Result<Opened, Exit> {
+    pub fn open(mode: &Mode, check: bool, hidden: &mut Hidden) -> Result<Opened, Exit> {
         match mode {
             Mode::Poll => Ok(Opened::Poll),
             Mode::OnWork(on_work) => Ok(Opened::Scripts(on_work.clone(), None)),
             Mode::Run(item) => {
-                let secret = read(Secret::WorkItem, item.secret_file.as_deref())?;
+                let secret = read(Secret::WorkItem, item.secret_file.as_deref(), hidden)?;
                 let (work, session) = (item.work.clone(), item.session.clone());
                 Ok(Opened::Item(ItemRequest { work, session, secret }))
             }
-            Mode::Serve(serve) => Ok(Opened::Hook(Box::new(hook(serve, check)?))),
+            Mode::Serve(serve) => Ok(Opened::Hook(Box::new(hook(serve, check, hidden)?))),
         }
     }
 
@@ -66,8 +67,12 @@ impl Opened {
     }
 }
 
-fn read(what: Secret, file: Option<&Path>) -> Result<Option<secrecy::SecretString>, Exit> {
-    credential::secret(what, file).map_err(|error| complain(&error))
+fn read(
+    what: Secret,
+    file: Option<&Path>,
+    hidden: &mut Hidden,
+) -> Result<Option<secrecy::SecretString>, Exit> {
+    credential::secret(what, file, hidden).map_err(|error| complain(&error))
 }
 
 fn complain(error: &KeyError) -> Exit {
@@ -75,9 +80,9 @@ fn complain(error: &KeyError) -> Exit {
     error.exit()
 }
 
-fn hook(serve: &Serve, check: bool) -> Result<Hook, Exit> {
+fn hook(serve: &Serve, check: bool, hidden: &mut Hidden) -> Result<Hook, Exit> {
     let what = Secret::WebhookKey;
-    let key = read(what, serve.key_file.as_deref())?;
+    let key = read(what, serve.key_file.as_deref(), hidden)?;
     let key = key.ok_or_else(|| complain(&KeyError::NotGiven { what }))?;
     let verifier = Verifier::new(&key).map_err(|problem| {
         let file = serve.key_file.as_deref();

@@ -11,8 +11,8 @@ use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 use super::custom::{CustomTools, too_long};
 use super::jails::Jails;
 use super::record::Record;
-use crate::footer;
 use crate::queue::{Call, CallOutcome, CancelToken, OpenError, Owner, SessionTools};
+use crate::{explain, footer};
 
 /// Where the jail of a session comes from, and the one that takes its place if it ends by itself.
 pub trait Supply: Send + 'static {
@@ -192,16 +192,15 @@ fn fingerprint(result: &ToolResult) -> Fingerprint {
 }
 
 fn limit_event(hit: &LimitHit) -> Event {
-    let (limit, value, count) = match hit {
-        LimitHit::WallTime { milliseconds } => ("process.wall_time", *milliseconds, 1),
-        LimitHit::Memory { bytes, kills } => ("process.memory", *bytes, *kills),
-        LimitHit::Processes { max, refused } => ("process.pids", u64::from(*max), *refused),
-        LimitHit::Bytes { bytes, .. } => ("filesystem.workspace_size", *bytes, 1),
-        LimitHit::Inodes { inodes, .. } => ("filesystem.workspace_inodes", *inodes, 1),
-        LimitHit::Output { bytes } => ("process.output", *bytes, 1),
-        LimitHit::CpuTime { seconds } => ("process.cpu_time", *seconds, 1),
+    let (value, count) = match hit {
+        LimitHit::WallTime { milliseconds } => (*milliseconds, 1),
+        LimitHit::Memory { bytes, kills } => (*bytes, *kills),
+        LimitHit::Processes { max, refused } => (u64::from(*max), *refused),
+        LimitHit::Bytes { bytes, .. } | LimitHit::Output { bytes } => (*bytes, 1),
+        LimitHit::Inodes { inodes, .. } => (*inodes, 1),
+        LimitHit::CpuTime { seconds } => (*seconds, 1),
     };
-    Event::LimitHit { limit: limit.into(), value, count }
+    Event::LimitHit { limit: explain::setting(hit).into(), value, count }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 
 use crate::credential::file::{self, Trust};
-use crate::credential::{KeyError, KeySource, Secret, refuse_organization_keys, variable};
+use crate::credential::{KeyError, KeySource, Secret, hidden, refuse_organization_keys};
 use crate::exit::Exit;
 use crate::queue::OperatorKey;
 
@@ -133,7 +133,7 @@ impl Found {
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
         let credential =
             credentials_directory.is_some_and(|dir| dir.join("environment-key").exists());
-        let environment_key = match (variable::is_given(&environment), credential) {
+        let environment_key = match (hidden::key_is_given(&environment), credential) {
             (true, _) => Some(Secret::EnvironmentKey.variable()),
             (false, true) => Some("a systemd credential"),
             (false, false) => None,
@@ -209,7 +209,7 @@ impl Found {
             Kind::Environment => {
                 refuse_organization_keys(|name| std::env::var_os(name))?;
                 let file = self.environment_key_file.as_deref();
-                let source = KeySource::find(file, credentials_directory)?;
+                let source = KeySource::find(file, credentials_directory, &mut hidden::take()?)?;
                 Ok(OperatorKey::Environment(source.read()?))
             }
         }

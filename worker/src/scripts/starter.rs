@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::frame::{self, Frame, Kind};
-use crate::credential::{hidden, variable};
+use crate::credential::hidden;
 
 /// The name by which this program knows that it is to be the script starter.
 const NAME: &str = "stockade-script-starter";
@@ -59,7 +59,7 @@ impl Starter {
             .process_group(0)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null());
-        for name in variable::descriptor_names().chain([hidden::DESCRIPTOR]).chain(DROPPED) {
+        for name in [hidden::DESCRIPTOR].into_iter().chain(DROPPED) {
             command.env_remove(name);
         }
         // Not waited for: it ends when the socket does.
@@ -75,7 +75,7 @@ pub fn become_script_starter_if_asked() {
     if arguments.next().is_none_or(|name| name != NAME) {
         return;
     }
-    variable::set_process_name("script-starter");
+    hidden::set_process_name("script-starter");
     let program = PathBuf::from(arguments.next().unwrap_or_default());
     let name = arguments.next().unwrap_or_default();
     // An error means that nobody listens any more, or that nothing can be started here.

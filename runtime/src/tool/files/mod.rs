@@ -15,6 +15,7 @@
 //! Contract and exact texts: protocol rules TOOL-GEN to TOOL-GREP, RUN-18 to RUN-22.
 
 pub(crate) mod beneath;
+pub(crate) mod beside;
 mod braces;
 mod edit;
 mod failure;

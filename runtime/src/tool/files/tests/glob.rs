@@ -236,7 +236,10 @@ fn a_search_ends_after_so_many_entries() {
     let result = fixture.call("glob", &json!({ "pattern": "**/file" }));
     let part = super::text(&result);
     assert_eq!(part.lines().count(), 10, "{part}");
-    assert!(part.ends_with("/d8/file\n[the search was cut short after 19 entries]"), "{part}");
+    // Which one is missing is up to the file system, and their order to the clock.
+    let (found, note) = part.rsplit_once('\n').expect("two lines");
+    assert!(found.lines().all(|line| whole.lines().any(|one| one == line)), "{part}");
+    assert_eq!(note, "[the search was cut short after 19 entries]");
     assert!(result.facts.truncated && !result.is_error);
     // What a pattern names is looked up, not searched for.
     fixture.limits.glob_entries_max = 2;
