@@ -69,6 +69,8 @@ pub struct Processes {
     pub jail_launcher: u32,
     pub init: u32,
     pub executor: u32,
+    /// In a jail that has one only.
+    pub porter: Option<u32>,
     pub keeper: u32,
     pub bash: u32,
 }
@@ -342,9 +344,12 @@ pub fn below_launcher(control: u32, launcher: u32, parents: &[(u32, u32)]) -> Op
     let depth = |pid: &u32| namespace_ids(*pid).len();
     let outer = namespace_ids(init).len();
     let keeper = children(init).find(|pid| depth(pid) == outer + 1)?;
-    let executor = children(init).find(|pid| depth(pid) == outer)?;
+    let mut ours: Vec<u32> = children(init).filter(|pid| depth(pid) == outer).collect();
+    ours.sort_unstable();
+    // In the order in which init makes them.
+    let (executor, porter) = (*ours.first()?, ours.get(1).copied());
     let bash = children(keeper).find(|pid| name_of(*pid) == "bash")?;
-    Some(Processes { control, launcher, jail_launcher, init, executor, keeper, bash })
+    Some(Processes { control, launcher, jail_launcher, init, executor, porter, keeper, bash })
 }
 
 fn name_of(pid: u32) -> String {

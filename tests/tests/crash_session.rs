@@ -12,15 +12,28 @@ use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// With skills, and so a jail with a porter.
+fn skills() -> Value {
+    json!([{ "type": "custom", "skill_id": "s", "version": "latest" }])
+}
+
+/// What [`Site::new`] makes, and a skill on its server.
+fn site(level: Level) -> Site {
+    let site = Site::new(level);
+    let skill = json!({ "id": "s", "name": "s", "files": { "SKILL.md": "planted" } });
+    site.server.dev("POST", "skills", &skill);
+    site
+}
+
 /// A call, a pause, a call that can be met while it runs, and a look at what came of it.
 fn script(name: &str) -> Value {
     json!({
-        "name": name, "message": "x", "within_s": 25,
+        "name": name, "message": "x", "within_s": 25, "skills": skills(),
         "calls": [
             { "bash": "rm -f log; mark=set; echo ready" },
             { "delay_ms": 500 },
             { "bash": "echo ran >>log; sleep 0.7; echo done" },
-            { "bash": "grep -c ran log; echo mark=$mark" },
+            { "bash": "grep -c ran log; echo mark=$mark; cat skills/s/SKILL.md" },
         ]
     })
 }
@@ -65,16 +78,17 @@ fn violations(site: &Site) -> Vec<String> {
 type Victim = (&'static str, fn(&Processes) -> u32);
 
 /// With each of these the jail ends, and the worker goes on.
-const OF_THE_JAIL: [Victim; 4] = [
+const OF_THE_JAIL: [Victim; 5] = [
     ("launcher of the jail", |found| found.jail_launcher),
     ("init", |found| found.init),
     ("executor", |found| found.executor),
+    ("porter", |found| found.porter.expect("a session with skills has one")),
     ("keeper", |found| found.keeper),
 ];
 
 fn killed_jails_are_replaced(level: Level) {
     let _turn = lock::alone();
-    let site = Site::new(level);
+    let site = site(level);
     let worker = site.start("only", &[]);
     let mut count = 0;
     for (who, victim) in OF_THE_JAIL {
@@ -100,6 +114,7 @@ fn killed_jails_are_replaced(level: Level) {
                 assert!(second.contains("replaced by a fresh one"), "{what}");
             }
             assert!(!third.contains("mark=set"), "{what}");
+            assert!(third.contains("planted"), "a fresh jail has the skills too: {what}");
             assert!(ran(&site) <= 1, "INV-9 {what}");
             let gone = || worker.all().iter().all(|pid| *pid != found.init && *pid != found.bash);
             worker.wait_for("the end of the old jail", || gone().then_some(()));
@@ -133,7 +148,7 @@ enum Moment {
 }
 
 fn kill_and_start_again(level: Level, launcher: bool, moment: Moment) {
-    let site = Site::new(level);
+    let site = site(level);
     let fault = match moment {
         Moment::BeforeThePost => Some("hang"),
         Moment::AfterThePost => Some("hang-after"),
@@ -253,8 +268,17 @@ fn a_killed_shell_or_file_helper_costs_its_call_only() {
 }
 
 /// Steps that a session's jail takes otherwise than that of `worker exec`.
-const STEPS: &[&str] =
-    &["clone-payload", "proc", "verify-tree", "executor", "running", "kill", "remove"];
+const STEPS: &[&str] = &[
+    "clone-payload",
+    "proc",
+    "places",
+    "verify-tree",
+    "executor",
+    "porter",
+    "running",
+    "kill",
+    "remove",
+];
 
 fn field(pid: u32, name: &str) -> String {
     e2e::exec::status_field(pid, name).unwrap_or_default()
@@ -272,9 +296,12 @@ fn stopped(worker: &Worker) -> (Vec<u32>, u32) {
 /// Kills one process of a session that is stopped at `step`, then the worker; what is left after the
 /// next start, which must serve another session.
 fn crash(level: Level, step: &str, victim: usize) -> Vec<String> {
-    let site = Site::new(level);
-    let one = json!({ "name": "one", "message": "x", "calls": [{ "bash": "echo hi" }] });
-    site.server.push(&one);
+    let site = site(level);
+    let session = |name: &str| {
+        let calls = json!([{ "bash": "cat skills/s/SKILL.md" }]);
+        json!({ "name": name, "message": "x", "skills": skills(), "calls": calls })
+    };
+    site.server.push(&session("one"));
     let worker = site.start("first", &["--halt-at", step]);
     let (all, at) = stopped(&worker);
     let pid = [all[0], all[1], at][victim];
@@ -294,7 +321,7 @@ fn crash(level: Level, step: &str, victim: usize) -> Vec<String> {
     let mut left = worker.ended();
     let second = site.start("second", &[]);
     let before = answers(&site);
-    site.server.push(&json!({ "name": "two", "message": "x", "calls": [{ "bash": "echo hi" }] }));
+    site.server.push(&session("two"));
     answered(&site, before + 1);
     left.extend(second.stop());
     left.extend(site.leftovers());
