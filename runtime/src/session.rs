@@ -81,9 +81,7 @@ fn executor(ends: ExecutorEnds, mut confinement: Confinement, spec: &JailSpec) -
     let plan = spec.tools.as_ref();
     let roots = plan.map(|plan| plan.roots.clone()).unwrap_or_default();
     let read_only = plan.map(|plan| plan.read_only.clone()).unwrap_or_default();
-    let memory = spec.mounts.memory.iter().map(|mount| Path::new("/").join(&mount.target));
-    let places = roots.iter().filter(|root| !read_only.contains(root)).cloned();
-    let places = places.chain(memory).collect();
+    let places = std::mem::take(&mut confinement.places);
     let shell = shell::Shell::new(
         shell::ShellEnds {
             commands: ends.commands,

@@ -3,6 +3,7 @@
 
 use e2e::Level;
 use e2e::play::{bash, expect, fails, gives, play_with, session};
+use e2e::stores::with_stores;
 use serde_json::{Value, json};
 
 const SMALL: &str = r#"
@@ -95,6 +96,40 @@ fn a_limit_that_takes_effect_is_explained_below_the_result() {
         for limit in wanted {
             assert!(limits.contains(&limit), "{limit} is not in {limits:?}");
         }
+    }
+}
+
+#[test]
+fn a_full_place_of_skills_or_memory_is_explained_with_the_setting_of_that_place() {
+    const CONFIG: &str = "[skills]\nwritable = true\nsize = \"1MiB\"\nentries = 40\n\
+        [memory]\nstore_size = \"2MiB\"\nstore_files = 30\n";
+    const SERVER: &str = "[[skill]]\nid = \"s\"\nname = \"s\"\nfiles = { \"SKILL.md\" = \"x\" }\n\
+        [[memory_store]]\nid = \"memstore_1\"\n";
+    let fill = |place: &str| bash(&format!("head -c 8000000 /dev/zero > {place}/big"));
+    let many =
+        |place: &str| bash(&format!("(for i in {{1..3000}}; do : > {place}/$i || exit 1; done)"));
+    let calls = [
+        expect(fill("skills"), footer(&["/workspace/skills is full: 1 MiB", "(skills.size)"])),
+        gives(bash("rm skills/big; echo x >skills/f && cat skills/f"), "x"),
+        expect(many("skills"), footer(&["/workspace/skills has no room", "(skills.entries)"])),
+        gives(bash("rm skills/[0-9]*; echo room >skills/f && cat skills/f"), "room"),
+        expect(fill("/mnt/m"), footer(&["/mnt/m is full: 2 MiB", "(memory.store_size)"])),
+        gives(bash("rm /mnt/m/big; echo x >/mnt/m/f && cat /mnt/m/f"), "x"),
+        expect(many("/mnt/m"), footer(&["/mnt/m has no room", "(memory.store_files)"])),
+        gives(bash("rm /mnt/m/[0-9]*; echo alive"), "alive"),
+    ];
+    for level in Level::here() {
+        let mut one = with_stores("full", &[("memstore_1", "read_write", "/mnt/m")], calls.clone());
+        one["skills"] = json!([{ "type": "custom", "skill_id": "s", "version": "latest" }]);
+        let played = play_with(level, SERVER, &[one], |poll| {
+            let file = poll.home().join("worker.toml");
+            std::fs::write(&file, CONFIG).expect("written");
+            poll.path("--config", &file).options(["--max-idle", "1s"])
+        });
+        let hit = played.ran.audited("limit.hit");
+        let limits: Vec<&str> = hit.iter().filter_map(|one| one["limit"].as_str()).collect();
+        let wanted = ["skills.size", "skills.entries", "memory.store_size", "memory.store_files"];
+        assert_eq!(limits, wanted, "{level:?}");
     }
 }
 

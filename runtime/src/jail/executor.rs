@@ -186,7 +186,9 @@ impl Birth<'_> {
         cradle.isolate(init, &ends.numbers())?;
         cradle.limit(DATA_BYTES_MAX, OPEN_FILES_MAX)?;
         let mut own_domain = None;
-        let mut confinement = Confinement { id: spec.payload_id, domain: None, filter: None };
+        let places = places(spec, self.plan).at(step, "open places")?;
+        let id = spec.payload_id;
+        let mut confinement = Confinement { places, id, domain: None, filter: None };
         if spec.applies(Layer::Landlock) {
             let domain = || Domain::confined(&grants(self.plan));
             confinement.domain = Some(domain().at(step, "make the helper's ruleset")?);
@@ -211,6 +213,21 @@ impl Birth<'_> {
         }
         Ok(confinement)
     }
+}
+
+/// What the payload can fill: stores are among the roots, skills below one.
+fn places(spec: &JailSpec, plan: &ToolsPlan) -> io::Result<Vec<(PathBuf, OwnedFd)>> {
+    let targets = spec.mounts.places.iter().map(|place| place.target.clone());
+    let skills = targets.filter(|target| !plan.roots.contains(target));
+    let places = plan.roots.iter().cloned().chain(skills);
+    let memory = spec.mounts.memory.iter().map(|mount| Path::new("/").join(&mount.target));
+    let places = places.filter(|place| !plan.read_only.contains(place)).chain(memory);
+    let opened = places.map(|place| {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&place, flags, Mode::empty())?;
+        Ok((place, directory))
+    });
+    opened.collect()
 }
 
 fn grants(plan: &ToolsPlan) -> Vec<(&Path, Access)> {

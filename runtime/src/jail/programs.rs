@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::process::Signal;
 
@@ -130,6 +131,8 @@ impl ExecutorEnds {
 /// The layers of a file helper, made ready.
 #[derive(Debug)]
 pub struct Confinement {
+    /// Places that can be full, opened before the way to some of them was closed.
+    pub places: Vec<(PathBuf, OwnedFd)>,
     pub(super) id: u32,
     pub(super) domain: Option<Domain>,
     pub(super) filter: Option<Program>,

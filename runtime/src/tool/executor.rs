@@ -27,8 +27,8 @@ pub struct Executor<'a> {
     pub files: Option<FileHelper<'a>>,
     /// The custom tools, in the order that the keeper has them in.
     pub custom: Vec<CustomToolPlan>,
-    /// Places whose file systems can be full, as the session sees them.
-    pub places: Vec<PathBuf>,
+    /// Places whose file systems can be full, as the session sees them, and open.
+    pub places: Vec<(PathBuf, OwnedFd)>,
 }
 
 impl std::fmt::Debug for Executor<'_> {
@@ -94,8 +94,8 @@ impl Executor<'_> {
 
     /// Places without room for another byte or another file.
     fn full_places(&self) -> Vec<FullPlace> {
-        let full = |path: &PathBuf| {
-            let at = rustix::fs::statvfs(path.as_path()).ok()?;
+        let full = |(path, directory): &(PathBuf, OwnedFd)| {
+            let at = rustix::fs::fstatvfs(directory).ok()?;
             let inodes = at.f_favail == 0 && at.f_files > 0;
             let place = path.display().to_string();
             (inodes || at.f_bavail == 0).then_some(FullPlace { place, inodes })

@@ -113,7 +113,11 @@ fn start(control: OwnedFd, plan: UnjailedPlan) -> io::Result<Executor<'static>> 
         }
     }
     let UnjailedPlan { shell: ShellPlan { custom, .. }, roots } = plan;
-    let places = roots.clone();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |root: &PathBuf| {
+        Ok((root.clone(), rustix::fs::open(root.as_path(), flags, Mode::empty())?))
+    };
+    let places = roots.iter().map(open).collect::<io::Result<_>>()?;
     let files = (!roots.is_empty()).then(|| FileHelper {
         roots,
         read_only: Vec::new(),
