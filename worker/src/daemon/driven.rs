@@ -43,7 +43,7 @@ pub enum Driven {
 /// # Errors
 /// If the runtime cannot watch what was opened.
 pub fn of(opened: Opened, ground: &Ground<'_>) -> anyhow::Result<(Drive, Driven)> {
-    let polls = Drive::default();
+    let polls = Drive { shutdown: Some(Arc::clone(&ground.shutdown)), ..Drive::default() };
     match opened {
         Opened::Poll => Ok((polls, Driven::Poll)),
         Opened::Item(item) => Ok((polls, Driven::Item(item))),

@@ -14,6 +14,8 @@ use super::transport::Body;
 /// HTTP-3.
 const POLL_TIMEOUT: Duration = Duration::from_secs(20);
 const ACK_TIMEOUT: Duration = Duration::from_secs(12);
+/// Of the five seconds after which an item that nobody confirmed is handed out again (RACE-1).
+const ACK_PAUSE_MAX: Duration = Duration::from_secs(2);
 const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const POST_TIMEOUT: Duration = Duration::from_secs(60);
 const LIST_TIMEOUT: Duration = Duration::from_secs(120);
@@ -48,11 +50,14 @@ impl QueueApi {
         self.client.send(&self.credential, &request).await
     }
 
-    /// E-ACK; any 2xx will do (API-2).
+    /// E-ACK; any 2xx will do (API-2). What is to wait long is left to the loop (RACE-1): meanwhile
+    /// another poller may be given the item.
     pub async fn ack(&self, work: &str) -> Result<(), ApiError> {
         let request = Request::post(&["environments", &self.environment, "work", work, "ack"])?
             .conflict_is_final()
             .retries(1)
+            .pause_max(ACK_PAUSE_MAX)
+            .head_is_enough()
             .timeout(ACK_TIMEOUT);
         self.client.send(&self.credential, &request).await.map(drop)
     }
@@ -82,7 +87,7 @@ impl ItemApi {
 
     async fn stop(&self, body: Bytes, limit: Duration) -> Result<(), ApiError> {
         let request = self.work_request("stop")?;
-        let request = request.json(body).conflict_is_final().timeout(limit);
+        let request = request.json(body).conflict_is_final().head_is_enough().timeout(limit);
         match self.client.send(&self.credential, &request).await {
             Err(error) if error.status() == Some(409) => Ok(()),
             other => other.map(drop),
@@ -132,7 +137,11 @@ impl ItemApi {
             .json(body)
             .retries(0)
             .timeout(POST_TIMEOUT);
-        let reply = self.client.send(&self.credential, &request).await?;
+        let reply = match self.client.send(&self.credential, &request).await {
+            // It repeats what it was sent, which may be long; only a 2xx has a body of this size.
+            Err(ApiError::TooLarge { .. }) => return Ok(()),
+            other => other?,
+        };
         // Whoever said 200 without speaking JSON was not the control plane (§0, transient).
         let json = serde_json::from_slice::<serde::de::IgnoredAny>(&reply.body).is_ok();
         let empty = reply.body.iter().all(u8::is_ascii_whitespace);

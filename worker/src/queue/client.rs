@@ -16,7 +16,7 @@ use super::authenticate::AuthenticationError;
 use super::credential::{API_KEY, Credential};
 use super::events::Ids;
 use super::random::{Random, request_backoff};
-use super::request::{BadId, Request};
+use super::request::{BadId, JSON, Request};
 use super::settings::QueueSettings;
 use super::trace::{OpenSpan, Span, SpanEnd, Tracer};
 use super::transport::{Body, Incoming, Outgoing, Transport, TransportError};
@@ -28,7 +28,13 @@ use super::wire::event::Call;
 #[non_exhaustive]
 pub enum ApiError {
     #[error("the control plane answered {status}")]
-    Status { status: u16, body: Box<ErrorBody>, request_id: Option<String> },
+    Status {
+        status: u16,
+        body: Box<ErrorBody>,
+        request_id: Option<String>,
+        /// HTTP-2, if it said so; never more than a minute.
+        retry_after: Option<Duration>,
+    },
     #[error("cannot reach the control plane")]
     Transport { source: TransportError },
     #[error("the control plane did not answer within {after:?}")]
@@ -67,6 +73,17 @@ impl ApiError {
         }
     }
 
+    /// How long to wait before the same is asked again for the `attempt`th time, from 1: what the
+    /// control plane asks for, else `backoff` (HTTP-2). From the third attempt on never less than that:
+    /// whoever always asks for a millisecond would be asked in a loop.
+    pub fn pause(&self, attempt: u32, backoff: Duration) -> Duration {
+        match self {
+            ApiError::Status { retry_after: Some(asked), .. } if attempt <= 2 => *asked,
+            ApiError::Status { retry_after: Some(asked), .. } => backoff.max(*asked),
+            _ => backoff,
+        }
+    }
+
     /// `details.error_code`.
     pub fn code(&self) -> Option<&str> {
         match self {
@@ -88,7 +105,7 @@ impl ApiError {
     /// One word for logs, never content.
     pub fn label(&self) -> String {
         match self {
-            ApiError::Status { status, body, request_id } => {
+            ApiError::Status { status, body, request_id, .. } => {
                 let parts = [body.kind.as_deref(), request_id.as_deref()];
                 parts.into_iter().flatten().fold(status.to_string(), |text, part| text + " " + part)
             }
@@ -133,6 +150,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 const REQUEST_ID_BYTES_MAX: usize = 100;
 const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
 const WORKER_ID: HeaderName = HeaderName::from_static("anthropic-worker-id");
+/// How long a body that nobody needs is waited for.
+const REST_MAX: Duration = Duration::from_millis(500);
 /// Longest silence in the middle of a download.
 const STALL_MAX: Duration = Duration::from_secs(30);
 
@@ -224,7 +243,16 @@ impl Client {
         loop {
             let attempt = async {
                 let mut incoming = self.attempt(by, request, span, taken).await?;
-                let body = read_body(incoming.body.as_mut(), max).await?;
+                let body = incoming.body.as_mut();
+                let body = match request.head_is_enough {
+                    true => read_rest(body, max).await,
+                    false => read_body(body, max).await?,
+                };
+                if request.method == Method::GET && request.accept == JSON && !body.is_empty() {
+                    // Whoever answers 200 and does not speak JSON was not the control plane.
+                    let json = serde_json::from_slice::<serde::de::IgnoredAny>(&body);
+                    json.map_err(|_| ApiError::Unreadable { what: "JSON" })?;
+                }
                 Ok(Reply { status: incoming.status, body })
             };
             let failure = match tokio::time::timeout(request.timeout, attempt).await {
@@ -288,8 +316,11 @@ impl Client {
             return Err(error);
         }
         let pause = retry_after(&headers);
-        let random = &self.inner.random;
-        tokio::time::sleep(pause.unwrap_or_else(|| request_backoff(*taken, random))).await;
+        let pause = pause.unwrap_or_else(|| request_backoff(*taken, &self.inner.random));
+        if pause > request.pause_max {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
         *taken += 1;
         Ok(())
     }
@@ -410,6 +441,7 @@ fn failure(incoming: &Incoming, body: &[u8]) -> Failure {
         status: incoming.status,
         body: Box::new(parse_error(body)),
         request_id: id.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).map(str::to_owned),
+        retry_after: retry_after(&incoming.headers),
     };
     (error, incoming.headers.clone())
 }
@@ -423,6 +455,13 @@ async fn read_body(body: &mut dyn Body, max: usize) -> Result<Bytes, ApiError> {
         all.extend_from_slice(&chunk);
     }
     Ok(all.freeze())
+}
+
+/// Reads what comes at once, so that the connection can be used again; whatever happens to it is of no
+/// interest (API-2).
+async fn read_rest(body: &mut dyn Body, max: usize) -> Bytes {
+    let read = tokio::time::timeout(REST_MAX, read_body(body, max)).await;
+    read.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 async fn pour(mut body: Box<dyn Body>, sink: &mut dyn Sink) -> Result<(), ApiError> {
@@ -471,7 +510,7 @@ fn retries(error: &ApiError, request: &Request, headers: &HeaderMap) -> bool {
         _ => match error {
             ApiError::Status { status, .. } => matches!(status, 408 | 409 | 429) || *status >= 500,
             ApiError::Transport { .. } | ApiError::Timeout { .. } => true,
-            ApiError::Credential(_) => true,
+            ApiError::Unreadable { .. } | ApiError::Credential(_) => true,
             _ => false,
         },
     }
@@ -485,10 +524,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         let until = httpdate::parse_http_date(text).ok()?;
         Some(until.duration_since(std::time::SystemTime::now()).ok()?.as_secs_f64())
     };
-    let wanted = text("retry-after-ms")
-        .and_then(seconds)
-        .map(|ms| ms / 1000.0)
-        .or_else(|| text("retry-after").and_then(|text| seconds(text).or_else(|| date(text))))?;
-    let wanted = wanted.min(RETRY_AFTER_MAX.as_secs_f64());
-    (wanted > 0.0).then(|| Duration::from_secs_f64(wanted))
+    // Neither zero nor less, nor what is no number at all.
+    let above_zero = |seconds: &f64| *seconds > 0.0;
+    let ms = text("retry-after-ms").and_then(seconds).map(|ms| ms / 1000.0).filter(above_zero);
+    let other = || text("retry-after").and_then(|text| seconds(text).or_else(|| date(text)));
+    let wanted = ms.or_else(|| other().filter(above_zero))?;
+    Some(Duration::from_secs_f64(wanted.min(RETRY_AFTER_MAX.as_secs_f64())))
 }

@@ -5,9 +5,10 @@
 //! reading goes on while a call runs and stops when the runner is behind. Knows nothing of calls.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::api::ItemApi;
 use super::client::ApiError;
@@ -38,6 +39,9 @@ pub struct Feed {
     pub session: String,
     pub random: Random,
     pub silence: Duration,
+    /// Told when a call has no result on the server though it could have one: only a history brings
+    /// it back (RUN-4).
+    pub again: Arc<Notify>,
     /// Frames larger than this break the connection.
     pub frame_bytes_max: usize,
 }
@@ -60,6 +64,8 @@ enum Broken {
     Refused,
     /// EOF, silence, an `error` event, garbage: connect again.
     Again(&'static str),
+    /// The stream could not be opened now.
+    NotOpened(ApiError),
 }
 
 impl From<mpsc::error::SendError<News>> for Broken {
@@ -72,23 +78,32 @@ impl Feed {
     /// A feed with the product's limits.
     pub fn new(api: ItemApi, ids: Ids, session: &str, random: Random, silence: Duration) -> Feed {
         let session = session.to_owned();
-        Feed { api, ids, session, random, silence, frame_bytes_max: FRAME_BYTES_MAX }
+        let again = Arc::default();
+        Feed { api, ids, session, random, silence, again, frame_bytes_max: FRAME_BYTES_MAX }
     }
 
     /// Runs until the stream is refused or nobody listens.
     pub async fn run(self, out: mpsc::Sender<News>) {
         let mut backoff = BACKOFF_MIN;
+        let mut not_opened = 0;
         loop {
-            let why = match self.connection(&out, &mut backoff).await {
+            let jittered = |backoff: Duration| self.random.between(backoff / 2, backoff);
+            let (why, pause) = match self.connection(&out, &mut backoff).await {
                 Broken::Unheard => return,
                 Broken::Refused => {
                     // Nobody listens: then it does not matter.
                     let _unheard = out.send(News::Refused).await;
                     return;
                 }
-                Broken::Again(why) => why,
+                Broken::Again(why) => {
+                    not_opened = 0;
+                    (why, jittered(backoff))
+                }
+                Broken::NotOpened(error) => {
+                    not_opened += 1;
+                    ("not opened", error.pause(not_opened, jittered(backoff)))
+                }
             };
-            let pause = self.random.between(backoff / 2, backoff);
             emit!(
                 info,
                 self.ids,
@@ -113,7 +128,7 @@ impl Feed {
                     error = %error.label());
                 return Broken::Refused;
             }
-            Err(_) => return Broken::Again("not opened"),
+            Err(error) => return Broken::NotOpened(error),
         };
         if let Err(broken) = self.history(out).await {
             return broken;
@@ -184,7 +199,14 @@ impl Feed {
         let mut parser = SseParser::new(self.frame_bytes_max);
         let mut frames = VecDeque::new();
         loop {
-            let chunk = match tokio::time::timeout(self.silence, body.chunk()).await {
+            let next = tokio::select! {
+                biased;
+                () = self.again.notified() => {
+                    return Err(Broken::Again("a result is to be posted again"));
+                }
+                next = tokio::time::timeout(self.silence, body.chunk()) => next,
+            };
+            let chunk = match next {
                 Err(_) => return Err(Broken::Again("silence")),
                 Ok(Err(_)) => return Err(Broken::Again("connection lost")),
                 Ok(Ok(None)) => return Ok(()),
@@ -209,10 +231,12 @@ fn read_frame(frame: &Frame) -> Result<Option<Event>, Broken> {
         "ping" => Ok(None),
         // SSE-4: whatever it says.
         "error" => Err(Broken::Again("error event")),
-        _ => match parse_event(&frame.data) {
-            Ok(event) => Ok(Some(event)),
-            Err(_) => Err(Broken::Again("unreadable event")),
-        },
+        _ => {
+            // A reader of JSON does not look into what it skips (SSE-5).
+            let unreadable = || Broken::Again("unreadable event");
+            let text = std::str::from_utf8(&frame.data).map_err(|_| unreadable())?;
+            parse_event(text.as_bytes()).map(Some).map_err(|_| unreadable())
+        }
     }
 }
 

@@ -59,6 +59,9 @@ pub struct Gate {
     /// Given out and not finished, with their thread.
     busy: HashMap<String, Option<String>>,
     running: Option<String>,
+    /// Ours without a result on the server, though that should have one; the next history brings them
+    /// back. With their thread.
+    owed: HashMap<String, Option<String>>,
     /// Calls of others without a result, with their thread.
     foreign: HashMap<String, Option<String>>,
     dead_threads: HashSet<String>,
@@ -106,6 +109,7 @@ impl Gate {
             held: HashMap::new(),
             busy: HashMap::new(),
             running: None,
+            owed: HashMap::new(),
             foreign: HashMap::new(),
             dead_threads: HashSet::new(),
             history: History::default(),
@@ -122,7 +126,8 @@ impl Gate {
 
     /// Nothing given out, held or owed by anyone (IDLE-10).
     pub fn nothing_open(&self) -> bool {
-        self.busy.is_empty() && self.held.is_empty() && self.foreign.is_empty()
+        let lists = [&self.busy, &self.owed, &self.foreign];
+        self.held.is_empty() && lists.iter().all(|list| list.is_empty())
     }
 
     /// More ids are remembered than may be: the session must end.
@@ -179,7 +184,7 @@ impl Gate {
         for id in std::mem::take(&mut self.history).newly_seen {
             self.seen.remove(&id);
         }
-        self.idle.history_unsure();
+        self.idle.history_failed();
     }
 
     /// The whole history was read: route what is unanswered, in order (RUN-3), then IDLE-6.
@@ -269,6 +274,10 @@ impl Gate {
             self.running = None;
         }
         let thread = self.busy.remove(id).flatten();
+        let wanted = !self.answered.contains(id) && !self.is_dead(thread.as_deref());
+        if how == Finish::Unanswered && wanted {
+            self.owed.insert(id.to_owned(), thread.clone());
+        }
         if self.is_dead(thread.as_deref()) {
             self.idle.release_dead(id, now);
         } else {
@@ -290,6 +299,7 @@ impl Gate {
         self.answered.insert(id.to_owned());
         self.verdicts.remove(id);
         self.foreign.remove(id);
+        self.owed.remove(id);
         if let (Some(_), Some(now)) = (self.held.remove(id), live) {
             self.idle.release(id, now);
         } else if !self.busy.contains_key(id) {
@@ -335,12 +345,15 @@ impl Gate {
             self.idle.release_dead(&id, now);
         }
         let threads = &self.dead_threads;
-        self.foreign.retain(|_, thread| thread.as_ref().is_none_or(|t| !threads.contains(t)));
+        for list in [&mut self.foreign, &mut self.owed] {
+            list.retain(|_, thread| thread.as_ref().is_none_or(|t| !threads.contains(t)));
+        }
     }
 
     /// Decides about one call (PERM-2..7).
     fn route(&mut self, call: Call, now: Instant, out: &mut Vec<Action>) {
         let id = call.id.clone();
+        self.owed.remove(&id);
         let settled = self.answered.contains(&id) || self.gave_up.contains(&id);
         if settled || self.busy.contains_key(&id) || self.is_dead(call.thread.as_deref()) {
             return;

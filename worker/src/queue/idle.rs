@@ -118,6 +118,15 @@ impl IdleClock {
         self.stale = true;
     }
 
+    /// A history read failed. What it released would have been armed at its end; now nothing is left
+    /// that would do so, and the session itself is to be asked (IDLE-10).
+    pub fn history_failed(&mut self) {
+        self.history_unsure();
+        if self.state == State::Deferred && self.holds.is_empty() {
+            self.disarm();
+        }
+    }
+
     /// A history read succeeded (IDLE-9).
     pub fn history_sure(&mut self) {
         self.stale = false;

@@ -398,7 +398,12 @@ mod tests {
     fn an_error_is_told_by_its_status_and_not_by_its_words() {
         let of = |status| {
             let body = Box::default();
-            MemoryError::from(ApiError::Status { status, body, request_id: None })
+            MemoryError::from(ApiError::Status {
+                status,
+                body,
+                request_id: None,
+                retry_after: None,
+            })
         };
         assert!(matches!(of(404), MemoryError::Missing));
         assert!(matches!(of(409), MemoryError::Changed));

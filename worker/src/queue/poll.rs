@@ -38,6 +38,8 @@ pub struct PollRefused {
     pub source: ApiError,
 }
 
+/// How long an item that was polled and not acked is nobody else's (RACE-1).
+const UNCONFIRMED_FOR: Duration = Duration::from_secs(5);
 /// POLL-16.
 const IDLE_REMINDER: Duration = Duration::from_secs(300);
 
@@ -74,6 +76,10 @@ pub async fn run<H: Host>(
         rests: Rests::new(),
     };
     let end = poller.run().await;
+    if let (Err(_), Some(shutdown)) = (&end, &shared.drive.shutdown) {
+        // Nobody would be told of new work, and whoever supervises this process is to hear of it soon.
+        shutdown.drain();
+    }
     while poller.items.join_next().await.is_some() {}
     end
 }
@@ -186,7 +192,7 @@ impl<H: Host> Poller<H> {
     fn failed(&mut self, error: &ApiError) -> Duration {
         self.poll_failures = self.poll_failures.saturating_add(1);
         let failures = self.poll_failures;
-        let pause = loop_backoff(failures, &self.shared.random);
+        let pause = error.pause(failures, loop_backoff(failures, &self.shared.random));
         emit!(warn, self.ids, "poll.failed", "poll failed", error = %error.label(),
             attempt = failures, pause_ms = pause.as_millis() as u64);
         pause
@@ -212,11 +218,27 @@ impl<H: Host> Poller<H> {
         // OBS-1: from here until the item has been handed back.
         let span = self.api.client.work_span(&ids);
         let api = QueueApi { client: self.api.client.under(span.clone()), ..self.api.clone() };
-        if let Err(error) = api.ack(&item.id).await {
-            if let Some(span) = &span {
-                span.end(SpanEnd::of_request(&error));
+        let mut shutdown = self.shutdown.clone();
+        let acked = tokio::select! {
+            biased;
+            () = shutdown.reached(Level::Cancel) => None,
+            answer = api.ack(&item.id) => Some(answer),
+        };
+        match acked {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                if let Some(span) = &span {
+                    span.end(SpanEnd::of_request(&error));
+                }
+                return self.ack_failed(item, &ids, &error).await;
             }
-            return self.ack_failed(item, &ids, &error).await;
+            None => {
+                // SHUT-4, RACE-15: perhaps it is acked. Until now nobody else can have it (RACE-1).
+                if now.elapsed() < UNCONFIRMED_FOR {
+                    item::discard(&self.shared, &item, &ids, self.shutdown.clone()).await;
+                }
+                return Duration::ZERO;
+            }
         }
         (self.ack_failures, self.discards) = (0, 0);
         host.observe(&ids, &Progress::Acked);
@@ -242,7 +264,8 @@ impl<H: Host> Poller<H> {
     async fn ack_failed(&mut self, item: WorkItem, ids: &Ids, error: &ApiError) -> Duration {
         if !error.is_fatal() {
             self.ack_failures = self.ack_failures.saturating_add(1);
-            let pause = loop_backoff(self.ack_failures, &self.shared.random);
+            let backoff = loop_backoff(self.ack_failures, &self.shared.random);
+            let pause = error.pause(self.ack_failures, backoff);
             emit!(warn, ids, "work.ack_failed", "ack failed", error = %error.label(),
                 attempt = self.ack_failures, pause_ms = pause.as_millis() as u64);
             return pause;

@@ -74,7 +74,7 @@ impl Poster {
                     tool_use_id = call, attempt = attempts, error = %error.label());
                 return Posted::GaveUpForNow;
             }
-            let pause = post_backoff(attempts, &self.random);
+            let pause = error.pause(attempts, post_backoff(attempts, &self.random));
             // The last attempt is at the end of the window.
             last_chance = pause >= left;
             let pause = pause.min(left);

@@ -20,6 +20,8 @@ pub struct Request {
     pub(super) retries: u32,
     pub(super) retries_conflict: bool,
     pub(super) body_bytes_max: usize,
+    pub(super) head_is_enough: bool,
+    pub(super) pause_max: Duration,
 }
 
 /// An id that cannot be part of a path.
@@ -29,6 +31,8 @@ pub struct BadId;
 
 /// HDR-2.
 const BETA: &str = "managed-agents-2026-04-01";
+/// What is accepted unless [`Request::accept`] says otherwise.
+pub(super) const JSON: &str = "application/json";
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// HTTP-1.
 const RETRIES: u32 = 2;
@@ -73,13 +77,15 @@ impl Request {
             path,
             query: String::new(),
             body: None,
-            accept: "application/json",
+            accept: JSON,
             beta: Some(BETA),
             worker_id: false,
             timeout: TIMEOUT,
             retries: RETRIES,
             retries_conflict: true,
             body_bytes_max: BODY_BYTES_MAX,
+            head_is_enough: false,
+            pause_max: Duration::MAX,
         })
     }
 
@@ -133,6 +139,18 @@ impl Request {
     /// A 409 is an answer, not a reason to ask again (HTTP-4).
     pub fn conflict_is_final(mut self) -> Request {
         self.retries_conflict = false;
+        self
+    }
+
+    /// Gives up instead of waiting longer than this before it is sent again.
+    pub fn pause_max(mut self, max: Duration) -> Request {
+        self.pause_max = max;
+        self
+    }
+
+    /// Any 2xx is success as soon as its headers are there (API-2).
+    pub fn head_is_enough(mut self) -> Request {
+        self.head_is_enough = true;
         self
     }
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::clock::SharedUptime;
@@ -62,12 +62,14 @@ struct Runner<H: Host> {
     /// Set once it is clear how this ends; then nothing new is routed or started.
     ending: Option<ItemEnd>,
     api: super::api::ItemApi,
+    /// Makes the feed read the history once more.
+    again: Arc<Notify>,
 }
 
 /// Attaches to the session and serves it to its end. Gives the performer back for the teardown.
 pub async fn run<H: Host>(session: Session<H>) -> (ItemEnd, Performer<H>) {
     let (sender, mut news) = mpsc::channel(WAITING_MAX);
-    let api = session.feed.api.clone();
+    let (api, again) = (session.feed.api.clone(), Arc::clone(&session.feed.again));
     let feed = AbortOnDrop(tokio::spawn(session.feed.run(sender)));
     let mut runner = Runner {
         host: Arc::clone(&session.performer.host),
@@ -86,6 +88,7 @@ pub async fn run<H: Host>(session: Session<H>) -> (ItemEnd, Performer<H>) {
         feed_over: false,
         ending: None,
         api,
+        again,
     };
     emit!(info, runner.ids, "runner.starting", "attaching to the session");
     let how = runner.serve(&mut news).await;
@@ -139,6 +142,9 @@ impl<H: Host> Runner<H> {
                     self.performer = Some(performer);
                     self.running = None;
                     self.gate.finished(&call.id, finish, Instant::now());
+                    if finish == Finish::Unanswered && self.ending.is_none() {
+                        self.again.notify_one();
+                    }
                 }
                 Woken::Lease | Woken::Shutdown => {}
                 Woken::Idle => {

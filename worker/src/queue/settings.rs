@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use url::{Host, Url};
 
 use super::handover::Handler;
+use super::shutdown::Shutdown;
 use super::trace::Tracer;
 use super::trigger::Trigger;
 
@@ -19,6 +20,8 @@ pub struct Drive {
     pub trigger: Option<Arc<Trigger>>,
     /// Hands sessions over (ONWORK-1).
     pub handler: Option<Arc<dyn Handler>>,
+    /// Told to drain when the poll is refused for good: what runs may finish (POLL-5, SHUT-2).
+    pub shutdown: Option<Arc<Shutdown>>,
 }
 
 /// Settings of one environment's queue.

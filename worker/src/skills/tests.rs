@@ -18,7 +18,7 @@ struct Plane {
 }
 
 fn status(status: u16) -> ApiError {
-    ApiError::Status { status, body: Box::default(), request_id: None }
+    ApiError::Status { status, body: Box::default(), request_id: None, retry_after: None }
 }
 
 impl Source for Plane {

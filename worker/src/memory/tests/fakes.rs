@@ -211,7 +211,7 @@ pub struct ServerState {
 }
 
 fn of_status(status: u16) -> MemoryError {
-    ApiError::Status { status, body: Box::default(), request_id: None }.into()
+    ApiError::Status { status, body: Box::default(), request_id: None, retry_after: None }.into()
 }
 
 impl FakeServer {

@@ -20,7 +20,7 @@ fn reply(value: &str, ttl: f64, state: &str, extended: bool) -> HeartbeatReply {
 
 fn error(status: u16, body: &Value) -> ApiError {
     let body = Box::new(parse_error(body.to_string().as_bytes()));
-    ApiError::Status { status, body, request_id: None }
+    ApiError::Status { status, body, request_id: None, retry_after: None }
 }
 
 #[test]

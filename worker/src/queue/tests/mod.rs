@@ -3,6 +3,7 @@
 
 mod apart;
 mod client;
+mod faults;
 mod gate;
 mod http;
 mod journal;

@@ -112,7 +112,12 @@ async fn a_version_is_asked_for_three_times_at_most() {
     let error = api(&plane).skill_version("skill_1", "latest").await.expect_err("an error");
     assert_eq!((error.status(), plane.seen("").len()), (Some(503), 3));
     let plane = Plane::new();
-    plane.state().skills.push_back(Answer::Text(200, "<html>".to_owned()));
+    plane.state().skills.extend(vec![Answer::Text(200, "<html>".to_owned()); 3]);
+    let error = api(&plane).skill_version("skill_1", "latest").await.expect_err("an error");
+    assert!(matches!(error, ApiError::Unreadable { what: "JSON" }), "{error}");
+    assert_eq!(plane.seen("").len(), 3);
+    let plane = Plane::new();
+    plane.state().skills.push_back(Answer::Text(200, "[]".to_owned()));
     let error = api(&plane).skill_version("skill_1", "latest").await.expect_err("an error");
     assert!(matches!(error, ApiError::Unreadable { what: "a skill version" }), "{error}");
 }
