@@ -1,5 +1,5 @@
 """Where staged input comes from: files of `www/HOST/…`, git repositories below `/git/`, redirects, a
-server that stalls, one that never ends, and an S3-compatible store below `/store/`.
+server that stalls, one that takes its time, one that never ends, and an S3-compatible store below `/store/`.
 
 Everything that is asked is written down with its headers.
 """
@@ -26,6 +26,15 @@ async def stall(writer):
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nbegun")
     await writer.drain()
     await asyncio.sleep(120)
+
+
+async def slow(writer):
+    """Twelve seconds for 2400 bytes."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2400\r\nconnection: close\r\n\r\n")
+    for _ in range(24):
+        writer.write(b"s" * 100)
+        await writer.drain()
+        await asyncio.sleep(0.5)
 
 
 async def endless(writer):
@@ -69,6 +78,9 @@ async def request(log, spec, directory, reader, writer):
     path, _, query = target.partition("?")
     if path == "/in/stall":
         return await stall(writer)
+    if path == "/in/slow":
+        await slow(writer)
+        return False
     if path == "/in/endless":
         return await endless(writer)
     status, more, content = "200 OK", "", b""

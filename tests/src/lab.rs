@@ -12,6 +12,7 @@ pub mod fixtures;
 pub mod inputs;
 pub mod relay;
 pub mod rows;
+pub mod staged;
 mod world;
 
 use std::fs;

@@ -257,6 +257,23 @@ fn a_credential_process_gives_credentials_and_they_are_renewed_before_they_expir
     }
 }
 
+#[test]
+fn a_process_that_the_default_chain_finds_gives_credentials() {
+    // AWS-4: of the profile that AWS_PROFILE selects.
+    for level in Level::here() {
+        let place = open_place();
+        let pair = document("AKIATWO", OTHER_SECRET, "2099-01-01T00:00:00Z").to_string();
+        let script = file(place.path(), "process", &format!("#!/bin/sh\necho '{pair}'\n"), 0o755);
+        let config = format!("[profile p]\ncredential_process = {} planted\n", script.display());
+        let config = file(place.path(), "config", &config, 0o644);
+        let poll = without_pair(on_aws(level)).variable("AWS_PROFILE", "p");
+        let poll = poll.variable("AWS_CONFIG_FILE", &config.display().to_string());
+        let (report, ran) = served(Devserver::with(&pairs(), &[]), poll);
+        assert!(report["aws_keys"]["AKIATWO"].as_u64() > Some(5), "{}", report["aws_keys"]);
+        assert!(!ran.stderr.contains("planted"), "AUTH-8: its arguments may be secret");
+    }
+}
+
 /// Answers like the metadata service of AWS and its container endpoint, and counts requests.
 fn metadata() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -332,6 +349,101 @@ fn a_static_profile_in_a_private_file_is_read_before_rights_are_given_up() {
     }
 }
 
+/// Puts a file in the place of another at once.
+fn exchange(path: &Path, text: &str, level: Level) {
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, text).expect("cannot write");
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).expect("cannot chmod");
+    give(&fresh, level);
+    fs::rename(&fresh, path).expect("cannot rename");
+}
+
+#[test]
+fn sighup_reads_files_of_credentials_again_and_the_old_ones_stay_if_it_cannot() {
+    // AWS-4, AWS-8, AUTH-8: a profile with static keys, and an API key. With SIGHUP work goes on after
+    // the old one is refused; without it the worker ends (POLL-5).
+    let static_keys = |id: &str, secret: &str| {
+        format!(
+            "[p]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n\
+             aws_session_token = {TOKEN}\n"
+        )
+    };
+    for level in Level::here() {
+        for (api_key, asks) in [(false, true), (true, true), (false, false), (true, false)] {
+            let (script, old, new, nonsense) = if api_key {
+                (PLATFORM.to_owned(), "key-one".to_owned(), "key-two".to_owned(), String::new())
+            } else {
+                let (one, two) =
+                    (static_keys("AKIAONE", SECRET), static_keys("AKIATWO", OTHER_SECRET));
+                (pairs(), one, two, "[p]\nregion = x\n".to_owned())
+            };
+            let server = Devserver::with(&script, &[]);
+            server.dev("POST", "aws", &json!({"api_keys": ["key-one", "key-two"]}));
+            let poll = without_pair(on_aws(level));
+            let path = poll.home().join("credentials");
+            exchange(&path, &old, level);
+            let poll = if api_key {
+                poll.path("--aws-api-key-file", &path)
+            } else {
+                let poll = poll.options(["--aws-profile", "p"]);
+                poll.variable("AWS_SHARED_CREDENTIALS_FILE", &path.display().to_string())
+            };
+            let worker = poll.serve(&server);
+            let play = |name: &str| {
+                server.push(&session(name, [gives(bash("echo 1"), "1")]));
+                server.wait_done(SOON);
+            };
+            play("before");
+            if asks {
+                exchange(&path, &nonsense, level);
+                worker.signal("HUP");
+                worker.wait_for_event("platform.not_reloaded", SOON);
+                play("with the old one");
+            }
+            exchange(&path, &new, level);
+            if asks {
+                worker.signal("HUP");
+                worker.wait_for_event("platform.reloaded", SOON);
+            }
+            let two = json!({"access_key_id": "AKIATWO", "secret_access_key": OTHER_SECRET,
+                "session_token": TOKEN});
+            server.dev("POST", "aws", &json!({"keys": [two], "api_keys": ["key-two"]}));
+            if !asks {
+                worker.wait().ended(4);
+                continue;
+            }
+            play("with the new one");
+            let ran = worker.stop().ended(0);
+            let report = passed(server.end(), &ran.stderr);
+            if !api_key {
+                let used = &report["aws_keys"];
+                let often = |id: &str| used[id].as_u64() > Some(4);
+                assert!(often("AKIAONE") && often("AKIATWO"), "{used}");
+            }
+            let reloaded = ran.audited("config.reloaded");
+            let of = |what: &str| reloaded.iter().filter(|event| event["what"] == what).count();
+            assert_eq!((of("platform-credential"), of("network-rules")), (1, 2));
+            for secret in [SECRET, OTHER_SECRET, TOKEN, "key-one", "key-two"] {
+                assert!(!ran.stderr.contains(secret), "AUTH-8: {}", ran.stderr);
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_of_the_environment_are_fixed_and_sighup_says_nothing_of_them() {
+    // AWS-4.
+    let server = Devserver::with(PLATFORM, &[]);
+    let worker = on_aws(Level::here()[0]).serve(&server);
+    worker.wait_for_event("poll.starting", SOON);
+    worker.signal("HUP");
+    worker.wait_for_event("policy.reloaded", SOON);
+    let ran = worker.stop().ended(0);
+    for event in ["platform.reloaded", "platform.not_reloaded"] {
+        assert!(ran.events(event).is_empty(), "{event}: {}", ran.stderr);
+    }
+}
+
 /// Variables, the exit code, and a part of what is said.
 type Case<'a> = (&'a [(&'a str, &'a str)], i32, &'a str);
 
@@ -347,7 +459,7 @@ fn what_is_missing_or_wrong_is_said_before_anything_is_claimed() {
         (&[("AWS_SECRET_ACCESS_KEY", "")],             2, "half of an AWS key pair is missing: AWS_SECRET_ACCESS_KEY"),
         (&[("ANTHROPIC_API_KEY", "sk-ant-api03-x")],   9, "ANTHROPIC_API_KEY is set"),
         (&[("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "")], 3, "cannot find AWS credentials"),
-        (&[("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", ""), nowhere], 3, "cannot read /nonexistent"),
+        (&[("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", ""), nowhere], 3, "cannot read the AWS configuration from /nonexistent"),
     ];
     for (variables, code, text) in cases {
         let server = Devserver::with(PLATFORM, &[]);

@@ -165,15 +165,25 @@ fn stores(which: Official) {
 
 // SKILL-1, SKILL-2, SKILL-3, SKILL-5, SKILL-8, SKILL-9, SKILL-13: ours plays the same script in
 // tests/tests/skills.rs.
-#[test]
-fn the_python_worker_lays_out_skills_of_every_kind_of_archive() {
-    require!(Need::Tool("python3"));
+fn skills(which: Official) {
     let Some(packages) = installed() else { return };
     let text =
         fs::read_to_string(project().join("tests/scripts/official-skills.toml")).expect("readable");
-    let report = play(Official::Python, packages, &text);
+    let report = play(which, packages, &text);
     assert_eq!(report["requests"]["skill"]["count"], 9);
     assert_eq!(report["requests"]["skill_content"]["count"], 8);
+}
+
+#[test]
+fn the_python_worker_lays_out_skills_of_every_kind_of_archive() {
+    require!(Need::Tool("python3"));
+    skills(Official::Python);
+}
+
+#[test]
+fn the_typescript_worker_lays_out_skills_of_every_kind_of_archive() {
+    require!(Need::Tool("npm"));
+    skills(Official::TypeScript);
 }
 
 fn memory(which: Official) {

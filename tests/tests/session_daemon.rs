@@ -431,7 +431,7 @@ fn sighup_reads_a_policy_again_that_only_its_owner_may_read() {
         put("policy.toml", "");
         put("other.toml", "");
         let worker = Poll::at(level).path("--policy", &file).serve(&server);
-        worker.wait_for_event("worker.started", SOON);
+        worker.wait_for_event("poll.starting", SOON);
         put("policy.toml", "network.allow = [\"a.example.com:443\"]");
         worker.signal("HUP");
         worker.wait_for_event("policy.reloaded", SOON);

@@ -6,10 +6,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::{Duration, Instant};
 
 use e2e::lab::inputs::{CASE, Inputs, PASSWORD, SECRET, TOKEN};
-use e2e::lab::policy_text;
-use e2e::lab::relay::Relay;
+use e2e::lab::staged::{LOOK, RECORD, Site, https, with_metadata, with_rules};
 use e2e::play::{SOON, bash, expect, gives, passed, session};
-use e2e::{Devserver, Level, Need, Poll, Ran, Worker, locate, require};
+use e2e::{Devserver, Level, Need, Poll, locate, require};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -26,30 +25,15 @@ fn sum_of(text: &str) -> String {
     said.split_whitespace().next().expect("a digest").to_owned()
 }
 
-/// A rule for one file of the data host.
-fn https(more: &str) -> String {
-    format!(
-        "[[stage]]\nname = \"case\"\nkind = \"https\"\nfrom = \"metadata:file\"\nto = \"in/case.csv\"\n\
-         allow = [\"https://data.example.test/in/\", \"https://inner.example.test/in/\",\n\
-         \"https://meta.example.test/in/\", \"https://loop.example.test/in/\",\n\
-         \"https://mixed.example.test/in/\", \"https://turns.example.test/in/\"]\n{more}\n"
-    )
-}
-
-const RECORD: &str = "digest = \"record\"\nwhy = \"the test compares it\"\n";
-
-/// The default policy and these rules.
-fn with_rules(rules: &str) -> String {
-    format!("{}\n{rules}", policy_text(""))
-}
-
 /// `worker stage check --fetch` on the laboratory's host: the first rule's answer.
 fn check(inputs: &Inputs, rules: &str, metadata: &[(&str, &str)]) -> Value {
     let policy = inputs.lab.directory().join("check.toml");
     fs::write(&policy, with_rules(rules)).expect("written");
     let config = inputs.config(0);
     let mut command = inputs.lab.command();
-    command.arg(locate::worker()).args(["stage", "check", "--fetch", "--format", "json", "-p"]);
+    command
+        .arg(locate::worker())
+        .args(["stage", "check", "--fetch", "--format", "json", "--policy"]);
     command.arg(&policy).arg("--config").arg(config);
     for (key, value) in metadata {
         command.arg("--metadata").arg(format!("{key}={value}"));
@@ -66,49 +50,6 @@ fn check(inputs: &Inputs, rules: &str, metadata: &[(&str, &str)]) -> Value {
     assert_eq!(done.status.code(), Some(i32::from(failed)), "{rule}: {told}");
     rule
 }
-
-/// A worker in the laboratory, for sessions of a server outside.
-struct Site {
-    inputs: Inputs,
-    server: Devserver,
-    _relay: Relay,
-}
-
-impl Site {
-    fn new() -> Site {
-        let inputs = Inputs::new();
-        let server = Devserver::with("", &["--keep-results"]);
-        let relay = Relay::to(&inputs.lab, server.port());
-        Site { inputs, server, _relay: relay }
-    }
-
-    fn worker(&self, level: Level, rules: &str) -> Worker {
-        let config = self.inputs.config(level.uid());
-        let poll = Poll::at(level).wrapped_in(&self.inputs.lab.wrapper());
-        poll.policy(&with_rules(rules)).path("--config", &config).serve(&self.server)
-    }
-
-    fn ended(self, worker: Worker) -> (Inputs, Ran, Value) {
-        self.server.wait_done(2 * SOON);
-        let ran = worker.stop().ended(0);
-        let report = passed(self.server.end(), &ran.stderr);
-        (self.inputs, ran, report)
-    }
-}
-
-fn with_metadata(mut session: Value, metadata: Value) -> Value {
-    session["metadata"] = metadata;
-    session
-}
-
-/// What bash finds of credentials wherever it may look.
-const LOOK: &str = r#"found=
-look() { grep -aqsE 'planted-[0-9a-f]{4}|L[A]BKEY' "$@" && found="$found $*"; }
-env | look
-for file in /proc/[0-9]*/environ /proc/[0-9]*/cmdline /proc/self/mountinfo; do look "$file"; done
-look -r /workspace /tmp /etc /dev/shm /mnt /home /run /var 2>/dev/null
-for fd in /proc/[0-9]*/fd/*; do [[ -f $fd ]] && look "$fd"; done
-echo "found:$found""#;
 
 #[test]
 fn every_kind_of_input_is_in_the_workspace_before_the_first_call() {

@@ -223,6 +223,62 @@ fn requests(all: &[Span], work: &Span) {
 }
 
 #[test]
+fn a_tool_run_names_its_conversation_and_what_the_tool_does() {
+    // OBS-2, THR-2: the thread of the call, else the primary one; never an MCP tool, which the
+    // control plane runs.
+    let (endpoint, taken) = collector(Manner::Takes);
+    let on = |mut call: Value, thread: &str| {
+        call["thread"] = json!(thread);
+        call
+    };
+    let steps = [
+        bash("true # before"),
+        json!({"thread_started": "main"}),
+        json!({"thread_started": "helper"}),
+        bash("true # primary"),
+        on(bash("true # helper"), "helper"),
+        json!({"custom": "described", "input": {}}),
+        json!({"custom": "plain", "input": {}}),
+        json!({"emit": {"type": "agent.mcp_tool_use", "name": "remote", "input": {}}}),
+        bash("true # last"),
+    ];
+    let tool = |name: &str, more: &str| {
+        format!(
+            "[[custom_tool]]\nname = \"{name}\"\nwhere = \"jail\"\ncommand = [\"/bin/true\"]\n{more}\n"
+        )
+    };
+    let poll = tracing(Level::here()[0], &endpoint);
+    let file = poll.home().join("worker.toml");
+    let text = [tool("described", "description = \"Counts orders\""), tool("plain", "")].concat();
+    std::fs::write(&file, text).expect("written");
+    let poll = poll.path("--config", &file);
+    traced(Devserver::with("", &[]), poll, &[session("threads", steps)]);
+    let mut all = spans(&taken);
+    all.retain(|span| span.name.contains("tool_use "));
+    all.sort_by_key(|span| span.start_time_unix_nano);
+    let (main, helper) = (Some("sthr_1_1"), Some("sthr_1_2"));
+    let bash = Some("Runs a command in the persistent shell of the session");
+    #[rustfmt::skip]
+    let wanted = [
+        ("anthropic.tool_use bash",             None,   None,   bash),
+        ("anthropic.tool_use bash",             main,   None,   bash),
+        ("anthropic.tool_use bash",             helper, helper, bash),
+        ("anthropic.custom_tool_use described", main,   None,   Some("Counts orders")),
+        ("anthropic.custom_tool_use plain",     main,   None,   None),
+        ("anthropic.tool_use bash",             main,   None,   bash),
+    ];
+    assert_eq!(all.len(), wanted.len(), "{all:#?}");
+    for (span, (name, conversation, thread, description)) in all.iter().zip(wanted) {
+        let said = pairs(&span.attributes);
+        let get = |key: &str| said.get(key).map(String::as_str);
+        assert_eq!(span.name, name);
+        assert_eq!(get("gen_ai.conversation.id"), conversation, "{said:?}");
+        assert_eq!(get("anthropic.session.thread.id"), thread, "{said:?}");
+        assert_eq!(get("gen_ai.tool.description"), description, "{said:?}");
+    }
+}
+
+#[test]
 fn content_is_sent_to_those_who_ask_for_it_and_is_cut() {
     // OBS-4.
     let (endpoint, taken) = collector(Manner::Takes);

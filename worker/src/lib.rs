@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+mod child;
 mod cli;
 mod config;
 mod credential;

@@ -1,5 +1,5 @@
 //! Confines the key reader: the one process beside the launcher that keeps the rights of whoever
-//! started the worker. It may read below one directory and do nothing else.
+//! started the worker. It may read below the directories of its files and do nothing else.
 //!
 //! Knows nothing of keys: what is read, and for whom, is the worker's business. Runs in the key
 //! reader itself, single-threaded, before it reads its first request.
@@ -32,13 +32,13 @@ pub struct ConfineError {
 /// Whether the kernel had landlock to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReaderDomain {
-    /// Only files below the directory can be opened, and no TCP connection be made.
+    /// Only files below the directories can be opened, and no TCP connection be made.
     Landlock,
     /// This kernel has no landlock; ids and capabilities are all that holds it.
     None,
 }
 
-/// Gives up everything but reading below `directory` with the process's user id.
+/// Gives up everything but reading below `directories` with the process's user id.
 ///
 /// As root: no capability is left (files of root can be read as their owner), user 0 is not special
 /// any more, and the net namespace is an empty one. At either level: nothing can be gained, no core
@@ -46,8 +46,14 @@ pub enum ReaderDomain {
 ///
 /// # Errors
 /// If any of it is refused, except landlock on a kernel that has none.
-pub fn confine_key_reader(level: Level, directory: &Path) -> Result<ReaderDomain, ConfineError> {
-    let opened = rustix::fs::open(directory, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+pub fn confine_key_reader(
+    level: Level,
+    directories: &[&Path],
+) -> Result<ReaderDomain, ConfineError> {
+    let open = |directory: &&Path| {
+        rustix::fs::open(*directory, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+    };
+    let opened: Result<Vec<_>, _> = directories.iter().map(open).collect();
     let opened = opened.at("open the key's directory")?;
     if level == Level::Root {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET).at("leave the network")?;
@@ -59,7 +65,7 @@ pub fn confine_key_reader(level: Level, directory: &Path) -> Result<ReaderDomain
     let domain = if landlock::kernel_abi() == 0 {
         ReaderDomain::None
     } else {
-        let domain = landlock::Domain::reading(std::os::fd::AsFd::as_fd(&opened));
+        let domain = landlock::Domain::reading(&opened);
         domain.and_then(landlock::Domain::enter).at("enter a landlock domain")?;
         ReaderDomain::Landlock
     };

@@ -6,7 +6,7 @@
 //! that refuses.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use landlock::{
@@ -117,9 +117,9 @@ impl Domain {
         Ok(Domain { ruleset, ..self })
     }
 
-    /// A domain that may read files below `directory` and open nothing else, without TCP where the
+    /// A domain that may read files below `directories` and open nothing else, without TCP where the
     /// kernel can refuse that.
-    pub fn reading(directory: BorrowedFd<'_>) -> io::Result<Self> {
+    pub fn reading(directories: &[OwnedFd]) -> io::Result<Self> {
         let abi_number = kernel_abi().min(ABI_KNOWN);
         let abi = ABI::from(i32::from(abi_number));
         let mut ruleset = Ruleset::default()
@@ -132,8 +132,11 @@ impl Domain {
         if abi_number >= 6 {
             ruleset = ruleset.scope(Scope::from_all(abi)).map_err(system)?;
         }
-        let rule = PathBeneath::new(directory, AccessFs::ReadFile | AccessFs::ReadDir);
-        let created = ruleset.create().and_then(|made| made.add_rule(rule)).map_err(system)?;
+        let mut created = ruleset.create().map_err(system)?;
+        for directory in directories {
+            let rule = PathBeneath::new(directory, AccessFs::ReadFile | AccessFs::ReadDir);
+            created = created.add_rule(rule).map_err(system)?;
+        }
         Ok(Domain { ruleset: created, description: String::new() })
     }
 

@@ -74,24 +74,42 @@ impl Inputs {
     /// # Panics
     /// If it cannot be written.
     pub fn config(&self, uid: u32) -> PathBuf {
+        let secret = self.credential(uid, "secret", SECRET, 0o600);
+        self.config_with(
+            uid,
+            &format!("access_key_id = \"LABKEY\"\nsecret_access_key_file = {secret:?}"),
+        )
+    }
+
+    /// The same with these lines about the store.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn config_with(&self, uid: u32, store: &str) -> PathBuf {
         let path = self.credentials.path();
-        let write = |name: &str, text: &str| {
-            let file = path.join(name);
-            fs::write(&file, text).expect("written");
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("chmod");
-            std::os::unix::fs::chown(&file, Some(uid), Some(uid)).expect("chown");
-            file
-        };
         fs::set_permissions(path, fs::Permissions::from_mode(0o711)).expect("chmod");
-        let (token, password) = (write("token", TOKEN), write("password", PASSWORD));
-        let secret = write("secret", SECRET);
+        let token = self.credential(uid, "token", TOKEN, 0o600);
+        let password = self.credential(uid, "password", PASSWORD, 0o600);
         let text = format!(
             "[[stage.credential]]\nhost = \"data.example.test\"\nfile = {token:?}\n\
              [[stage.credential]]\nhost = \"git.example.test\"\nusername = \"lab\"\nfile = {password:?}\n\
-             [[stage.s3]]\nendpoint = \"https://store.example.test\"\naccess_key_id = \"LABKEY\"\n\
-             secret_access_key_file = {secret:?}\n"
+             [[stage.s3]]\nendpoint = \"https://store.example.test\"\n{store}\n"
         );
-        write("config.toml", &text)
+        self.credential(uid, "config.toml", &text, 0o600)
+    }
+
+    /// Puts a file of this name in the place of the one before.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn credential(&self, uid: u32, name: &str, text: &str, mode: u32) -> PathBuf {
+        let (file, fresh) =
+            (self.credentials.path().join(name), self.credentials.path().join("fresh"));
+        fs::write(&fresh, text).expect("written");
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)).expect("chmod");
+        std::os::unix::fs::chown(&fresh, Some(uid), Some(uid)).expect("chown");
+        fs::rename(&fresh, &file).expect("renamed");
+        file
     }
 
     /// The requests that servers heard, each with its headers in one text.

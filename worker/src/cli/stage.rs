@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::policy::{self, ReportFormat};
 use super::policy_choice::PolicyChoice;
+use crate::config::stage::open_now;
 use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::explain;
@@ -152,7 +153,7 @@ fn fetch(
         Err(error) => return refuse(&error, Exit::Policy),
     };
     let variable = |name: &str| std::env::var(name).ok().map(SecretString::from);
-    let keys = match config.stage.load(&variable) {
+    let keys = match config.stage.load(&variable, &open_now) {
         Ok(keys) => keys,
         Err(error) => return refuse(&error, Exit::Refused),
     };

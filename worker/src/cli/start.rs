@@ -20,7 +20,7 @@ use super::serving::SessionArgs;
 use super::{check, policy};
 use crate::config::{self, Config};
 use crate::credential::hidden::{self, EmptyKey, Hidden, HiddenVariables};
-use crate::credential::{self, KeyError, KeySource};
+use crate::credential::{self, Again, Kept, KeyError, KeySource};
 use crate::daemon::{self, Opened};
 use crate::exit::Exit;
 use crate::explain;
@@ -92,6 +92,8 @@ pub struct Ready {
     pub hidden: HiddenVariables,
     /// What only this way of driving a worker needs.
     pub opened: Opened,
+    /// What reads files with secrets again; none if there are no such files.
+    pub again: Option<Again>,
     /// The audit log; `None` only for `--check`, if there is none yet or a worker has it.
     pub audit: Option<AuditLog>,
 }
@@ -137,8 +139,12 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
     let mut hidden = hidden::take().map_err(|error| complain_key(&error))?;
     let opened = Opened::open(&settings.mode, settings.check, &mut hidden)?;
     let has_token = matches!(&opened, Opened::Item(item) if item.has_token());
-    let found = find_credential(settings, level, has_token, &mut hidden)
+    let mut found = find_credential(settings, has_token, &mut hidden)
         .map_err(|error| complain_platform(&error))?;
+    let config = config.unwrap_or_default();
+    let staged = policy.as_ref().is_some_and(|policy| !policy.stage.rules.is_empty());
+    let again = found.start_reader(if staged { config.stage.kept() } else { Vec::new() }, level);
+    let again = again.map_err(|error| complain_key(&error))?;
     let opened = opened.start(settings).map_err(|error| {
         explain::complain(&error, None);
         Exit::Unexpected
@@ -147,12 +153,13 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
     Ok(Ready {
         policy,
         policy_files: files.into_inner(),
-        config: config.unwrap_or_default(),
+        config,
         source: found.source,
         key: found.key,
         platform: found.platform,
         hidden: hidden.others,
         opened,
+        again,
         audit,
     })
 }
@@ -165,10 +172,27 @@ struct Found {
     platform: Option<Prepared>,
 }
 
+impl Found {
+    /// Starts the process that can read all files of secrets again: those of the worker's credential,
+    /// and `more`.
+    fn start_reader(&mut self, more: Vec<Kept>, level: Level) -> Result<Option<Again>, KeyError> {
+        let mut files: Vec<Kept> = self.source.iter().filter_map(KeySource::kept).collect();
+        files.extend(self.platform.iter().flat_map(Prepared::kept));
+        files.extend(more);
+        let again = Again::start(&files, level)?;
+        if let Some(source) = &mut self.source {
+            source.use_reader(again.clone());
+        }
+        if let Some(platform) = &mut self.platform {
+            platform.use_reader(again.clone());
+        }
+        Ok(again)
+    }
+}
+
 /// Without a key only an item with a token can be served (AUTH-4); on a platform there is none (AWS-1).
 fn find_credential(
     settings: &Settings,
-    level: Level,
     has_token: bool,
     hidden: &mut Hidden,
 ) -> Result<Found, PlatformError> {
@@ -177,7 +201,7 @@ fn find_credential(
         let source = Some(prepared.source());
         return Ok(Found { source, key: None, platform: Some(prepared) });
     }
-    match find_key(settings, level, hidden) {
+    match find_key(settings, hidden) {
         Err(KeyError::Missing) if has_token => Ok(Found::default()),
         found => {
             let (source, key) = found?;
@@ -188,13 +212,11 @@ fn find_credential(
 
 fn find_key(
     settings: &Settings,
-    level: Level,
     hidden: &mut Hidden,
 ) -> Result<(KeySource, SecretString), KeyError> {
     let file = settings.environment_key_file.as_deref();
-    let mut source = KeySource::find(file, settings.credentials_directory.as_deref(), hidden)?;
+    let source = KeySource::find(file, settings.credentials_directory.as_deref(), hidden)?;
     let key = source.read()?;
-    source.start_reader(level)?;
     Ok((source, key))
 }
 

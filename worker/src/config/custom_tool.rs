@@ -21,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 const OUTPUT_BYTES_MAX: u64 = 102_400;
 /// Longest reason, in bytes.
 const WHY_BYTES_MAX: usize = 500;
+/// Longest description, in bytes.
+const DESCRIPTION_BYTES_MAX: usize = 1024;
 /// The environment of a tool on the host begins with this and nothing else.
 pub const HOST_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Beginnings of names that may hold a credential of the control plane.
@@ -43,6 +45,7 @@ pub struct Written {
     directory: Option<Spanned<PathBuf>>,
     user: Option<Spanned<u32>>,
     why: Option<Spanned<String>>,
+    description: Option<Spanned<String>>,
 }
 
 /// `where`.
@@ -85,6 +88,8 @@ pub struct CustomTool {
     pub place: Place,
     /// What its output is.
     pub result: ResultForm,
+    /// What it does, for traces (OBS-2).
+    pub description: Option<String>,
     /// What is started, and its limits.
     pub plan: CustomToolPlan,
 }
@@ -151,7 +156,18 @@ impl Written {
         if let Some(reason) = plan.mistake() {
             return wrong(&self.name, format!("cannot run the tool `{name}`: {reason}"));
         }
-        Ok(CustomTool { place: self.place(on_host)?, result: self.result, plan })
+        let (place, description) = (self.place(on_host)?, self.description()?);
+        Ok(CustomTool { place, result: self.result, description, plan })
+    }
+
+    fn description(&self) -> Result<Option<String>, Mistake> {
+        let Some(written) = &self.description else { return Ok(None) };
+        let text = written.get_ref();
+        if text.trim().is_empty() || text.len() > DESCRIPTION_BYTES_MAX {
+            let reason = format!("`description` has 1 to {DESCRIPTION_BYTES_MAX} bytes");
+            return wrong(written, reason);
+        }
+        Ok(Some(text.clone()))
     }
 
     fn place(&self, on_host: bool) -> Result<Place, Mistake> {
@@ -263,6 +279,9 @@ mod tests {
         assert_eq!(host.plan.environment, [HOST_PATH.as_bytes()]);
         assert_eq!(host.plan.workdir.as_deref(), Some(std::path::Path::new("/")));
         assert_eq!(host.place, Place::Host { user: None, why: "w".to_owned() });
+        assert_eq!((&jail.description, &host.description), (&None, &None));
+        let described = read(&format!("{JAIL}description = \"Finds a\"\n")).expect("valid");
+        assert_eq!(described[0].description.as_deref(), Some("Finds a"));
         let all = read(&format!(
             "{HOST}user = 4711\ndirectory = \"/srv\"\ntimeout = \"5m\"\noutput_max = \"1MiB\"\n\
              result = \"json\"\nenvironment = {{ TOKEN = \"sk-planted\", PATH = \"/x\" }}\n"
@@ -294,6 +313,8 @@ mod tests {
             (HOST.replace("why = \"w\"\n", ""),                  4, "outside the jail"),
             (HOST.replace("\"w\"", "\" \""),                     4, "say `why = "),
             (HOST.replace("\"w\"", &format!("\"{}\"", "w".repeat(501))), 5, "longer than 500 bytes"),
+            (format!("{JAIL}description = \" \"\n"),             5, "`description` has 1 to 1024"),
+            (format!("{JAIL}description = \"{}\"\n", "d".repeat(1025)), 5, "`description` has 1 to 1024"),
             (format!("{HOST}user = 0\n"),                        6, "may not be root"),
             (format!("{HOST}directory = \"srv\"\n"),             6, "not an absolute path"),
             (format!("{HOST}environment = {{ ANTHROPIC_X = \"1\" }}\n"), 6, "may hold a credential"),

@@ -3,19 +3,18 @@
 //! Files are read once, with the rights of whoever started the worker; only the control side has what
 //! was in them. A credential belongs to one host and port, and is sent nowhere else.
 
-use std::fs::{File, OpenOptions};
-use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use rustix::fs::OFlags;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use stockade_runtime::policy::stage::{Scheme, StagePlace};
 use zeroize::Zeroizing;
+
+use crate::credential::file::{self, Trust};
+use crate::credential::{Kept, KeyError, Secret};
 
 /// Most credentials of each kind.
 const CREDENTIALS_MAX: usize = 64;
@@ -26,6 +25,8 @@ const VARIABLES: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS
 
 /// A variable that the worker was started with, wherever it is now.
 pub type Variable<'a> = &'a dyn Fn(&str) -> Option<SecretString>;
+/// What reads a file that only its owner can read: this process, or one that still has the rights.
+pub type Open<'a> = &'a dyn Fn(&Path) -> Result<Zeroizing<Vec<u8>>, KeyError>;
 
 /// `[stage]` as written.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -79,7 +80,17 @@ pub struct KeysError {
     /// What is wrong.
     pub reason: String,
     /// The cause.
-    pub source: Option<std::io::Error>,
+    pub source: Option<KeyError>,
+}
+
+impl KeysError {
+    /// Nobody could read any.
+    pub fn lost() -> KeysError {
+        KeysError {
+            source: Some(KeyError::ReaderGone),
+            ..wrong("staging", "reading them broke off")
+        }
+    }
 }
 
 /// Credentials, each with the host that it is for.
@@ -101,17 +112,27 @@ pub struct S3Key {
 }
 
 impl StageConfig {
-    /// Reads every file that is named, and what is asked for by `variable`.
+    /// The files that are to be read again.
+    pub fn kept(&self) -> Vec<Kept> {
+        let s3 = self.s3.iter().flat_map(|written| {
+            [&written.secret_access_key_file, &written.session_token_file].into_iter().flatten()
+        });
+        let files = self.credential.iter().map(|written| &written.file).chain(s3);
+        let (what, trust) = (Secret::Staging, Trust::Owner);
+        files.map(|path| Kept { what, trust, path: path.clone() }).collect()
+    }
+
+    /// Has `open` read every file that is named, and asks for the rest by `variable`.
     ///
     /// # Errors
     /// [`KeysError`] for the first that cannot be used.
-    pub fn load(&self, variable: Variable<'_>) -> Result<Keys, KeysError> {
+    pub fn load(&self, variable: Variable<'_>, open: Open<'_>) -> Result<Keys, KeysError> {
         if self.credential.len().max(self.s3.len()) > CREDENTIALS_MAX {
             return Err(wrong("staging", format!("more than {CREDENTIALS_MAX} are named")));
         }
         let mut keys = Keys::default();
         for written in &self.credential {
-            let (place, name, value) = written.load()?;
+            let (place, name, value) = written.load(open)?;
             if keys.headers.iter().any(|(known, ..)| *known == place) {
                 return Err(wrong(&written.host, "there is one for this host already"));
             }
@@ -122,16 +143,16 @@ impl StageConfig {
             if keys.s3.iter().any(|(known, _)| *known == place) {
                 return Err(wrong(&written.endpoint, "there is one for this endpoint already"));
             }
-            keys.s3.push((place, written.load(variable)?));
+            keys.s3.push((place, written.load(variable, open)?));
         }
         Ok(keys)
     }
 }
 
 impl CredentialConfig {
-    fn load(&self) -> Result<(StagePlace, HeaderName, SecretString), KeysError> {
+    fn load(&self, open: Open<'_>) -> Result<(StagePlace, HeaderName, SecretString), KeysError> {
         let place = place_of(&self.host, &format!("https://{}/", self.host))?;
-        let secret = read(&self.host, &self.file)?;
+        let secret = read(&self.host, &self.file, open)?;
         let (name, value) = match (&self.header, &self.username) {
             (Some(_), Some(_)) => {
                 return Err(wrong(&self.host, "`header` and `username` exclude each other"));
@@ -157,7 +178,7 @@ impl CredentialConfig {
 }
 
 impl S3Config {
-    fn load(&self, variable: Variable<'_>) -> Result<S3Key, KeysError> {
+    fn load(&self, variable: Variable<'_>, open: Open<'_>) -> Result<S3Key, KeysError> {
         let files = self.access_key_id.is_some()
             || self.secret_access_key_file.is_some()
             || self.session_token_file.is_some();
@@ -178,8 +199,9 @@ impl S3Config {
                 "`access_key_id` and `secret_access_key_file`, or `environment`, are needed";
             return Err(wrong(&self.endpoint, reason));
         };
-        let token = self.session_token_file.as_deref().map(|file| read(&self.endpoint, file));
-        let secret = read(&self.endpoint, file)?;
+        let token = self.session_token_file.as_deref();
+        let token = token.map(|file| read(&self.endpoint, file, open));
+        let secret = read(&self.endpoint, file, open)?;
         Ok(S3Key { id: id.clone(), secret, token: token.transpose()? })
     }
 }
@@ -224,31 +246,23 @@ fn place_of(whom: &str, text: &str) -> Result<StagePlace, KeysError> {
     }
 }
 
+/// Reads a file with the rights that this process has now.
+///
+/// # Errors
+/// It cannot be read, or others have access.
+pub fn open_now(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    file::read_bytes(Secret::Staging, path, Trust::Owner, BYTES_MAX)
+}
+
 /// One line that only its owner, who is root or us, can read.
-fn read(whom: &str, path: &Path) -> Result<SecretString, KeysError> {
+fn read(whom: &str, path: &Path, open: Open<'_>) -> Result<SecretString, KeysError> {
     let shown = path.display();
     let failed = |source| {
-        let reason = format!("{shown} cannot be read");
+        let reason = format!("{shown} cannot be used");
         KeysError { source: Some(source), ..wrong(whom, reason) }
     };
-    let mut options = OpenOptions::new();
-    // A FIFO is not waited for.
-    options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-    let file: File = options.open(path).map_err(failed)?;
-    let about = file.metadata().map_err(failed)?;
-    if !about.is_file() {
-        return Err(wrong(whom, format!("{shown} is not a regular file")));
-    }
-    if about.mode() & 0o077 != 0 {
-        let mode = about.mode() & 0o7777;
-        return Err(wrong(whom, format!("{shown} has mode {mode:04o}, so others have access")));
-    }
-    let own = [0, rustix::process::geteuid().as_raw()];
-    if !own.contains(&about.uid()) {
-        return Err(wrong(whom, format!("{shown} belongs to user {}", about.uid())));
-    }
-    let mut text = Zeroizing::new(String::new());
-    file.take(BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+    let bytes = open(path).map_err(failed)?;
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
     let line = text.trim_end_matches(['\n', '\r']);
     let printable = line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     if line.is_empty() || text.len() as u64 > BYTES_MAX || !printable {
@@ -270,7 +284,7 @@ mod tests {
     }
 
     fn load(text: &str) -> Result<Keys, KeysError> {
-        toml::from_str::<StageConfig>(text).expect("the form is right").load(&|_| None)
+        toml::from_str::<StageConfig>(text).expect("the form is right").load(&|_| None, &open_now)
     }
 
     fn place(text: &str) -> StagePlace {
@@ -314,7 +328,7 @@ mod tests {
             "AWS_SESSION_TOKEN" => Some(SecretString::from("")),
             _ => None,
         };
-        let keys = config.load(&variable).expect("loaded");
+        let keys = config.load(&variable, &open_now).expect("loaded");
         let key = keys.s3(&place("https://s3.example/")).expect("a key");
         assert_eq!((key.id.as_str(), key.secret.expose_secret()), ("AKIAONE", "s3cr3t"));
         assert!(key.token.is_none(), "an empty one is none");
@@ -331,7 +345,7 @@ mod tests {
         let cases = [
             (format!("[[credential]]\nhost=\"a.example\"\nfile={open:?}"),  "mode 0640"),
             (format!("[[credential]]\nhost=\"a.example\"\nfile={two:?}"),   "one line"),
-            (format!("[[credential]]\nhost=\"a.example\"\nfile={none:?}"),  "cannot be read"),
+            (format!("[[credential]]\nhost=\"a.example\"\nfile={none:?}"),  "No such file"),
             (format!("[[credential]]\nhost=\"a.example\"\nfile={:?}", at.path()), "not a regular file"),
             (format!("[[credential]]\nhost=\"a.example/x\"\nfile={good:?}"), "host as a whole"),
             (format!("[[credential]]\nhost=\"u@a.example\"\nfile={good:?}"), "user name"),
@@ -344,7 +358,9 @@ mod tests {
             ("[[s3]]\nendpoint=\"https://s3.example\"\nenvironment=true\naccess_key_id=\"a\"".to_owned(), "exclude"),
         ];
         for (text, want) in cases {
-            let error = load(&text).expect_err(&text).to_string();
+            let error = load(&text).expect_err(&text);
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            let error = format!("{error} {}", cause.unwrap_or_default());
             assert!(error.contains(want), "`{text}`: {error}");
         }
     }

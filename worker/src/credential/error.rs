@@ -22,6 +22,10 @@ pub enum Secret {
     TlsKey,
     /// Made by the console of a platform; its form is the platform's affair (AWS-4).
     PlatformKey,
+    /// One of the two files of the AWS tools (AWS-4).
+    AwsFile,
+    /// For a source of staged input.
+    Staging,
 }
 
 impl fmt::Display for Secret {
@@ -33,6 +37,8 @@ impl fmt::Display for Secret {
             Secret::OrganizationKey => "organization key",
             Secret::TlsKey => "TLS key",
             Secret::PlatformKey => "API key of the AWS console",
+            Secret::AwsFile => "AWS configuration",
+            Secret::Staging => "credential for staged input",
         })
     }
 }
@@ -45,7 +51,7 @@ impl Secret {
             Secret::WorkItem => "ANTHROPIC_WORK_SECRET",
             Secret::WebhookKey => "ANTHROPIC_WEBHOOK_SIGNING_KEY",
             Secret::OrganizationKey => "ANTHROPIC_API_KEY",
-            Secret::TlsKey => "no variable",
+            Secret::TlsKey | Secret::AwsFile | Secret::Staging => "no variable",
             Secret::PlatformKey => "ANTHROPIC_AWS_API_KEY",
         }
     }
@@ -59,6 +65,8 @@ impl Secret {
             Secret::OrganizationKey => "--api-key-file",
             Secret::TlsKey => "--tls-key",
             Secret::PlatformKey => "--aws-api-key-file",
+            Secret::AwsFile => "AWS_SHARED_CREDENTIALS_FILE",
+            Secret::Staging => "[stage] of --config",
         }
     }
 }
@@ -101,7 +109,7 @@ pub enum KeyError {
     Fixed,
     #[error("cannot start the key reader: {reason}")]
     ReaderStart { reason: String },
-    #[error("cannot read the environment key again: the key reader does not answer")]
+    #[error("cannot read the file again: the key reader does not answer")]
     ReaderGone,
 }
 
@@ -123,6 +131,10 @@ impl KeyError {
             Self::Read { what: Secret::EnvironmentKey, .. }
             | Self::NotAFile { what: Secret::EnvironmentKey, .. } => {
                 "name a file that holds the key and nothing else"
+            }
+            Self::Read { what: Secret::AwsFile, .. }
+            | Self::NotAFile { what: Secret::AwsFile, .. } => {
+                "AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE name these files"
             }
             Self::Read { what, .. } | Self::NotAFile { what, .. } => {
                 return format!("name a file that holds the {what} and nothing else");

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::error::{KeyError, Secret};
@@ -20,20 +21,25 @@ pub const BYTES_MAX: u64 = 64 << 10;
 const ORGANIZATION: &str = "sk-ant-api";
 
 /// Who vouches for a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Trust {
     /// Its mode: no bit for group or others.
     Owner,
     /// systemd, in a directory of its own: an access list for the service's user shows as a read
     /// bit of the group.
     ServiceManager,
+    /// Its mode alone, whoever it belongs to.
+    Private,
+    /// Nobody: there need be no secret in it.
+    Anyone,
 }
 
 impl Trust {
     fn forbidden(self) -> u32 {
         match self {
-            Trust::Owner => 0o077,
+            Trust::Owner | Trust::Private => 0o077,
             Trust::ServiceManager => 0o037,
+            Trust::Anyone => 0,
         }
     }
 }
@@ -86,7 +92,8 @@ fn check(what: Secret, file: &File, trust: Trust, from: &str) -> Result<(), KeyE
         return Err(KeyError::NotAFile { what, from });
     }
     let own = rustix::process::geteuid().as_raw();
-    if about.uid() != 0 && about.uid() != own {
+    let owned = matches!(trust, Trust::Owner | Trust::ServiceManager);
+    if owned && about.uid() != 0 && about.uid() != own {
         return Err(KeyError::Owner { what, from, owner: about.uid() });
     }
     if about.mode() & trust.forbidden() != 0 {
@@ -168,7 +175,12 @@ mod tests {
             (0o601, false, false),
         ] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode");
-            for (trust, good) in [(Trust::Owner, owner_only), (Trust::ServiceManager, service)] {
+            assert!(read(KEY, &path, Trust::Anyone).is_ok(), "{mode:o}");
+            for (trust, good) in [
+                (Trust::Owner, owner_only),
+                (Trust::Private, owner_only),
+                (Trust::ServiceManager, service),
+            ] {
                 let got = read(KEY, &path, trust);
                 assert_eq!(got.is_ok(), good, "{mode:o} {trust:?}");
                 if let Err(error) = got {
@@ -182,6 +194,7 @@ mod tests {
             std::os::unix::fs::chown(&path, Some(12345), None).expect("an owner");
             let error = read(KEY, &path, Trust::Owner).expect_err("not ours");
             assert!(matches!(error, KeyError::Owner { owner: 12345, .. }), "{error}");
+            assert!(read(KEY, &path, Trust::Private).is_ok());
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! In the order in which `worker poll` and its kin need them: [`hidden::hide`] first of all, while nothing
 //! else exists; after the launcher has been split off [`KeySource::find`], [`KeySource::read`] and
-//! [`KeySource::start_reader`], with the rights of whoever started the worker; after these rights are
+//! [`Again::start`], with the rights of whoever started the worker; after these rights are
 //! given up only [`KeySource::reread`]. The value is a [`SecretString`] from the moment of reading and
 //! is in no message of this module.
 
@@ -13,15 +13,13 @@ pub mod reader;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use secrecy::SecretString;
-use stockade_runtime::host::Level;
 
 pub use error::{KeyError, Secret};
 use file::Trust;
 use hidden::Hidden;
-use reader::KeyReader;
+pub use reader::{Again, Kept};
 
 /// Name of the credential in `$CREDENTIALS_DIRECTORY` (systemd: `LoadCredential=environment-key:…`).
 const CREDENTIAL: &str = "environment-key";
@@ -57,7 +55,7 @@ pub struct KeySource {
     /// The value, if it came by the environment.
     given: Option<SecretString>,
     /// Keeps the rights that this process gives up.
-    reader: Option<Mutex<KeyReader>>,
+    again: Option<Again>,
 }
 
 impl KeySource {
@@ -81,13 +79,13 @@ impl KeySource {
             _ => return Err(KeyError::Missing),
         };
         let given = given.filter(|_| origin == Origin::Variable).transpose()?;
-        Ok(KeySource { origin, given, reader: None })
+        Ok(KeySource { origin, given, again: None })
     }
 
     /// In place of a key, a platform's credential; `from` says in words where that comes from. There
     /// is nothing to read.
     pub fn platform(from: String) -> KeySource {
-        KeySource { origin: Origin::Platform(from), given: None, reader: None }
+        KeySource { origin: Origin::Platform(from), given: None, again: None }
     }
 
     /// Where the key comes from.
@@ -107,17 +105,15 @@ impl KeySource {
         }
     }
 
-    /// Starts the process that can read the file again later. Nothing happens if the key is not in
-    /// a file. Call from the main thread, before the rights are given up: the reader dies with the
-    /// thread that started it.
-    ///
-    /// # Errors
-    /// If it cannot be started, or cannot be confined.
-    pub fn start_reader(&mut self, level: Level) -> Result<(), KeyError> {
-        if let Some((path, trust)) = self.place() {
-            self.reader = Some(Mutex::new(KeyReader::start(path, trust, level)?));
-        }
-        Ok(())
+    /// The file that is to be read again, if the key is in one.
+    pub fn kept(&self) -> Option<Kept> {
+        let (path, trust) = self.place()?;
+        Some(Kept { what: Secret::EnvironmentKey, trust, path: path.to_owned() })
+    }
+
+    /// From now on `again` reads it.
+    pub fn use_reader(&mut self, again: Option<Again>) {
+        self.again = again;
     }
 
     /// The key as it is now, read by the key reader with the same checks as at the start. Waits for
@@ -127,11 +123,9 @@ impl KeySource {
     /// As [`read`](Self::read); [`KeyError::Fixed`] if the key came by the environment. The key in
     /// use stays valid.
     pub fn reread(&self) -> Result<SecretString, KeyError> {
-        if matches!(self.origin, Origin::Variable | Origin::Platform(_)) {
-            return Err(KeyError::Fixed);
-        }
-        let reader = self.reader.as_ref().ok_or(KeyError::ReaderGone)?;
-        reader.lock().unwrap_or_else(PoisonError::into_inner).ask()
+        let (path, _) = self.place().ok_or(KeyError::Fixed)?;
+        let bytes = self.again.as_ref().ok_or(KeyError::ReaderGone)?.read(path)?;
+        file::parse(Secret::EnvironmentKey, &bytes, &path.display().to_string())
     }
 
     fn place(&self) -> Option<(&Path, Trust)> {

@@ -112,6 +112,11 @@ impl CustomTools {
         self.serving(call).map(|tool| Duration::from_millis(tool.plan.time_ms_max))
     }
 
+    /// What the operator says that it does, where one of ours serves it.
+    pub fn description(&self, call: &Call) -> Option<&str> {
+        self.serving(call).and_then(|tool| tool.description.as_deref())
+    }
+
     /// Runs the call if a tool on the host serves it.
     pub async fn run_outside(&self, call: &Call, stop: CancelToken) -> Option<ToolResult> {
         let tool = self.serving(call)?;

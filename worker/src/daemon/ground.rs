@@ -20,7 +20,7 @@ use crate::cli::poll::Cadence;
 use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
-use crate::platform::{PlatformError, Prepared};
+use crate::platform::{PlatformError, Prepared, Renewal};
 use crate::queue::{
     self, Credential, EnvironmentKey, FileJournals, Host, ItemEnd, LeaseEnd, Queue, QueueEnd,
     QueueSettings, Shutdown, ShutdownWatch, Tracer,
@@ -50,8 +50,8 @@ pub struct Ground<'a> {
     pub platform: Option<Prepared>,
     /// Headers for a collector of traces.
     pub hidden: HiddenVariables,
-    /// What SIGHUP works with; none if the item has a token of its own.
-    pub reload: Option<signals::Reload>,
+    /// What SIGHUP works with.
+    pub reload: signals::Reload,
 }
 
 impl Ground<'_> {
@@ -80,8 +80,8 @@ impl Ground<'_> {
         let (drive, driven) = driven::of(opened, &self).context("cannot begin")?;
         let nothing = AuditIds { environment: self.started.0, ..AuditIds::default() };
         let ca_file = self.settings.ca_file.as_deref();
-        let credential = match credential(self.key, self.platform, ca_file).await {
-            Ok(credential) => credential,
+        let (credential, renewal) = match credential(self.key, self.platform, ca_file).await {
+            Ok(found) => found,
             Err(error) => {
                 explain::complain(&error, Some(&error.hint()));
                 let stopped = Event::WorkerStopped { reason: StopReason::Error };
@@ -115,7 +115,8 @@ impl Ground<'_> {
         }
         announce(self.settings, self.level);
         let drain_timeout = self.settings.drain_timeout;
-        let heard = signals::listen(Arc::clone(&self.shutdown), drain_timeout, self.reload)
+        let reload = signals::Reload { renewal, ..self.reload };
+        let heard = signals::listen(Arc::clone(&self.shutdown), drain_timeout, reload)
             .context("cannot listen for signals")?;
         let keeper = jails.clone().map(|jails| tokio::spawn(keep(jails)));
         let end = driven.run(&queue, self.watch).await;
@@ -151,11 +152,14 @@ async fn credential(
     key: Option<EnvironmentKey>,
     platform: Option<Prepared>,
     ca_file: Option<&Path>,
-) -> Result<Option<Credential>, PlatformError> {
+) -> Result<(Option<Credential>, Option<Renewal>), PlatformError> {
     match (key, platform) {
-        (Some(key), _) => Ok(Some(Credential::from(key))),
-        (None, Some(platform)) => Ok(Some(Credential::Platform(platform.start(ca_file).await?))),
-        (None, None) => Ok(None),
+        (Some(key), _) => Ok((Some(Credential::from(key)), None)),
+        (None, Some(platform)) => {
+            let (credential, renewal) = platform.start(ca_file).await?;
+            Ok((Some(Credential::Platform(credential)), renewal))
+        }
+        (None, None) => Ok((None, None)),
     }
 }
 

@@ -16,9 +16,8 @@ use super::jails::{Jails, Template};
 use super::memory::Memories;
 use super::record::Record;
 use super::skills::SkillsOfAll;
-use super::stage::{self, Rooms, Staging};
+use super::stage::{self, Kept, Rooms, Secrets, Staging};
 use crate::config::{Config, custom_tool};
-use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{Shutdown, ShutdownWatch};
@@ -32,7 +31,7 @@ pub struct Jailer {
     launcher: Launcher,
     policy: Policy,
     config: Config,
-    staging: Option<(Prepared, Rooms)>,
+    staging: Option<(Prepared, Kept, Rooms)>,
     custom: Arc<CustomTools>,
 }
 
@@ -49,7 +48,7 @@ impl Jailer {
         policy: Policy,
         policy_files: &[PathBuf],
         config: Config,
-        hidden: &HiddenVariables,
+        secrets: Secrets,
     ) -> anyhow::Result<Result<Jailer, Exit>> {
         let custom = custom_tool::check(&config.custom_tool).map_err(|mistake| {
             anyhow::anyhow!("the configuration was checked before: {}", mistake.reason)
@@ -65,7 +64,7 @@ impl Jailer {
             Ok(template) => Template { custom: custom.in_jails(), ..template },
             Err(exit) => return Ok(Err(exit)),
         };
-        let staging = match stage::prepare(settings, level, &policy, &config, hidden) {
+        let staging = match stage::prepare(settings, level, &policy, &config, secrets) {
             Ok(staging) => staging,
             Err(exit) => return Ok(Err(exit)),
         };
@@ -92,9 +91,9 @@ impl Jailer {
     ) -> anyhow::Result<(Furnisher, Option<Rooms>)> {
         let broker = Broker::start().context("cannot start the broker")?;
         let (staging, rooms) = match self.staging {
-            Some((prepared, rooms)) => {
+            Some((prepared, kept, rooms)) => {
                 let record = Arc::clone(record);
-                let staging = Staging::new(settings, &self.policy, prepared, record)?;
+                let staging = Staging::new(settings, &self.policy, prepared, kept, record)?;
                 (Some(Arc::new(staging)), Some(rooms))
             }
             None => (None, None),

@@ -49,6 +49,7 @@ use ground::Ground;
 use jailer::Jailer;
 pub use opened::Opened;
 use record::{Record, audit_ids};
+use stage::Secrets;
 use tools::{Supply as _, Tools};
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
@@ -124,8 +125,8 @@ pub fn run(
         None => None,
         Some((launcher, policy)) => {
             let (files, config) = (&ready.policy_files, ready.config);
-            let hidden = &ready.hidden;
-            match Jailer::prepare(settings, level, launcher, policy, files, config, hidden)? {
+            let secrets = Secrets { hidden: ready.hidden.clone(), again: ready.again };
+            match Jailer::prepare(settings, level, launcher, policy, files, config, secrets)? {
                 Ok(jailer) => Some(jailer),
                 Err(exit) => return Ok(exit),
             }
@@ -148,15 +149,18 @@ pub fn run(
     let jails = furnisher.as_ref().map(|furnisher| Arc::clone(&furnisher.jails));
     let outside = furnisher.as_ref().map(|furnisher| furnisher.custom.records());
     let outside = outside.unwrap_or_default();
+    let staging = furnisher.as_ref().and_then(|furnisher| furnisher.staging.clone());
     let policy_files = if level == Level::Root { ready.policy_files } else { Vec::new() };
-    let reload = ready.source.map(|source| signals::Reload {
-        source: Arc::new(source),
+    let reload = signals::Reload {
+        source: ready.source.map(Arc::new),
         setter,
+        renewal: None,
+        staging,
         record: Arc::clone(&record),
         settings: settings.clone(),
         policy_files,
         jails: jails.clone(),
-    });
+    };
     let (platform, hidden) = (ready.platform, ready.hidden);
     let ground = Ground {
         settings,

@@ -1,5 +1,5 @@
-//! Signals of the daemon: SIGTERM and SIGINT drain, a second one or SIGQUIT cancels, SIGHUP reads the
-//! environment key and the policy's network rules again.
+//! Signals of the daemon: SIGTERM and SIGINT drain, a second one or SIGQUIT cancels, SIGHUP reads
+//! credentials and the policy's network rules again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::jails::Jails;
 use super::record::Record;
+use super::stage::Staging;
 use crate::cli::policy::{chain, read_policy, read_policy_file};
 use crate::cli::start::resolve_policy;
 use crate::credential::{KeyError, KeySource};
+use crate::platform::Renewal;
 use crate::queue::{EnvironmentKeySetter, Shutdown};
 use crate::settings::Settings;
 
@@ -56,9 +58,14 @@ impl Heard {
 /// What SIGHUP works with.
 #[derive(Debug)]
 pub struct Reload {
-    pub source: Arc<KeySource>,
+    /// None if the item has a token of its own.
+    pub source: Option<Arc<KeySource>>,
     /// None: there is no environment key, so nothing to read.
     pub setter: Option<EnvironmentKeySetter>,
+    /// Of a platform, if its credential is in files.
+    pub renewal: Option<Renewal>,
+    /// None where nothing is staged.
+    pub staging: Option<Arc<Staging>>,
     pub record: Arc<Record>,
     pub settings: Settings,
     /// Files of the policy that the launcher opens, because this process may not have the right to.
@@ -81,7 +88,7 @@ struct Listener {
 pub fn listen(
     shutdown: Arc<Shutdown>,
     drain_timeout: Duration,
-    reload: Option<Reload>,
+    reload: Reload,
 ) -> io::Result<Heard> {
     let mut listener = Listener {
         terminate: signal(SignalKind::terminate())?,
@@ -108,10 +115,7 @@ pub fn listen(
                     continue;
                 }
                 _ = listener.hangup.recv() => {
-                    if let Some(reload) = &reload {
-                        reread_key(reload).await;
-                        reread_rules(reload).await;
-                    }
+                    reload.all().await;
                     continue;
                 }
                 // The queue kills at this time too, and has a moment to tell the sessions of it.
@@ -158,10 +162,61 @@ fn cancel(shutdown: &Shutdown, said: &AtomicU32, number: u32) {
     shutdown.cancel();
 }
 
+impl Reload {
+    /// One after the other; what cannot be read again stays as it is, and the rest is read.
+    async fn all(&self) {
+        reread_key(self).await;
+        reread_platform(self).await;
+        reread_staging(self).await;
+        reread_rules(self).await;
+    }
+
+    fn recorded(&self, what: &'static str) -> bool {
+        let event = Event::ConfigReloaded { what: what.into(), sha256: None };
+        self.record.write(&AuditIds::default(), &event)
+    }
+}
+
+/// Credentials of a platform, which are asked for before they replace the old ones.
+async fn reread_platform(reload: &Reload) {
+    let Some(renewal) = &reload.renewal else { return };
+    match renewal.reread().await {
+        Ok(()) => {
+            reload.recorded("platform-credential");
+            tracing::info!(
+                event = "platform.reloaded",
+                "the credential of the platform was read again"
+            );
+        }
+        Err(error) => tracing::error!(
+            event = "platform.not_reloaded",
+            error = chain(&error),
+            "the credential of the platform was not read again; the old one stays in use"
+        ),
+    }
+}
+
+/// Credentials of staged input; all of them or none.
+async fn reread_staging(reload: &Reload) {
+    let Some(staging) = &reload.staging else { return };
+    match staging.reread().await {
+        None => {}
+        Some(Ok(())) => {
+            reload.recorded("stage-credentials");
+            tracing::info!(event = "stage.reloaded", "credentials of staged input were read again");
+        }
+        Some(Err(error)) => tracing::error!(
+            event = "stage.not_reloaded",
+            error = chain(&error),
+            "credentials of staged input were not read again; the old ones stay in use"
+        ),
+    }
+}
+
 /// The old key stays in use if the new one cannot be read.
 async fn reread_key(reload: &Reload) {
-    let Some(setter) = &reload.setter else { return };
-    let source = Arc::clone(&reload.source);
+    let (Some(setter), Some(source)) = (&reload.setter, &reload.source) else { return };
+    let source = Arc::clone(source);
     let read = tokio::task::spawn_blocking(move || source.reread()).await;
     let outcome = match read {
         // There is no file to read: only the rules can have changed.
@@ -172,8 +227,7 @@ async fn reread_key(reload: &Reload) {
     };
     match outcome {
         Ok(()) => {
-            let event = Event::ConfigReloaded { what: "environment-key".into(), sha256: None };
-            reload.record.write(&AuditIds::default(), &event);
+            reload.recorded("environment-key");
             tracing::info!(event = "key.reloaded", "the environment key was read again");
         }
         Err(error) => tracing::error!(

@@ -19,6 +19,8 @@ use stockade_runtime::session::{
 use super::prepare::name_of;
 use super::record::Record;
 use crate::config::Config;
+use crate::config::stage::{Keys, KeysError, StageConfig, open_now};
+use crate::credential::Again;
 use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
@@ -35,6 +37,30 @@ const SESSIONS_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct Rooms(Vec<PathBuf>);
 
+/// Where credentials can be found.
+#[derive(Debug)]
+pub struct Secrets {
+    /// Variables that this worker was started with.
+    pub hidden: HiddenVariables,
+    /// Reads files of them again, if there are any.
+    pub again: Option<Again>,
+}
+
+/// What reads the credentials of staged input again.
+#[derive(Debug)]
+pub struct Kept {
+    config: StageConfig,
+    secrets: Secrets,
+}
+
+impl Kept {
+    /// All of them as they are now; blocks.
+    fn load(&self, again: &Again) -> Result<Keys, KeysError> {
+        let variable = |name: &str| self.secrets.hidden.get(name).cloned();
+        self.config.load(&variable, &|path| again.read(path))
+    }
+}
+
 /// What a policy with rules `[[stage]]` needs, opened; `None` where it has none.
 ///
 /// # Errors
@@ -44,9 +70,10 @@ pub fn prepare(
     level: Level,
     policy: &Policy,
     config: &Config,
-    hidden: &HiddenVariables,
-) -> Result<Option<(Prepared, Rooms)>, Exit> {
-    let keys = config.stage.load(&|name| hidden.get(name).cloned()).map_err(|error| {
+    secrets: Secrets,
+) -> Result<Option<(Prepared, Kept, Rooms)>, Exit> {
+    let variable = |name: &str| secrets.hidden.get(name).cloned();
+    let keys = config.stage.load(&variable, &open_now).map_err(|error| {
         explain::complain(&error, Some("its file belongs to root or you, with mode 600"));
         Exit::Refused
     })?;
@@ -66,7 +93,8 @@ pub fn prepare(
         explain::say(&format!("error: {error:#}"));
         Exit::Usage
     })?;
-    Ok(Some((Prepared { room, roots, git, keys }, rooms)))
+    let kept = Kept { config: config.stage.clone(), secrets };
+    Ok(Some((Prepared { room, roots, git, keys }, kept, rooms)))
 }
 
 /// In memory, unless sessions have their workspaces on a disk: no input rests where the workspace
@@ -129,6 +157,7 @@ impl Rooms {
 #[derive(Debug)]
 pub struct Staging {
     stager: Stager,
+    kept: Arc<Kept>,
     record: Arc<Record>,
     /// The jail in which each session's input was laid.
     laid: Mutex<HashMap<String, String>>,
@@ -143,10 +172,27 @@ impl Staging {
         settings: &Settings,
         policy: &Policy,
         prepared: Prepared,
+        kept: Kept,
         record: Arc<Record>,
     ) -> anyhow::Result<Staging> {
         let stager = Stager::new(policy, prepared, settings.ca_file.as_deref())?;
-        Ok(Staging { stager, record, laid: Mutex::default() })
+        Ok(Staging { stager, kept: Arc::new(kept), record, laid: Mutex::default() })
+    }
+
+    /// Reads the files of credentials again, for everything that is fetched from now on; `None` if no
+    /// credential is in a file.
+    ///
+    /// # Errors
+    /// The first that cannot be used; the old ones stay, all of them.
+    pub async fn reread(&self) -> Option<Result<(), KeysError>> {
+        let again = self.kept.secrets.again.clone()?;
+        if self.kept.config.kept().is_empty() {
+            return None;
+        }
+        let kept = Arc::clone(&self.kept);
+        let read = tokio::task::spawn_blocking(move || kept.load(&again)).await;
+        let read = read.unwrap_or_else(|_| Err(KeysError::lost()));
+        Some(read.map(|keys| self.stager.replace_keys(keys)))
     }
 
     async fn lay(

@@ -44,6 +44,10 @@ impl<S: Supply> SessionTools for Tools<S> {
         self.custom.limit(call)
     }
 
+    fn description(&self, call: &Call) -> Option<&str> {
+        self.custom.description(call)
+    }
+
     async fn run(&mut self, call: &Call, stop: CancelToken) -> CallOutcome {
         let started = std::time::Instant::now();
         let (ids, input) = (self.ids.with_tool_call(&call.id), call.input.get().as_bytes());

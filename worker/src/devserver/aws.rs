@@ -44,6 +44,24 @@ pub struct KeyPair {
     pub session_token: Option<String>,
 }
 
+/// What is valid from now on; what was valid before and is not named is refused.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Valid {
+    keys: Option<Vec<KeyPair>>,
+    api_keys: Option<Vec<String>>,
+}
+
+/// Credentials were rotated.
+pub fn replace(state: &mut State, valid: Valid) {
+    if let Some(keys) = valid.keys {
+        state.settings.aws.keys = keys;
+    }
+    if let Some(keys) = valid.api_keys {
+        state.identity.aws_api_keys = keys;
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
@@ -83,12 +101,13 @@ pub fn credential(state: &mut State, endpoint: Endpoint, ask: &Ask) -> Result<Wh
         state.violate(kind, None, format!("{endpoint:?}: {reason}"));
         Reply::error(403, reason)
     };
-    let own_key = state.identity.aws_api_key.clone();
+    let own_keys = state.identity.aws_api_keys.clone();
+    let own = |key: &str| own_keys.iter().any(|own| own == key);
     match (authorization, api_key) {
-        (None, Some(key)) if key == own_key || key == state.identity.operator_key => {
-            Ok(if key == own_key { Who::Platform } else { Who::Operator })
+        (None, Some(key)) if own(key) || key == state.identity.operator_key => {
+            Ok(if own(key) { Who::Platform } else { Who::Operator })
         }
-        (Some(value), None) if value.strip_prefix("Bearer ") == Some(&own_key) => Ok(Who::Platform),
+        (Some(value), None) if value.strip_prefix("Bearer ").is_some_and(own) => Ok(Who::Platform),
         (Some(value), None) => match Claim::parse(value) {
             Some(claim) => match verify(state, ask, &claim) {
                 Ok(()) => Ok(Who::Platform),

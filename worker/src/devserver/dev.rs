@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::aws;
 use super::events;
 use super::fault::Fault;
 use super::http::Ask;
@@ -69,6 +70,11 @@ fn answer_at(plane: &Plane, ask: &Ask, path: &[&str]) -> Result<Value, Reply> {
                 None => Err(Reply::error(404, "there is no such memory store")),
             }
         }
+        ("POST", ["aws"]) => {
+            let valid = read::<aws::Valid>(ask)?;
+            aws::replace(&mut state, valid);
+            Ok(json!({}))
+        }
         ("POST", ["faults"]) => match state.faults.add(read::<Fault>(ask)?) {
             true => Ok(json!({"waiting": state.faults.len()})),
             false => Err(Reply::error(400, "too many faults wait")),
@@ -109,7 +115,7 @@ fn show(state: &State) -> Value {
         "environment_id": state.identity.environment,
         "environment_key": state.identity.key,
         "operator_key": state.identity.operator_key,
-        "aws_api_key": state.identity.aws_api_key,
+        "aws_api_key": state.identity.aws_api_keys.first(),
         "faults_waiting": state.faults.len(),
         "violations": state.violations(false),
         "sessions": sessions.collect::<Vec<_>>(),

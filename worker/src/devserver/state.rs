@@ -44,7 +44,7 @@ pub struct Identity {
     pub operator_key: String,
     /// On AWS, unless the script has key pairs.
     pub aws_pair: KeyPair,
-    pub aws_api_key: String,
+    pub aws_api_keys: Vec<String>,
     /// A part of every sessions token of this run.
     token_part: String,
 }
@@ -67,7 +67,7 @@ impl Identity {
                 secret_access_key: random()?,
                 session_token: None,
             },
-            aws_api_key: format!("aws-dev-api-key-{}", random()?),
+            aws_api_keys: vec![format!("aws-dev-api-key-{}", random()?)],
             token_part: random()?,
         })
     }

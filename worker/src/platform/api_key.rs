@@ -1,5 +1,7 @@
 //! An API key that the platform's console made: sent as it is, with every request (AWS-1).
 
+use std::sync::{PoisonError, RwLock};
+
 use clap::ValueEnum;
 use reqwest::header::{self, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -23,14 +25,19 @@ pub enum ApiKeyHeader {
 
 /// Sends an API key.
 pub struct ApiKey {
-    key: SecretString,
+    key: RwLock<SecretString>,
     header: ApiKeyHeader,
 }
 
 impl ApiKey {
     /// `key` has passed [`checked`] or the like.
     pub fn new(key: SecretString, header: ApiKeyHeader) -> ApiKey {
-        ApiKey { key, header }
+        ApiKey { key: RwLock::new(key), header }
+    }
+
+    /// Every later attempt carries this one.
+    pub fn replace(&self, key: SecretString) {
+        *self.key.write().unwrap_or_else(PoisonError::into_inner) = key;
     }
 }
 
@@ -52,7 +59,8 @@ impl Authenticator for ApiKey {
         request: &'a mut Outgoing,
     ) -> BoxFuture<'a, Result<(), AuthenticationError>> {
         Box::pin(async move {
-            let key = self.key.expose_secret();
+            let key = self.key.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let key = key.expose_secret();
             let (name, value) = match self.header {
                 ApiKeyHeader::XApiKey => {
                     (HeaderName::from_static("x-api-key"), HeaderValue::from_str(key))

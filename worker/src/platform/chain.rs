@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -12,12 +14,18 @@ use secrecy::ExposeSecret as _;
 use super::connector::Connections;
 use super::error::PlatformError;
 use super::files::Files;
+use super::process;
 use super::select::{ACCESS_KEY, Mode, SECRET_KEY};
 use super::settings::Aws;
 use crate::credential::hidden::HiddenVariables;
 
 /// The other part of temporary credentials.
 const SESSION_TOKEN: &str = "AWS_SESSION_TOKEN";
+
+/// Whether credentials are those of the environment, which cannot change.
+pub fn is_fixed(mode: &Mode, hidden: &HiddenVariables) -> bool {
+    *mode == Mode::Chain && hidden.get(ACCESS_KEY).is_some() && hidden.get(SECRET_KEY).is_some()
+}
 
 /// The provider that these settings mean. Asks nobody yet for credentials.
 ///
@@ -38,25 +46,37 @@ pub async fn provider(
         let fixed = Credentials::new(access, secret, token, None, "environment");
         return Ok(SharedCredentialsProvider::new(fixed));
     }
-    let given = EnvConfigFiles::builder()
-        .with_contents(EnvConfigFileKind::Config, files.config.expose_secret())
-        .with_contents(EnvConfigFileKind::Credentials, files.credentials.expose_secret())
-        .build();
+    let given = || {
+        EnvConfigFiles::builder()
+            .with_contents(EnvConfigFileKind::Config, files.config.expose_secret())
+            .with_contents(EnvConfigFileKind::Credentials, files.credentials.expose_secret())
+    };
+    let named = match &aws.mode {
+        Mode::Profile(name) => Some(name.clone()),
+        _ => None,
+    };
+    let process = process::find(&given().build(), named.clone()).await;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(Connections::new(ca_file)?)
         .region(Region::new(aws.region.clone()))
-        .profile_files(given.clone());
-    if let Mode::Profile(name) = &aws.mode {
-        let profile = aws_config::profile::ProfileFileCredentialsProvider::builder()
-            .configure(
-                &aws_config::provider_config::ProviderConfig::default()
-                    .with_http_client(Connections::new(ca_file)?)
-                    .with_region(Some(Region::new(aws.region.clone()))),
-            )
-            .profile_files(given)
-            .profile_name(name)
-            .build();
-        loader = loader.profile_name(name).credentials_provider(profile);
+        .profile_files(given().build());
+    // In the default chain a profile that names a process goes before everything that is left of it.
+    if named.is_some() || process.is_some() {
+        let mut profile = ProfileFileCredentialsProvider::builder().configure(
+            &ProviderConfig::default()
+                .with_http_client(Connections::new(ca_file)?)
+                .with_region(Some(Region::new(aws.region.clone()))),
+        );
+        let mut files = given();
+        if let Some(found) = process {
+            files = files.with_contents(EnvConfigFileKind::Credentials, found.overlay);
+            profile = profile.with_custom_provider(process::SOURCE, found.process);
+        }
+        if let Some(name) = &named {
+            profile = profile.profile_name(name);
+            loader = loader.profile_name(name);
+        }
+        loader = loader.credentials_provider(profile.profile_files(files.build()).build());
     }
     let found = loader.load().await.credentials_provider();
     found.ok_or_else(|| PlatformError::NotFound { reason: "no source is set up".to_owned() })

@@ -1,7 +1,5 @@
 //! Why there is no credential of the platform. No text holds a byte of one.
 
-use std::path::PathBuf;
-
 use crate::credential::KeyError;
 use crate::exit::Exit;
 
@@ -15,10 +13,6 @@ pub enum PlatformError {
     NoApiKey,
     #[error("cannot use the API key from {from}: it is not one line of printable ASCII")]
     ApiKey { from: &'static str },
-    #[error("cannot read {path}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("refused: {path} has mode {mode:04o}, so others have access to the credentials in it")]
-    Mode { path: PathBuf, mode: u32 },
     #[error("cannot find AWS credentials: {reason}")]
     NotFound { reason: String },
     #[error("cannot reach anything over TLS: {reason}")]
@@ -34,12 +28,6 @@ impl PlatformError {
                 "make an API key in the AWS console and name its file: --aws-api-key-file FILE"
                     .to_owned()
             }
-            Self::Read { .. } => {
-                "AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE name these files".to_owned()
-            }
-            Self::Mode { path, .. } => {
-                format!("chmod 600 {}; if others had access, make a new key", path.display())
-            }
             Self::NotFound { .. } => {
                 "docs/aws.md tells where they are looked for; after its start as root a worker \
                  reads files as an unprivileged user"
@@ -53,7 +41,6 @@ impl PlatformError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Key(error) => error.exit(),
-            Self::Mode { .. } => Exit::Refused,
             Self::NoApiKey => Exit::Usage,
             _ => Exit::Policy,
         }

@@ -1,18 +1,15 @@
 //! The two files of the AWS tools, read while this process still has the rights of whoever started
-//! it: the user that a worker becomes has no home.
-//!
-//! What they say is taken as it is at the start. Credentials that change are refreshed by what the
-//! files name (a process, a token file, an endpoint), never by reading them again.
+//! it: the user that a worker becomes has no home. Later the key reader reads them again.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
+use zeroize::Zeroizing;
 
 use super::error::PlatformError;
+use crate::credential::file::{self, Trust};
+use crate::credential::{Again, Kept, KeyError, Secret};
 
 /// Longest file.
 const BYTES_MAX: u64 = 1 << 20;
@@ -26,75 +23,134 @@ pub struct Files {
     pub credentials: SecretString,
 }
 
-impl Files {
-    /// Reads both. One that nobody named may be missing.
-    ///
-    /// # Errors
-    /// One that cannot be read, or credentials that others can read.
-    pub fn read(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Files, PlatformError> {
+/// Where they are.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    config: Option<Place>,
+    credentials: Option<Place>,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    path: PathBuf,
+    /// By a variable: it must be there then.
+    named: bool,
+}
+
+impl Places {
+    /// The usual ones below `HOME`, or those that variables name.
+    pub fn find(variable: &dyn Fn(&str) -> Option<OsString>) -> Places {
         let home = variable("HOME").map(PathBuf::from);
-        let one = |name: &str, usual: &str, private: bool| {
+        let one = |name: &str, usual: &str| {
             let named = variable(name).filter(|path| !path.is_empty()).map(PathBuf::from);
             let usual = home.as_ref().map(|home| home.join(".aws").join(usual));
             match (named, usual) {
-                (Some(path), _) => read(&path, private),
-                (None, Some(path)) if path.exists() => read(&path, private),
-                _ => Ok(SecretString::default()),
+                (Some(path), _) => Some(Place { path, named: true }),
+                (None, usual) => usual.map(|path| Place { path, named: false }),
+            }
+        };
+        Places {
+            config: one("AWS_CONFIG_FILE", "config"),
+            credentials: one("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
+        }
+    }
+
+    /// What the key reader is to be started for.
+    pub fn kept(&self) -> Vec<Kept> {
+        let kept = |place: &Option<Place>, trust| {
+            let path = place.as_ref()?.path.clone();
+            Some(Kept { what: Secret::AwsFile, trust, path })
+        };
+        let both = [kept(&self.config, Trust::Anyone), kept(&self.credentials, Trust::Private)];
+        both.into_iter().flatten().collect()
+    }
+
+    /// Reads both with the rights that this process has now. One that nobody named may be missing.
+    ///
+    /// # Errors
+    /// One that cannot be read, or credentials that others can read.
+    pub fn read(&self) -> Result<Files, PlatformError> {
+        self.read_by(&|path, trust| file::read_bytes(Secret::AwsFile, path, trust, BYTES_MAX))
+    }
+
+    /// As [`read`](Self::read), by the key reader. Blocks.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn read_again(&self, again: &Again) -> Result<Files, PlatformError> {
+        self.read_by(&|path, _| match again.read(path) {
+            // Its directory was not there at the start.
+            Err(KeyError::ReaderGone) if !again.has(path) => Err(missing(path)),
+            read => read,
+        })
+    }
+
+    fn read_by(&self, read: Reading<'_>) -> Result<Files, PlatformError> {
+        let one = |place: &Option<Place>, trust| -> Result<SecretString, KeyError> {
+            match place {
+                None => Ok(SecretString::default()),
+                Some(place) => match read(&place.path, trust) {
+                    Err(error) if !place.named && is_missing(&error) => Ok(SecretString::default()),
+                    read => text(read?, &place.path),
+                },
             }
         };
         Ok(Files {
-            config: one("AWS_CONFIG_FILE", "config", false)?,
-            credentials: one("AWS_SHARED_CREDENTIALS_FILE", "credentials", true)?,
+            config: one(&self.config, Trust::Anyone)?,
+            credentials: one(&self.credentials, Trust::Private)?,
         })
     }
 }
 
-fn read(path: &Path, private: bool) -> Result<SecretString, PlatformError> {
-    let failed = |source| PlatformError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    let about = file.metadata().map_err(failed)?;
-    if !about.is_file() {
-        return Err(failed(io::ErrorKind::InvalidInput.into()));
+type Reading<'a> = &'a dyn Fn(&Path, Trust) -> Result<Zeroizing<Vec<u8>>, KeyError>;
+
+fn missing(path: &Path) -> KeyError {
+    let errno = rustix::io::Errno::NOENT.raw_os_error();
+    KeyError::Read { what: Secret::AwsFile, from: path.display().to_string(), errno }
+}
+
+fn is_missing(error: &KeyError) -> bool {
+    let none = rustix::io::Errno::NOENT.raw_os_error();
+    matches!(error, KeyError::Read { errno, .. } if *errno == none)
+}
+
+fn text(bytes: Zeroizing<Vec<u8>>, path: &Path) -> Result<SecretString, KeyError> {
+    let (what, from) = (Secret::AwsFile, path.display().to_string());
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(KeyError::TooLong { what, from, max: BYTES_MAX });
     }
-    let mode = about.mode() & 0o7777;
-    if private && mode & 0o077 != 0 {
-        return Err(PlatformError::Mode { path: path.to_owned(), mode });
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(SecretString::from(text)),
+        Err(_) => Err(KeyError::Unusable { what, from, reason: "it is not UTF-8".to_owned() }),
     }
-    let mut text = String::new();
-    let read = file.take(BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
-    if read as u64 > BYTES_MAX {
-        return Err(failed(io::ErrorKind::FileTooLarge.into()));
-    }
-    Ok(SecretString::from(text))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use secrecy::ExposeSecret as _;
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use secrecy::ExposeSecret as _;
-
-    use super::*;
-
     #[test]
-    fn files_are_read_where_the_tools_of_aws_look_for_them() {
+    fn files_that_nobody_named_may_be_missing_and_credentials_are_private() {
+        // AWS-4.
         let home = tempfile::TempDir::new().expect("a directory");
-        fs::create_dir(home.path().join(".aws")).expect("a directory");
-        let here = home.path().as_os_str().to_owned();
-        let at_home = |name: &str| (name == "HOME").then(|| here.clone());
-        let none = Files::read(&at_home).expect("none");
-        assert_eq!(none.config.expose_secret(), "");
-        let credentials = home.path().join(".aws/credentials");
-        fs::write(&credentials, "[default]\n").expect("written");
-        fs::set_permissions(&credentials, fs::Permissions::from_mode(0o644)).expect("a mode");
-        let open = Files::read(&at_home).expect_err("others can read it");
-        assert!(matches!(open, PlatformError::Mode { mode: 0o644, .. }), "{open}");
-        fs::set_permissions(&credentials, fs::Permissions::from_mode(0o600)).expect("a mode");
-        let read = Files::read(&at_home).expect("private");
-        assert_eq!(read.credentials.expose_secret(), "[default]\n");
-        let named = |name: &str| (name == "AWS_CONFIG_FILE").then(|| "/nonexistent".into());
-        let missing = Files::read(&named).expect_err("a file that was named");
-        assert!(missing.to_string().contains("/nonexistent"), "{missing}");
+        let usual = home.path().join(".aws");
+        let variable = |name: &str| (name == "HOME").then(|| home.path().into());
+        let places = Places::find(&variable);
+        let read = || places.read().map(|files| files.credentials.expose_secret().to_owned());
+        assert_eq!(read().expect("missing"), "");
+        fs::create_dir(&usual).expect("a directory");
+        assert_eq!(read().expect("missing"), "");
+        let path = usual.join("credentials");
+        fs::write(&path, "[p]\n").expect("written");
+        for (mode, want) in [(0o600, Some("[p]\n")), (0o640, None)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode");
+            assert_eq!(read().ok().as_deref(), want, "{mode:o}");
+        }
+        let named = |name: &str| (name == "AWS_CONFIG_FILE").then(|| usual.join("none").into());
+        let error = Places::find(&named).read().expect_err("named and missing").to_string();
+        assert!(error.contains("cannot read the AWS configuration from"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::error::PlatformError;
 use crate::queue::AuthenticationError;
@@ -44,11 +44,19 @@ impl Found {
     }
 }
 
+/// A provider that takes the place of the one before, with what it gave first.
+struct Other {
+    provider: SharedCredentialsProvider,
+    first: Credentials,
+    taken: oneshot::Sender<()>,
+}
+
 /// Reads what the task publishes. The task ends with the last of these.
 #[derive(Clone)]
 pub struct Identity {
     found: watch::Receiver<Found>,
     wanted: Arc<Notify>,
+    replaced: mpsc::Sender<Other>,
 }
 
 impl Identity {
@@ -61,8 +69,23 @@ impl Identity {
             resolve(&provider).await.map_err(|reason| PlatformError::NotFound { reason })?;
         let wanted = Arc::new(Notify::new());
         let (sender, found) = watch::channel(Found::Credentials(first));
-        tokio::spawn(keep(provider, sender, Arc::clone(&wanted)));
-        Ok(Identity { found, wanted })
+        let (replaced, others) = mpsc::channel(1);
+        tokio::spawn(keep(provider, sender, Arc::clone(&wanted), others));
+        Ok(Identity { found, wanted, replaced })
+    }
+
+    /// From now on `provider` is asked in place of the one before, which stays if this one has none.
+    ///
+    /// # Errors
+    /// There are no credentials.
+    pub async fn replace(&self, provider: SharedCredentialsProvider) -> Result<(), PlatformError> {
+        let first =
+            resolve(&provider).await.map_err(|reason| PlatformError::NotFound { reason })?;
+        // The task ends with the last of these, so it is there.
+        let (taken, done) = oneshot::channel();
+        let _heard = self.replaced.send(Other { provider, first, taken }).await;
+        let _taken = done.await;
+        Ok(())
     }
 
     /// Credentials that are good for a while, waited for if those at hand are not.
@@ -94,9 +117,10 @@ fn left(credentials: &Credentials) -> Duration {
 
 /// Renews until nobody reads any more.
 async fn keep(
-    provider: SharedCredentialsProvider,
+    mut provider: SharedCredentialsProvider,
     sender: watch::Sender<Found>,
     wanted: Arc<Notify>,
+    mut others: mpsc::Receiver<Other>,
 ) {
     let mut failures = 0_u32;
     loop {
@@ -112,6 +136,13 @@ async fn keep(
             () = tokio::time::sleep(pause.max(PAUSE_MIN)) => {}
             // Asked for by a request: at once, but not again and again.
             () = async { wanted.notified().await; tokio::time::sleep(PAUSE_MIN).await } => {}
+            Some(other) = others.recv() => {
+                (provider, failures) = (other.provider, 0);
+                sender.send_replace(Found::Credentials(other.first));
+                // Whoever asked for it may have gone.
+                let _gone = other.taken.send(());
+                continue;
+            }
             () = sender.closed() => return,
         }
         match resolve(&provider).await {

@@ -74,6 +74,20 @@ async fn a_start_without_credentials_is_an_error_that_says_so() {
 }
 
 #[tokio::test]
+async fn another_provider_takes_over_only_if_it_has_credentials() {
+    // AWS-4: SIGHUP.
+    let (provider, _) = source(Duration::from_secs(3600), |_| false);
+    let identity = Identity::start(provider).await.expect("credentials");
+    let (bad, _) = source(Duration::from_secs(3600), |_| true);
+    identity.replace(bad).await.expect_err("it has none");
+    assert_eq!(identity.current().await.expect("the old ones").access_key_id(), "1");
+    let (other, asked) = source(Duration::from_secs(3600), |_| false);
+    asked.store(6, Ordering::Relaxed);
+    identity.replace(other).await.expect("credentials");
+    assert_eq!(identity.current().await.expect("the new ones").access_key_id(), "7");
+}
+
+#[tokio::test]
 async fn the_task_that_renews_ends_with_the_last_reader() {
     // INV-10, INV-11.
     let (provider, asked) = source(Duration::from_secs(3600), |_| false);

@@ -18,10 +18,9 @@ use super::events::Ids;
 use super::random::{Random, request_backoff};
 use super::request::{BadId, JSON, Request};
 use super::settings::QueueSettings;
-use super::trace::{OpenSpan, Span, SpanEnd, Tracer};
+use super::trace::{OpenSpan, Span, SpanEnd, ToolRun, Tracer};
 use super::transport::{Body, Incoming, Outgoing, Transport, TransportError};
 use super::wire::error::{ErrorBody, parse_error};
-use super::wire::event::Call;
 
 /// A request that gave no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -210,8 +209,8 @@ impl Client {
     }
 
     /// Begins a span for a tool run, if there are traces.
-    pub fn tool_span(&self, ids: &Ids, call: &Call) -> Option<Span> {
-        self.inner.tracer.as_ref().map(|tracer| tracer.tool(self.within.as_ref(), ids, call))
+    pub fn tool_span(&self, ids: &Ids, run: &ToolRun<'_>) -> Option<Span> {
+        self.inner.tracer.as_ref().map(|tracer| tracer.tool(self.within.as_ref(), ids, run))
     }
 
     fn request_span(&self, request: &Request) -> Option<Span> {

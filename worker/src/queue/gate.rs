@@ -65,6 +65,10 @@ pub struct Gate {
     /// Calls of others without a result, with their thread.
     foreign: HashMap<String, Option<String>>,
     dead_threads: HashSet<String>,
+    /// THR-2
+    primary_thread: Option<String>,
+    /// The last reading of the history came to its end.
+    history_is_whole: bool,
     history: History,
     session_ended: bool,
     remembered_max: usize,
@@ -112,6 +116,8 @@ impl Gate {
             owed: HashMap::new(),
             foreign: HashMap::new(),
             dead_threads: HashSet::new(),
+            primary_thread: None,
+            history_is_whole: false,
             history: History::default(),
             session_ended: false,
             remembered_max,
@@ -136,6 +142,11 @@ impl Gate {
         lists.iter().sum::<usize>() + self.dead_threads.len() > self.remembered_max
     }
 
+    /// The thread that the log names first: that of calls without one (THR-2). For traces only.
+    pub fn primary_thread(&self) -> Option<&str> {
+        self.primary_thread.as_deref()
+    }
+
     #[cfg(test)]
     pub fn collected(&self) -> usize {
         self.history.calls.len()
@@ -144,6 +155,7 @@ impl Gate {
     /// A history read begins.
     pub fn history_started(&mut self) {
         self.history = History::default();
+        self.history_is_whole = false;
         self.idle.history_unsure();
     }
 
@@ -153,6 +165,7 @@ impl Gate {
             self.history.last_ends_turn = event.ends_turn();
             self.history.any = true;
         }
+        self.note_primary(&event);
         match event {
             Event::Call(call) => {
                 if self.seen.insert(call.id.clone()) {
@@ -190,6 +203,7 @@ impl Gate {
     /// The whole history was read: route what is unanswered, in order (RUN-3), then IDLE-6.
     pub fn history_done(&mut self, now: Instant) -> Vec<Action> {
         let history = std::mem::take(&mut self.history);
+        self.history_is_whole = true;
         self.idle.history_sure();
         self.idle.disarm();
         if history.any {
@@ -231,6 +245,10 @@ impl Gate {
     pub fn live(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         self.idle.on_event(&event, now);
+        // Else the first of the log may be one that was not read.
+        if self.history_is_whole {
+            self.note_primary(&event);
+        }
         match event {
             Event::Call(call) => {
                 if self.seen.insert(call.id.clone()) {
@@ -282,6 +300,12 @@ impl Gate {
             self.idle.release_dead(id, now);
         } else {
             self.idle.release(id, now);
+        }
+    }
+
+    fn note_primary(&mut self, event: &Event) {
+        if let (None, Event::Thread { id: Some(id), .. }) = (&self.primary_thread, event) {
+            self.primary_thread = Some(id.clone());
         }
     }
 

@@ -30,6 +30,11 @@ pub trait SessionTools: Send + 'static {
         None
     }
 
+    /// What the tool of this call does, in the operator's words; for traces (OBS-2).
+    fn description(&self, _call: &Call) -> Option<&str> {
+        None
+    }
+
     /// Runs one call. When `stop` fires it must end at once; what it returns then may be discarded.
     /// It is dropped if it has not returned a few seconds after that.
     fn run(&mut self, call: &Call, stop: CancelToken) -> impl Future<Output = CallOutcome> + Send;

@@ -73,7 +73,7 @@ pub use settings::{Cadence, Drive, QueueSettings, SettingsError};
 pub use shutdown::{Level, Shutdown, ShutdownWatch};
 pub use single::ItemRequest;
 pub use skills_api::{Archive, FoundSkill};
-pub use trace::{OpenSpan, Span, SpanEnd, Tracer};
+pub use trace::{OpenSpan, Span, SpanEnd, ToolRun, Tracer};
 pub use transport::{BoxFuture, HttpTransport, Outgoing, Transport};
 #[cfg(test)]
 pub use trigger::Rests;

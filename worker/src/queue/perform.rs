@@ -15,7 +15,7 @@ use super::host::{CancelToken, Host, SessionTools as _};
 use super::journal::{Known, SharedJournal, sha256_hex};
 use super::post::{Posted, Poster};
 use super::settings::QueueSettings;
-use super::trace::SpanEnd;
+use super::trace::{SpanEnd, ToolRun};
 use super::wire::event::{Call, CallKind};
 use super::wire::outcome::{CallOutcome, result_body};
 
@@ -93,14 +93,14 @@ impl Limits {
 const POST_AFTER_LIMIT: Duration = Duration::from_secs(5);
 
 impl<H: Host> Performer<H> {
-    /// Performs one call.
-    pub async fn perform(&mut self, call: &Call, to: &Controls) -> Finish {
-        let finish = self.run_and_post(call, to).await;
+    /// Performs one call. `primary` is the session's primary thread, where it is known.
+    pub async fn perform(&mut self, call: &Call, primary: Option<&str>, to: &Controls) -> Finish {
+        let finish = self.run_and_post(call, primary, to).await;
         self.host.observe(&self.ids, &Progress::Dispatched);
         finish
     }
 
-    async fn run_and_post(&mut self, call: &Call, to: &Controls) -> Finish {
+    async fn run_and_post(&mut self, call: &Call, primary: Option<&str>, to: &Controls) -> Finish {
         let known = self.journal.lock().known(&call.id);
         let body = match known {
             Ok(Known::Settled) => return Finish::GaveUp,
@@ -118,7 +118,7 @@ impl<H: Host> Performer<H> {
                 self.host.observe(&self.ids, &Progress::CallUnknown { call: id });
                 self.keep(call, &CallOutcome::error(unknown_outcome(tool)))
             }
-            Ok(Known::Nothing) => match self.run(call, to).await {
+            Ok(Known::Nothing) => match self.run(call, primary, to).await {
                 Some(outcome) => self.keep(call, &outcome),
                 None => return Finish::Unanswered,
             },
@@ -132,7 +132,12 @@ impl<H: Host> Performer<H> {
     }
 
     /// Runs the call; `None` if it was killed, so that its outcome stays unknown.
-    async fn run(&mut self, call: &Call, to: &Controls) -> Option<CallOutcome> {
+    async fn run(
+        &mut self,
+        call: &Call,
+        primary: Option<&str>,
+        to: &Controls,
+    ) -> Option<CallOutcome> {
         let tools = match &mut self.bench {
             Bench::Refusing { for_model } => return Some(CallOutcome::error(for_model.clone())),
             Bench::Tools(tools) => tools,
@@ -147,7 +152,8 @@ impl<H: Host> Performer<H> {
         }
         emit!(debug, self.ids, "call.starting", "executing tool", tool_use_id = %call.id,
             tool = %call.name, input_bytes = call.input.get().len());
-        let span = self.poster.api.client.tool_span(&self.ids, call);
+        let run = ToolRun { call, primary_thread: primary, description: tools.description(call) };
+        let span = self.poster.api.client.tool_span(&self.ids, &run);
         let start = Instant::now();
         let stop = to.kill.child_token();
         let limit = start + self.limits.of(call, tools.limit(call));

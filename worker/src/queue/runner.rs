@@ -267,8 +267,9 @@ impl<H: Host> Runner<H> {
                 until: self.limit.subscribe(),
             };
             let (to, performed) = (controls.clone(), call.clone());
+            let primary = self.gate.primary_thread().map(str::to_owned);
             let performance = Box::pin(async move {
-                let finish = performer.perform(&performed, &to).await;
+                let finish = performer.perform(&performed, primary.as_deref(), &to).await;
                 (performer, performed, finish)
             });
             self.running = Some((performance, controls, call));

@@ -22,9 +22,19 @@ pub trait Tracer: Send + Sync + fmt::Debug + 'static {
     /// A work item, from the poll on that handed it out (OBS-1).
     fn work(&self, ids: &Ids) -> Span;
     /// A tool run (OBS-2).
-    fn tool(&self, within: Option<&Span>, ids: &Ids, call: &Call) -> Span;
+    fn tool(&self, within: Option<&Span>, ids: &Ids, run: &ToolRun<'_>) -> Span;
     /// A request with all its attempts (OBS-3).
     fn request(&self, within: Option<&Span>, method: &str, path: &str, url: &Url) -> Span;
+}
+
+/// What a span of a tool run is about.
+#[derive(Debug, Clone, Copy)]
+pub struct ToolRun<'a> {
+    pub call: &'a Call,
+    /// THR-2; the conversation of calls without a thread of their own.
+    pub primary_thread: Option<&'a str>,
+    /// What the tool does, where whoever serves it knows.
+    pub description: Option<&'a str>,
 }
 
 /// A span that has begun. One that is dropped ends, with no status.

@@ -22,11 +22,11 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
 use super::Outside;
-use super::child::Group;
 use super::dial;
 use super::error::Fault;
 use super::request::Wanted;
 use super::sink::{Fetched, Room, Sink};
+use crate::child::Group;
 
 /// Where git is looked for.
 const PLACES: [&str; 3] = ["/usr/bin/git", "/usr/local/bin/git", "/bin/git"];
@@ -287,7 +287,7 @@ async fn connection(outside: &Outside, wanted: &Wanted) -> Result<String, Fault>
         .collect();
     let pinned = format!("{host}:{}:{}", place.port(), addresses.join(","));
     let mut text = format!("curloptResolve = {}\n", quoted(&pinned));
-    if let Some(header) = outside.keys.git_header(place) {
+    if let Some(header) = outside.keys().git_header(place) {
         let url = format!("https://{host}:{}/", place.port());
         text.push_str(&format!(
             "[http {}]\nextraHeader = {}\n",

@@ -41,7 +41,7 @@ async fn respond(outside: &Outside, wanted: &Wanted) -> Result<reqwest::Response
         // credential of its own host: nothing is carried from one to the next.
         let client = dial::client(outside, &place, wanted.rule.kind.private()).await?;
         let mut headers = HeaderMap::new();
-        if let Some((name, value)) = outside.keys.header(&place) {
+        if let Some((name, value)) = outside.keys().header(&place) {
             headers.insert(name, value);
         }
         headers.insert(ACCEPT_ENCODING, http::HeaderValue::from_static("identity"));

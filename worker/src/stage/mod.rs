@@ -10,7 +10,6 @@
 //!
 //! Dropping [`Stager::lay`] ends it: connections close, and a `git` that runs is killed.
 
-mod child;
 mod destination;
 mod dial;
 mod error;
@@ -23,7 +22,7 @@ mod sink;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use stockade_runtime::egress::Outbound;
@@ -66,7 +65,14 @@ pub struct Stager {
 struct Outside {
     outbound: Arc<Outbound>,
     tls: rustls::ClientConfig,
-    keys: Keys,
+    keys: RwLock<Arc<Keys>>,
+}
+
+impl Outside {
+    /// As they are now; whatever is being fetched goes on with what it began with.
+    fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// What is about to be laid, or could not be had.
@@ -119,11 +125,21 @@ impl Stager {
         Ok(Stager {
             rules: policy.stage.rules.clone(),
             bytes_max: policy.filesystem.workspace_size.value.0,
-            outside: Outside { outbound: Arc::new(Outbound::of_host()), tls, keys },
+            outside: Outside {
+                outbound: Arc::new(Outbound::of_host()),
+                tls,
+                keys: RwLock::new(Arc::new(keys)),
+            },
             room,
             roots,
             git,
         })
+    }
+
+    /// Everything that is fetched from now on has these.
+    pub fn replace_keys(&self, keys: Keys) {
+        let mut current = self.outside.keys.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(keys);
     }
 
     /// Lays the input of one session by `to`, rule by rule. `told` hears of each before it is laid.

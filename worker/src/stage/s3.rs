@@ -75,7 +75,8 @@ async fn store(
     region: &str,
 ) -> Result<Arc<dyn ObjectStore>, Fault> {
     let host = wanted.host().unwrap_or_default();
-    let key = outside.keys.s3(endpoint).ok_or(Fault::Credential { host })?;
+    let keys = outside.keys();
+    let key = keys.s3(endpoint).ok_or(Fault::Credential { host })?;
     let client = dial::client(outside, endpoint, wanted.rule.kind.private()).await?;
     let retry = RetryConfig {
         max_retries: RETRIES_MAX,

@@ -14,7 +14,7 @@ use stockade_runtime::policy::{Policy, Resolver};
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::stage::StageConfig;
+use crate::config::stage::{StageConfig, open_now};
 
 /// A workspace that is a directory, and remembers what was unpacked where.
 struct Fake {
@@ -76,7 +76,7 @@ fn stager(policy: &Policy, scratch: &TempDir) -> Stager {
     let roots = Roots::open(policy).expect("roots");
     let git = policy.stage.rules.iter().any(|rule| matches!(rule.kind, StageKind::Git { .. }));
     let git = git.then(|| Git::find(None).expect("git"));
-    let keys = StageConfig::default().load(&|_| None).expect("no keys");
+    let keys = StageConfig::default().load(&|_| None, &open_now).expect("no keys");
     Stager::new(policy, Prepared { room, roots, git, keys }, None).expect("a stager")
 }
 

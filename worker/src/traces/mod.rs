@@ -33,7 +33,8 @@ pub use settings::{TraceArgs, TraceSettings};
 
 use crate::credential::hidden::HiddenVariables;
 use crate::queue::{
-    Call, CallKind, CallOutcome, ContentBlock, HttpTransport, Ids, OpenSpan, Span, SpanEnd, Tracer,
+    CallKind, CallOutcome, ContentBlock, HttpTransport, Ids, OpenSpan, Span, SpanEnd, ToolRun,
+    Tracer,
 };
 
 const SERVICE: &str = "stockade-worker";
@@ -165,7 +166,8 @@ impl Tracer for Traces {
         self.begin(None, "anthropic.environment.work".to_owned(), SpanKind::Internal, attributes)
     }
 
-    fn tool(&self, within: Option<&Span>, ids: &Ids, call: &Call) -> Span {
+    fn tool(&self, within: Option<&Span>, ids: &Ids, run: &ToolRun<'_>) -> Span {
+        let call = run.call;
         let mut attributes = vec![
             KeyValue::new("gen_ai.operation.name", "execute_tool"),
             KeyValue::new("gen_ai.provider.name", PROVIDER),
@@ -174,16 +176,27 @@ impl Tracer for Traces {
             KeyValue::new("gen_ai.tool.type", "function"),
             KeyValue::new("anthropic.session.id", ids.session.clone()),
         ];
+        // THR-2: a call without a thread is of the primary one.
+        if let Some(conversation) = call.thread.as_deref().or(run.primary_thread) {
+            attributes.push(KeyValue::new("gen_ai.conversation.id", conversation.to_owned()));
+        }
         if let Some(thread) = &call.thread {
-            attributes.push(KeyValue::new("gen_ai.conversation.id", thread.clone()));
             attributes.push(KeyValue::new("anthropic.session.thread.id", thread.clone()));
         }
         let prefix = match call.kind {
             CallKind::Builtin => {
                 attributes.push(KeyValue::new("anthropic.toolset.name", TOOLSET));
+                if let Some(text) = of_toolset(&call.name) {
+                    attributes.push(KeyValue::new("gen_ai.tool.description", text));
+                }
                 "anthropic.tool_use"
             }
-            CallKind::Custom => "anthropic.custom_tool_use",
+            CallKind::Custom => {
+                if let Some(text) = run.description {
+                    attributes.push(KeyValue::new("gen_ai.tool.description", text.to_owned()));
+                }
+                "anthropic.custom_tool_use"
+            }
         };
         if let Some(max) = self.content_bytes_max {
             let arguments = cut(call.input.get(), max).to_owned();
@@ -261,6 +274,20 @@ impl OpenSpan for Traced {
     fn as_any(&self) -> &dyn Any {
         self
     }
+}
+
+/// What a tool of the toolset does, as it is done here. The control plane has words of its own for the
+/// model, which a worker is not told.
+fn of_toolset(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "bash" => "Runs a command in the persistent shell of the session",
+        "read" => "Reads a file of the session, or a range of its lines",
+        "write" => "Writes a file of the session as a whole",
+        "edit" => "Replaces text in a file of the session",
+        "glob" => "Finds files of the session by a pattern of names",
+        "grep" => "Searches files of the session by a regular expression",
+        _ => return None,
+    })
 }
 
 /// The texts of a result; of images and documents only that they are there.

@@ -3,6 +3,7 @@
 mod bad_input;
 mod conforms;
 mod monotonic;
+mod monotonic_stage;
 mod narrowing;
 mod shipped;
 mod stage;

@@ -43,6 +43,39 @@ fn a_store_is_emptied_and_marked() {
 }
 
 #[test]
+fn a_store_is_marked_and_everything_else_in_it_stays() {
+    // MEM-11, MEM-13: whatever file or link stands in the marker's place.
+    let ground = Ground::new();
+    fs::create_dir_all(ground.path("notes")).expect("made");
+    fs::write(ground.path("notes/a.md"), "new").expect("written");
+    fs::write(ground.path("target"), "not ours").expect("written");
+    assert_eq!(scan(&ground).marker, Marker::Missing);
+    let put: [fn(&std::path::Path); 3] = [
+        |marker| fs::write(marker, "another mark").expect("written"),
+        |marker| symlink("target", marker).expect("linked"),
+        |_| {},
+    ];
+    for put in put {
+        let marker = ground.path(MARKER);
+        if fs::symlink_metadata(&marker).is_ok() {
+            fs::remove_file(&marker).expect("removed");
+        }
+        put(&marker);
+        assert_ne!(scan(&ground).marker, Marker::Intact);
+        store::mark(ground.fd(), MARK).expect("marked");
+        assert_eq!(scan(&ground).marker, Marker::Intact);
+        assert_eq!(fs::read(&marker).expect("marker"), MARK);
+        assert_eq!(ground.mode(MARKER), 0o600);
+        assert_eq!(paths(&scan(&ground)), ["notes/a.md", "target"]);
+        assert_eq!(
+            fs::read(ground.path("target")).expect("there"),
+            b"not ours",
+            "no link followed"
+        );
+    }
+}
+
+#[test]
 fn files_are_written_in_one_step_with_their_directories() {
     // MEM-9.
     let ground = prepared();

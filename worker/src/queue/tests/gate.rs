@@ -142,6 +142,33 @@ fn a_verdict_from_a_disconnect_releases_a_held_call() {
 }
 
 #[test]
+fn the_first_thread_that_the_log_names_is_the_primary_one() {
+    // THR-2.
+    let status = |word: &str, thread: &str| json!({"type": format!("session.thread_status_{word}"), "session_thread_id": thread});
+    let mut one = gate();
+    live(&mut one, &status("running", "early"));
+    assert_eq!(one.primary_thread(), None, "what the history says is not known yet");
+    history(&mut one, &[call("a"), status("running", "x"), status("idle", "y")]);
+    assert_eq!(one.primary_thread(), Some("x"));
+    live(&mut one, &status("terminated", "z"));
+    history(&mut one, &[status("running", "w")]);
+    assert_eq!(one.primary_thread(), Some("x"), "the first stands");
+    let mut late = gate();
+    history(&mut late, &[call("a")]);
+    live(&mut late, &thread_end("l"));
+    assert_eq!(late.primary_thread(), Some("l"), "the log had none before it");
+    let mut failed = gate();
+    history(&mut failed, &[call("a")]);
+    failed.history_started();
+    failed.history_failed();
+    live(&mut failed, &status("running", "l"));
+    assert_eq!(failed.primary_thread(), None, "the last history was not read");
+    history(&mut failed, &[]);
+    live(&mut failed, &status("running", "m"));
+    assert_eq!(failed.primary_thread(), Some("m"));
+}
+
+#[test]
 fn calls_of_a_dead_thread_are_dropped() {
     // THR-1.
     let on_thread = |id: &str, permission: Value| {

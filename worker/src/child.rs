@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 /// A process in a group of its own. When this is dropped, the whole group is killed.
 #[derive(Debug)]
-pub(super) struct Group {
+pub struct Group {
     child: Child,
     number: Pid,
     ended: bool,
@@ -16,6 +16,9 @@ pub(super) struct Group {
 
 impl Group {
     /// Starts `command`.
+    ///
+    /// # Errors
+    /// It cannot be started; nothing is left running then.
     pub fn start(command: &mut Command) -> io::Result<Group> {
         let mut child = command.process_group(0).spawn()?;
         match Pid::from_raw(child.id().cast_signed()) {
@@ -34,6 +37,9 @@ impl Group {
     }
 
     /// Waits for its end. May be dropped and asked again.
+    ///
+    /// # Errors
+    /// The kernel does not know it.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         let number = self.number;
         // Not reaped there: until we do it here, the number is nobody else's.
