@@ -125,9 +125,11 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         Exit::Policy
     })?;
     let config = settings.config.as_deref().map(config::load).transpose().map_err(|error| {
-        explain::complain(&error, Some("docs/poll.md lists what it may hold"));
+        explain::complain(&error, Some(&error.hint()));
         Exit::Policy
     })?;
+    let config = config.unwrap_or_default();
+    tell_unused(settings, &config);
     // AUTH-10. Not earlier: without root the launcher could not map its ids.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|errno| {
         explain::say(&format!("error: cannot become undumpable: {errno}"));
@@ -147,7 +149,7 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
     Ok(Ready {
         policy,
         policy_files: files.into_inner(),
-        config: config.unwrap_or_default(),
+        config,
         source: found.source,
         key: found.key,
         platform: found.platform,
@@ -155,6 +157,27 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         opened,
         audit,
     })
+}
+
+/// A file that a variable names is for the script's `worker run` as well: here it is no mistake, but
+/// nothing in it takes effect.
+fn tell_unused(settings: &Settings, config: &Config) {
+    let Mode::OnWork(on_work) = &settings.mode else { return };
+    // What the script does is known then.
+    if on_work.jailed || config.sections.is_empty() {
+        return;
+    }
+    let tables = config.sections.join(", ");
+    if settings.check {
+        return explain::say(&format!(
+            "warning: WORKER_CONFIG: {tables}: no effect here, sessions are served by the script"
+        ));
+    }
+    tracing::warn!(
+        event = "config.unused",
+        tables,
+        "the file that WORKER_CONFIG names has no effect here: sessions are served by the script"
+    );
 }
 
 /// The worker's standing credential, if it has one.

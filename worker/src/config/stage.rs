@@ -14,6 +14,7 @@ use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use rustix::fs::OFlags;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use stockade_runtime::policy::stage::{Scheme, StagePlace};
 use zeroize::Zeroizing;
 
@@ -82,6 +83,13 @@ pub struct KeysError {
     pub source: Option<std::io::Error>,
 }
 
+impl KeysError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        "its file belongs to root or you, with mode 600; docs/staging.md has the rest"
+    }
+}
+
 /// Credentials, each with the host that it is for.
 #[derive(Debug, Default)]
 pub struct Keys {
@@ -101,6 +109,13 @@ pub struct S3Key {
 }
 
 impl StageConfig {
+    /// For `--check`: for whom there are credentials, and nothing of them.
+    pub fn shown(&self) -> Value {
+        let hosts: Vec<&str> = self.credential.iter().map(|one| one.host.as_str()).collect();
+        let endpoints: Vec<&str> = self.s3.iter().map(|one| one.endpoint.as_str()).collect();
+        json!({ "git": self.git, "credential": hosts, "s3": endpoints })
+    }
+
     /// Reads every file that is named, and what is asked for by `variable`.
     ///
     /// # Errors

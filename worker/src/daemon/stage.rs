@@ -47,7 +47,7 @@ pub fn prepare(
     hidden: &HiddenVariables,
 ) -> Result<Option<(Prepared, Rooms)>, Exit> {
     let keys = config.stage.load(&|name| hidden.get(name).cloned()).map_err(|error| {
-        explain::complain(&error, Some("its file belongs to root or you, with mode 600"));
+        explain::complain(&error, Some(error.hint()));
         Exit::Refused
     })?;
     if policy.stage.rules.is_empty() {
