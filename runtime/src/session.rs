@@ -329,6 +329,11 @@ impl Session {
         self.line.is_over()
     }
 
+    /// Waits until the jail has ended. For a time in which it runs no call.
+    pub async fn over(&self) {
+        self.line.over().await;
+    }
+
     /// Kills every process of the tool tree; what is in files stays.
     ///
     /// # Errors

@@ -140,4 +140,15 @@ mod tests {
         assert_eq!(known.len(), GROUPS.len() + 1);
         seccomp::compile(&GROUPS).expect("it compiles");
     }
+
+    #[test]
+    fn nothing_is_started_without_the_group_that_it_is_to_be_in() {
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").expect("/dev/null"));
+        for (grouped, files, want) in [(true, 0, false), (true, 2, true), (false, 0, true)] {
+            let limits = OutsideLimits { grouped, ..OutsideLimits::default() };
+            let confinement = OutsideConfinement::prepare(limits).expect("a filter");
+            let files: Vec<_> = (0..files).map(|_| file()).collect();
+            assert_eq!(confinement.admits(&files), want, "{grouped}, {}", files.len());
+        }
+    }
 }

@@ -150,13 +150,19 @@ impl CustomTools {
         !self.outside.is_empty()
     }
 
-    /// Runs a call that a tool on the host serves, in the cgroup of `session`.
+    /// Runs a call that a tool on the host serves, in the cgroup of `session`; ends it when that is over.
     pub async fn run_outside(
         &self,
         call: &Call,
         session: &Session,
         stop: CancelToken,
     ) -> ToolResult {
+        let end = async {
+            tokio::select! {
+                () = stop.cancelled_owned() => {}
+                () = session.over() => {}
+            }
+        };
         let name = &call.name;
         let outside = self.serving(call).and_then(|tool| match &tool.place {
             Place::Host { user, .. } => self.outside.get(user),
@@ -166,7 +172,7 @@ impl CustomTools {
             return ToolResult::error(format!("{name}: nothing on the host can start it"));
         };
         let input = call.input.get().as_bytes().to_vec();
-        let called = outside.call(name, input, session.outside(), stop.cancelled_owned()).await;
+        let called = outside.call(name, input, session.outside(), end).await;
         called.unwrap_or_else(|error| match error {
             OutsideCallError::Call { reason: CallError::TooLong { bytes } } => {
                 too_long(name, bytes)

@@ -160,6 +160,10 @@ async fn perform_in(
 ) -> Result<Called, CallError> {
     if custom.is_outside(call) {
         let result = custom.run_outside(call, session, stop).await;
+        // It was ended with the jail, at some point of what it did.
+        if session.is_over() {
+            return Err(CallError::Ended);
+        }
         let limits = session.outside_limits(&result).await?;
         return Ok(Called { result, limits, denials: Vec::new() });
     }

@@ -183,7 +183,13 @@ pub fn of_poll(args: &PollArgs, around: &Surroundings) -> Result<Mode, Refusal> 
         if given {
             return refuse(
                 format!("cannot use {option} with --on-work: sessions are served by the script"),
-                "give it to `worker run` in the script",
+                match option {
+                    "--config" => {
+                        "give it to `worker run` in the script, or set WORKER_CONFIG: custom tools, \
+                         skills, memory and staging are for whoever serves the session"
+                    }
+                    _ => "give it to `worker run` in the script",
+                },
             );
         }
     }
@@ -330,6 +336,9 @@ mod tests {
         }
         assert!(poll(&good, &["--jail"]).expect_err("both").text.contains("cannot combine"));
         poll(&good, &["--jail", "--on-work-jailed"]).expect("said");
+        let refused = poll(&good, &["--config=/c.toml"]).expect_err("no use");
+        assert!(refused.text.contains("--config with --on-work"), "{refused:?}");
+        assert!(refused.hint.contains("WORKER_CONFIG"), "{refused:?}");
         let workdir = format!("--workdir={directory}");
         assert!(poll(&good, &[&workdir]).expect_err("no use").text.contains("--workdir"));
     }
