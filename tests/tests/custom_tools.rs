@@ -452,7 +452,10 @@ fn check_says_what_every_tool_is_and_what_the_tables_hold() {
         assert_eq!(of("where"), ["jail", "host", "host"]);
         assert_eq!(tools[0]["environment"], json!(["A"]));
         assert_eq!(tools[0]["seccomp"], json!(null));
-        assert_eq!((&tools[1]["timeout_ms"], &tools[1]["output_bytes_max"]), (&json!(5000), &json!(16384)));
+        assert_eq!(
+            (&tools[1]["timeout_ms"], &tools[1]["output_bytes_max"]),
+            (&json!(5000), &json!(16384))
+        );
         assert_eq!(tools[1]["seccomp"], json!({"on": true, "origin": "default"}));
         assert_eq!(tools[1]["limits"]["cgroup"], json!(root));
         assert_eq!(tools[1]["limits"]["memory_bytes"], json!(2_u64 << 30));

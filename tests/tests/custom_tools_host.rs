@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use e2e::custom::{Where, configured, plain, tool};
 use e2e::play::{SOON, bash, expect, gives, play_with, session};
-use e2e::poll::wait_for;
 use e2e::policy::{PolicyFile, default_text};
+use e2e::poll::wait_for;
 use e2e::{Devserver, Level, Need, Poll, require};
 use serde_json::{Value, json};
 

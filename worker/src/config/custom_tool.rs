@@ -172,11 +172,7 @@ impl Written {
         Ok(CustomTool { place: self.place(on_host, line_of)?, result: self.result, plan })
     }
 
-    fn place(
-        &self,
-        on_host: bool,
-        line_of: &dyn Fn(usize) -> usize,
-    ) -> Result<Place, Mistake> {
+    fn place(&self, on_host: bool, line_of: &dyn Fn(usize) -> usize) -> Result<Place, Mistake> {
         let name = self.name.get_ref();
         let why = self.why.as_ref().filter(|why| !why.get_ref().trim().is_empty());
         match (on_host, why) {
@@ -204,9 +200,8 @@ impl Written {
                 user => {
                     let user = user.as_ref().map(|user| *user.get_ref());
                     let off = self.seccomp.as_ref().filter(|on| !on.get_ref());
-                    let filter = off.map_or(Filter::On, |off| Filter::Off {
-                        line: line_of(off.span().start),
-                    });
+                    let filter = off
+                        .map_or(Filter::On, |off| Filter::Off { line: line_of(off.span().start) });
                     Ok(Place::Host { user, why: why.get_ref().clone(), filter })
                 }
             },
