@@ -23,7 +23,7 @@ use std::time::Duration;
 use crate::egress::Denial;
 use crate::jail::{
     self, CgroupEvents, Confinement, End, EnforcementReport, Event, ExecutorEnds, Failure,
-    KeeperSide, Launcher, LimitHit, PorterEnds, Programs, UnpackConfinement,
+    KeeperSide, Launcher, LimitHit, OutsideDoor, PorterEnds, Programs, UnpackConfinement,
 };
 use crate::spec::{CgroupPlan, CustomToolPlan, JailSpec, Room};
 use crate::tool::{self, FileHelper, FullPlace, ToolCall, ToolResult, shell};
@@ -165,6 +165,8 @@ pub struct Session {
     host: Host,
     line: Line,
     usage: CgroupEvents,
+    outside: Option<Arc<OutsideDoor>>,
+    outside_usage: CgroupEvents,
     report: Box<EnforcementReport>,
     limits: CgroupPlan,
     rooms: Vec<Room>,
@@ -210,18 +212,19 @@ impl Session {
                     [&theirs].into_iter().chain(&porters).map(|end| end.as_fd()).collect();
                 launcher.launch(spec, &run_directory, &lent)?;
                 drop((theirs, porters));
-                let mut listeners = Vec::new();
+                let (mut listeners, mut outside) = (Vec::new(), None);
                 loop {
                     match launcher.event()? {
                         Event::Listening(more) => listeners.extend(more),
-                        event => return Ok((event, listeners)),
+                        Event::Outside(door) => outside = Some(Arc::new(door)),
+                        event => return Ok((event, listeners, outside)),
                     }
                 }
             })
             .await;
-        let (report, listeners) = match event {
-            Ok((Event::Running(report, _), listeners)) => (report, listeners),
-            Ok((Event::Failed(failure), _)) => return Err(StartError::Jail { failure }),
+        let (report, listeners, outside) = match event {
+            Ok((Event::Running(report, _), listeners, outside)) => (report, listeners, outside),
+            Ok((Event::Failed(failure), ..)) => return Err(StartError::Jail { failure }),
             Ok(_) => return Err(unreachable("launcher")(io::ErrorKind::InvalidData.into())),
             Err(source) => return Err(unreachable("launcher")(source)),
         };
@@ -230,13 +233,30 @@ impl Session {
         let line = Line::connect(ours).await.map_err(unreachable("executor"))?;
         let porter = porter.map_or(Ok(Porter::absent()), Porter::connect);
         let porter = porter.map_err(unreachable("porter"))?;
-        let usage = CgroupEvents::default();
-        Ok(Session { host, line, usage, report, limits, rooms, network, porter })
+        let (usage, outside_usage) = (CgroupEvents::default(), CgroupEvents::default());
+        Ok(Session {
+            host,
+            line,
+            usage,
+            outside,
+            outside_usage,
+            report,
+            limits,
+            rooms,
+            network,
+            porter,
+        })
     }
 
     /// Its part of the broker; `None` where its jail has no network.
     pub fn network(&self) -> Option<&Arc<Network>> {
         self.network.as_ref()
+    }
+
+    /// The way into the cgroup of its tools on the host; `None` where its jail has no cgroup either, or
+    /// the spec named no such tools.
+    pub fn outside(&self) -> Option<Arc<OutsideDoor>> {
+        self.outside.clone()
     }
 
     /// Who unpacks its skills, keeps its memory stores and lays staged files into its workspace. It
@@ -285,10 +305,31 @@ impl Session {
         self.network.as_ref().map(|network| network.ledger().turn(call)).unwrap_or_default()
     }
 
+    /// Limits of the session's tools on the host that took effect during a call of one of them.
+    ///
+    /// # Errors
+    /// [`CallError`] if the jail has ended, which ends them: what they did is unknown then.
+    pub async fn outside_limits(
+        &mut self,
+        result: &ToolResult,
+    ) -> Result<Vec<LimitHit>, CallError> {
+        if self.outside.is_none() || is_quiet(result) {
+            return Ok(Vec::new());
+        }
+        let now = self.counted(true).await?;
+        let before = std::mem::replace(&mut self.outside_usage, now);
+        Ok(self.hits(before, now))
+    }
+
     /// Whether the jail is known to have ended. A call sent now would have no result, and has not
     /// been run.
     pub fn is_over(&self) -> bool {
         self.line.is_over()
+    }
+
+    /// Waits until the jail has ended. For a time in which it runs no call.
+    pub async fn over(&self) {
+        self.line.over().await;
     }
 
     /// Kills every process of the tool tree; what is in files stays.
@@ -326,19 +367,29 @@ impl Session {
     /// Limits that took effect since this was last asked. The counters are the launcher's, so they
     /// are read only after calls in which something can have happened.
     async fn limits_hit(&mut self, result: &ToolResult) -> Result<Vec<LimitHit>, CallError> {
-        let facts = &result.facts;
-        let quiet = !result.is_error && facts.left_running == 0 && facts.wall_us < UNEVENTFUL_US;
-        if quiet {
+        if is_quiet(result) {
             return Ok(Vec::new());
         }
-        let now = match self.host.usage().await {
-            Ok(Some(events)) => events,
-            Err(source) if source.kind() == io::ErrorKind::InvalidData => {
-                return Err(CallError::Broken { source });
-            }
-            Ok(None) | Err(_) => return Err(CallError::Ended),
-        };
+        let now = self.counted(false).await?;
         let before = std::mem::replace(&mut self.usage, now);
+        let mut hits = self.hits(before, now);
+        let facts = &result.facts;
+        hits.extend(facts.full.iter().filter_map(|full| limit_of(&self.rooms, full)));
+        Ok(hits)
+    }
+
+    async fn counted(&self, outside: bool) -> Result<CgroupEvents, CallError> {
+        match self.host.usage(outside).await {
+            Ok(Some(events)) => Ok(events),
+            Err(source) if source.kind() == io::ErrorKind::InvalidData => {
+                Err(CallError::Broken { source })
+            }
+            Ok(None) | Err(_) => Err(CallError::Ended),
+        }
+    }
+
+    /// What was counted between two looks.
+    fn hits(&self, before: CgroupEvents, now: CgroupEvents) -> Vec<LimitHit> {
         let mut hits = Vec::new();
         let kills = now.oom_kills.saturating_sub(before.oom_kills);
         if kills > 0 {
@@ -348,8 +399,7 @@ impl Session {
         if refused > 0 {
             hits.push(LimitHit::Processes { max: self.limits.pids_max, refused });
         }
-        hits.extend(facts.full.iter().filter_map(|full| limit_of(&self.rooms, full)));
-        Ok(hits)
+        hits
     }
 
     /// The connection to the executor closed: what the launcher has to say about that.
@@ -358,6 +408,12 @@ impl Session {
         let _heard = tokio::time::timeout(CANCEL_GRACE, self.host.ended()).await;
         CallError::Ended
     }
+}
+
+/// Whether no limit can have been met worth a question.
+fn is_quiet(result: &ToolResult) -> bool {
+    let facts = &result.facts;
+    !result.is_error && facts.left_running == 0 && facts.wall_us < UNEVENTFUL_US
 }
 
 /// The limit of a full place. What is none of its own is the session's own file system.

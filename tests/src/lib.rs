@@ -6,6 +6,7 @@
 
 pub mod bait;
 pub mod claim;
+pub mod custom;
 pub mod devserver;
 pub mod exec;
 pub mod hostile;

@@ -2,9 +2,11 @@
 //! the model is told what is not known, and every call has one result. INV-9, INV-10.
 
 use std::fs;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
+use e2e::custom::{Where, tool};
 use e2e::session::Processes;
 use e2e::site::{Site, Worker, signal};
 use e2e::{Level, Need, lock, require};
@@ -229,6 +231,90 @@ fn a_worker_that_is_killed_goes_on_when_it_is_started_again_as_root() {
 #[test]
 fn a_worker_that_is_killed_goes_on_when_it_is_started_again_without_root() {
     every_moment(Level::Rootless);
+}
+
+/// With a tool on the host in the middle of a call. A worker without its launcher ends by itself.
+const WITH_A_TOOL_ON_THE_HOST: [(&str, &[Victim]); 4] = [
+    ("control", &[("control", |found| found.control)]),
+    ("launcher", &[("launcher", |found| found.launcher)]),
+    ("launcher of the jail", &[("launcher of the jail", |found| found.jail_launcher)]),
+    (
+        "control and launcher",
+        &[("control", |found| found.control), ("launcher", |found| found.launcher)],
+    ),
+];
+
+/// Processes of this host with this argument.
+fn with_argument(argument: &str) -> Vec<String> {
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    let named = all.filter(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|part| part == argument.as_bytes())
+    });
+    named.map(|entry| entry.path().display().to_string()).collect()
+}
+
+fn killed_with_a_tool_on_the_host(level: Level) {
+    let _turn = lock::alone();
+    let place = e2e::exec::directory_of(level);
+    let config = place.path().join("worker.toml");
+    let slow = "setsid sleep 4715.5 & sleep 4715.5";
+    fs::write(&config, tool(Where::Host, "slow", slow, "")).expect("written");
+    e2e::exec::give(&config, level);
+    let options = ["--config", &config.display().to_string()];
+    for (who, victims) in WITH_A_TOOL_ON_THE_HOST {
+        let site = Site::new(level);
+        site.server.push(&json!({ "name": who, "message": "x", "within_s": 25, "calls": [
+            { "bash": "echo ready" },
+            { "custom": "slow", "input": {} },
+            { "bash": "echo on" },
+        ] }));
+        let first = site.start("first", &options);
+        answered(&site, 1);
+        let found = first.session();
+        first.wait_for("the tool", || (with_argument("4715.5").len() == 2).then_some(()));
+        for (_, victim) in victims {
+            signal(victim(&found), "-KILL");
+        }
+        let what = format!("INV-10 {level:?}, {who} killed");
+        let gone = || with_argument("4715.5").is_empty().then_some(());
+        first.wait_for("the end of the tool", gone);
+        let mut left = Vec::new();
+        let last = if who == "launcher of the jail" {
+            // The worker goes on, and what was left goes before the next jail is made.
+            first
+        } else {
+            left.extend(first.ended());
+            if who == "control" {
+                assert_eq!(site.leftovers(), [""; 0], "{what}: its launcher clears up");
+            }
+            if who == "control and launcher" && level == Level::Root {
+                // Here nobody is left who could.
+                let sweep = Command::new(e2e::locate::worker()).arg("sweep").output();
+                assert!(sweep.expect("it runs").status.success(), "{what}");
+                assert_eq!(site.leftovers(), [""; 0], "{what}: after `worker sweep`");
+            }
+            site.start("second", &options)
+        };
+        answered(&site, if who == "launcher" { 2 } else { 3 });
+        let texts = results(&site, who);
+        assert!(texts[1].contains("outcome is unknown"), "INV-9 {what}: {texts:#?}");
+        left.extend(last.stop());
+        assert!(left.is_empty(), "{what}: {left:?}");
+        assert_eq!(with_argument("4715.5"), [""; 0], "{what}");
+        assert_eq!(site.leftovers(), [""; 0], "{what}");
+    }
+}
+
+#[test]
+fn a_tool_on_the_host_does_not_outlive_whoever_is_killed_as_root() {
+    require!(Need::Root);
+    killed_with_a_tool_on_the_host(Level::Root);
+}
+
+#[test]
+fn a_tool_on_the_host_does_not_outlive_whoever_is_killed_without_root() {
+    killed_with_a_tool_on_the_host(Level::Rootless);
 }
 
 #[test]

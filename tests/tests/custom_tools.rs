@@ -5,45 +5,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use e2e::custom::{Where, call, configured, plain, tool};
 use e2e::exec::directory_of;
 use e2e::play::{SOON, bash, expect, fails, gives, passed, play_with, session};
 use e2e::poll::wait_for;
 use e2e::{Devserver, Level, Poll, Ran};
 use serde_json::{Value, json};
 
-/// Where the tools of a test run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Where {
-    Jail,
-    Host,
-}
-
 const BOTH: [Where; 2] = [Where::Jail, Where::Host];
-
-/// A table of the configuration: a tool that is a script of bash.
-fn tool(place: Where, name: &str, script: &str, more: &str) -> String {
-    let place = match place {
-        Where::Jail => "where = \"jail\"",
-        Where::Host => "where = \"host\"\nwhy = \"a test\"",
-    };
-    let command = json!(["/bin/bash", "-c", script]);
-    format!("[[custom_tool]]\nname = \"{name}\"\n{place}\ncommand = {command}\n{more}\n")
-}
-
-fn call(name: &str, input: Value) -> Value {
-    json!({"custom": name, "input": input})
-}
-
-fn plain(name: &str) -> Value {
-    call(name, json!({}))
-}
-
-fn configured(poll: Poll, text: &str) -> Poll {
-    let file = poll.home().join("worker.toml");
-    fs::write(&file, text).expect("written");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("chmod");
-    poll.path("--config", &file)
-}
 
 /// One session with these calls at each level and in each place; `tools` makes the configuration.
 fn each(tools: impl Fn(Where) -> String, calls: impl Fn(Where, Level) -> Vec<Value>) {
@@ -355,7 +324,8 @@ fn a_tool_on_the_host_has_no_credential_and_cannot_look_into_the_worker() {
     // INV-1, AUTH-10: not dumpable, so even the same user may not look.
     let want = "0\n0\nrefused refused refused refused \n1\nown child can be read";
     for level in Level::here() {
-        let tools = tool(Where::Host, "spy", SPY, "timeout = \"60s\"");
+        // Without the filter, which would refuse every ptrace(2) before anybody is asked who may.
+        let tools = tool(Where::Host, "spy", SPY, "timeout = \"60s\"\nseccomp = false");
         // Counting nothing is a failure to grep.
         let calls = vec![gives(plain("spy"), want)];
         play_with(level, "", &[session("spy", calls)], |poll| configured(poll, &tools));
@@ -422,13 +392,78 @@ fn a_configuration_that_cannot_work_is_refused_with_its_line() {
         (format!("{good}{good}"),                             "line 7: there are two tools of the name `good`"),
         (good.replace("\"jail\"", "\"host\""),                "line 3: `good` would run outside the jail"),
         (tool(Where::Host, "a", "true", "user = 0"),          "line 6: `user` may not be root"),
+        (tool(Where::Jail, "a", "true", "seccomp = false"),   "line 5: `seccomp` is for tools on the host"),
         (tool(Where::Jail, "a", "true", "comand = 1"),        "unknown field `comand`"),
         (tool(Where::Jail, "a", "true", "environment = { ANTHROPIC_API_KEY = \"sk-planted\" }"), "line 5: `ANTHROPIC_API_KEY` may hold a credential"),
     ];
     for (text, want) in cases {
         let ran = refused(Level::here()[0], &text);
         assert!(ran.stderr.contains(want), "{text}: {}", ran.stderr);
+        assert!(ran.stderr.contains("hint: docs/custom-tools.md"), "{text}: {}", ran.stderr);
         assert!(!ran.stderr.contains("planted"), "INV-12");
+    }
+    // Other tables have pages of their own.
+    for (text, page) in [
+        ("[skills]\nexec = true\n", "docs/skills.md"),
+        ("[memory]\nsync_interval = \"1s\"\n", "docs/memory.md"),
+        ("[stage]\nsvn = 1\n", "docs/staging.md"),
+        ("[skils]\n", "docs/poll.md"),
+    ] {
+        let ran = refused(Level::here()[0], text);
+        assert!(ran.stderr.contains(&format!("hint: {page}")), "{text}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn check_says_what_every_tool_is_and_what_the_tables_hold() {
+    // OBS-5 and INV-12: no value of an environment.
+    let text = tool(Where::Jail, "lint", "true", "environment = { A = \"planted\" }")
+        + &tool(Where::Host, "order", "true", "timeout = \"5s\"\noutput_max = \"16KiB\"")
+        + &tool(Where::Host, "bare", "true", "seccomp = false")
+        + "[memory]\nstore_files = 100\n";
+    for level in Level::here() {
+        let checked = |more: &[&str]| {
+            let server = Devserver::start();
+            let poll = configured(Poll::at(level), &text).options(["--check"]);
+            poll.options(more.iter().copied()).serve(&server).wait().ended(0)
+        };
+        let ran = checked(&[]);
+        let root = level == Level::Root;
+        let group = if root { "1024 processes, 2 CPUs for each session" } else { "no cgroup" };
+        for part in [
+            "custom tool    lint in the jail: /bin/bash -c true; 2m, 100KiB; the limits",
+            "custom tool    order on the host: /bin/bash -c true; 5s, 16KiB; 2GiB of ",
+            &format!("{group}; system calls filtered"),
+            &format!("{group}; no system call filter ("),
+            "worker.toml:18)",
+            "skills         archive_size 64MiB",
+            "store_files 100",
+            "stage          credential [], s3 []",
+        ] {
+            assert!(ran.stdout.contains(part), "{level:?}: no `{part}`: {}", ran.stdout);
+        }
+        let ran = checked(&["--format", "json"]);
+        assert!(!ran.stdout.contains("planted"), "INV-12");
+        let found: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        let config = &found["config"];
+        let tools = config["custom_tools"].as_array().expect("a list");
+        let of = |key: &str| tools.iter().map(|tool| tool[key].clone()).collect::<Vec<_>>();
+        assert_eq!(of("name"), ["lint", "order", "bare"]);
+        assert_eq!(of("where"), ["jail", "host", "host"]);
+        assert_eq!(tools[0]["environment"], json!(["A"]));
+        assert_eq!(tools[0]["seccomp"], json!(null));
+        assert_eq!(
+            (&tools[1]["timeout_ms"], &tools[1]["output_bytes_max"]),
+            (&json!(5000), &json!(16384))
+        );
+        assert_eq!(tools[1]["seccomp"], json!({"on": true, "origin": "default"}));
+        assert_eq!(tools[1]["limits"]["cgroup"], json!(root));
+        assert_eq!(tools[1]["limits"]["memory_bytes"], json!(2_u64 << 30));
+        let origin = tools[2]["seccomp"]["origin"].as_str().unwrap_or_default();
+        assert!(tools[2]["seccomp"]["on"] == json!(false) && origin.ends_with("worker.toml:18"));
+        assert_eq!(config["memory"]["store_files"], json!(100));
+        assert_eq!(config["skills"]["writable"], json!(false));
+        assert_eq!(config["stage"]["credential"], json!([]));
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use e2e::custom::{Where, configured, plain, tool};
 use e2e::exec::{directory_of, give};
 use e2e::play::{SOON, bash, gives, passed, session};
 use e2e::poll::wait_for;
@@ -211,6 +212,45 @@ fn a_script_that_cannot_run_ends_the_poller_and_stops_no_item() {
         assert_eq!(holder(&report, 0)["stops"], json!([]), "{report}");
         assert_eq!(report["work"][1]["holders"].as_array().map_or(0, Vec::len), 0);
         assert!(ran.audited("item.script_ended")[0]["not_started"].is_string());
+    }
+}
+
+#[test]
+fn a_configuration_is_for_whoever_serves_the_sessions_and_is_never_ignored_in_silence() {
+    let text = tool(Where::Host, "told", "echo of the configuration", "")
+        + "[memory]\nsync_interval = \"off\"\n";
+    let level = level();
+    let place = directory_of(level);
+    let file = script(level, place.path(), &format!("#!/bin/sh\n{}", serving(place.path())));
+    // Named for the poller, it would have no effect.
+    let server = Devserver::start();
+    for more in [&[][..], &["--check"], &["--on-work-jailed"]] {
+        let asked = configured(poll(level, &file), &text).options(more.iter().copied());
+        let ran = asked.serve(&server).wait().ended(2);
+        let want = "error: cannot use --config with --on-work: sessions are served by the script\n\
+                    hint: give it to `worker run` in the script, or set WORKER_CONFIG";
+        assert!(ran.stderr.contains(want), "{}", ran.stderr);
+    }
+    assert_eq!(server.report()["requests"].as_object().map_or(0, |all| all.len()), 0);
+    // By the variable it is for the script, and who is told depends on whether the script is known.
+    let config = place.path().join("worker.toml");
+    fs::write(&config, &text).expect("written");
+    give(&config, level);
+    let config = config.display().to_string();
+    for (more, told) in [(&[][..], 1), (&["--on-work-jailed"], 0)] {
+        let server = Devserver::start();
+        server.push(&session("told", [gives(plain("told"), "of the configuration")]));
+        let asked = poll(level, &file).variable("WORKER_CONFIG", &config);
+        let ran = asked.options(more.iter().copied()).options(["--once"]).serve(&server);
+        let ran = ran.wait().ended(0);
+        let unused = ran.events("config.unused");
+        assert_eq!(unused.len(), told, "{}", ran.stderr);
+        assert!(unused.iter().all(|event| event["tables"] == "[[custom_tool]], [memory]"));
+        passed(server.end(), &ran.stderr);
+        let asked = poll(level, &file).variable("WORKER_CONFIG", &config).options(["--check"]);
+        let ran = asked.options(more.iter().copied()).serve(&Devserver::start()).wait().ended(0);
+        let warned = ran.stderr.contains("warning: WORKER_CONFIG: [[custom_tool]], [memory]");
+        assert_eq!(warned, told == 1, "{}", ran.stderr);
     }
 }
 

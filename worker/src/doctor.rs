@@ -327,7 +327,7 @@ fn listen(launcher: &mut Launcher, serve: Serve<'_>) -> Result<EnforcementReport
                 }
             }
             // Not asked here.
-            Ok(Event::Usage(_) | Event::Listened(_)) => {}
+            Ok(Event::Usage(_) | Event::Listened(_) | Event::Outside(_)) => {}
             Ok(Event::Ended(_)) => {
                 return report.ok_or_else(|| Reason {
                     what: "the jail ended without a report".to_owned(),

@@ -29,6 +29,7 @@ const SHORT_ID: usize = 8;
 const PHRASES: &[(&str, &str)] = &[
     // The worker.
     ("worker.started",          "worker {version} started: level {level}, policy {policy}, sessions at a time: {sessions}"),
+    ("config.unused",           "{tables} of WORKER_CONFIG: no effect here, sessions are served by the script"),
     ("worker.recovered",        "removed what an earlier worker left ({removed})"),
     ("worker.draining",         "stopping: nothing new is started, running calls have {timeout_ms}"),
     ("worker.drain_timeout",    "the drain timeout passed, ending what still runs"),

@@ -143,7 +143,7 @@ impl Settings {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(args: &PollArgs, around: &Surroundings) -> Result<Settings, Refusal> {
-        let mode = modes::of_poll(args)?;
+        let mode = modes::of_poll(args, around)?;
         let environment_id = environment_id(args, &mode)?;
         // Asked for only where it is needed: a service may have no home.
         let state = || state_directory(around);

@@ -61,6 +61,12 @@ pub enum Event {
         /// The user it runs as, as far as that is configured.
         #[serde(skip_serializing_if = "Option::is_none")]
         user: Option<u32>,
+        /// Whether it runs in a cgroup with the limits of its session's jail.
+        #[serde(default)]
+        cgroup: bool,
+        /// Whether it runs under a system call filter.
+        #[serde(default)]
+        filter: bool,
         /// The operator's reason.
         why: Text,
     },

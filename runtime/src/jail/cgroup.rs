@@ -1,7 +1,8 @@
 //! Memory, process, CPU, I/O and device limits of a whole jail, on cgroup v1, v2 and hybrid hosts.
 //! The only file that names the cgroups crate; what the crate lacks is here and in `cgroup_files`.
 //!
-//! Runs in the launcher. A jail has one cgroup (per hierarchy on v1), below a group of ours named
+//! Runs in the launcher. A session with tools on the host has a second group beside its jail's, for
+//! those: the same limits, and no list of devices. A jail has one cgroup (per hierarchy on v1), below a group of ours named
 //! `stockade`, made with its limits while init builds the mount tree. On v2 the payload is born in
 //! it. v1 has no such call: init joins through descriptors opened here, clones the payload, and
 //! leaves again. So the payload is limited from its first instruction, and init, outside, survives
@@ -30,6 +31,8 @@ use super::cgroup_files::{empty_into_leaf, enable_controllers, make_group, remov
 
 /// Our group; jails are its children.
 const OURS: &str = "stockade";
+/// Before a jail's name: the group of its session's tools on the host.
+const OUTSIDE: &str = "outside-";
 const MOUNT: &str = "/sys/fs/cgroup";
 const CPU_PERIOD_US: u64 = 100_000;
 /// Controllers used where they exist, in the order in which a process joins them.
@@ -121,7 +124,26 @@ fn v2_base(level: Level) -> Result<V2Base, String> {
     }
 }
 
-/// The cgroup of one jail.
+/// Whom a group is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Members {
+    /// The processes of a jail.
+    Jail,
+    /// Its session's tools on the host, which have the devices of their user.
+    Outside,
+}
+
+impl Members {
+    /// The name of the group that belongs to jail `name`.
+    fn group_of(self, name: &str) -> String {
+        match self {
+            Members::Jail => name.to_owned(),
+            Members::Outside => format!("{OUTSIDE}{name}"),
+        }
+    }
+}
+
+/// The cgroup of one jail, or the one beside it.
 #[derive(Debug)]
 pub(crate) struct JailCgroup {
     /// One directory per hierarchy, without duplicates.
@@ -132,16 +154,18 @@ pub(crate) struct JailCgroup {
 }
 
 impl JailCgroup {
-    /// Makes the cgroup of jail `name` and writes every limit of `plan`.
+    /// Makes the cgroup of jail `name` for these `members` and writes every limit of `plan`.
     ///
     /// # Errors
     /// The system error of the first limit that cannot be set, with what was tried; the directories
     /// made so far are removed.
     pub fn create(
         name: &str,
+        members: Members,
         plan: &CgroupPlan,
         level: Level,
     ) -> Result<Self, (String, io::Error)> {
+        let name = &members.group_of(name);
         let mut made = JailCgroup {
             directories: Vec::new(),
             v2: is_cgroup2_unified_mode(),
@@ -153,7 +177,7 @@ impl JailCgroup {
         } else {
             made.make_v1(name)?;
         }
-        match made.write_limits(plan) {
+        match made.write_limits(plan, members) {
             Ok(()) => Ok(made),
             Err(error) => {
                 let removal = made.remove(Duration::from_millis(100));
@@ -198,7 +222,11 @@ impl JailCgroup {
 
     /// Writes all limits through the crate's controllers, each made for the directory that has its
     /// files: the crate's own search would look at every hierarchy again for each of them.
-    fn write_limits(&mut self, plan: &CgroupPlan) -> Result<(), (String, io::Error)> {
+    fn write_limits(
+        &mut self,
+        plan: &CgroupPlan,
+        members: Members,
+    ) -> Result<(), (String, io::Error)> {
         let v2 = self.v2;
         let memory = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
         let memory = MemController::new(self.home(memory)?, v2);
@@ -221,7 +249,10 @@ impl JailCgroup {
             let home = self.home(if v2 { "io.max" } else { "blkio.throttle.read_bps_device" })?;
             self.limit_io(&BlkIoController::new(home, v2), rate)?;
         }
-        if !v2 && let Ok(home) = self.home("devices.deny") {
+        if !v2
+            && members == Members::Jail
+            && let Ok(home) = self.home("devices.deny")
+        {
             let devices = DevicesController::new(home);
             limit_devices(&devices).map_err(|e| tried("the device list", e))?;
             self.limits.push("devices by number".to_owned());
@@ -304,6 +335,16 @@ impl JailCgroup {
         })
     }
 
+    /// Opens what lets a process move itself into the group.
+    pub fn members_files(&self) -> io::Result<Vec<OwnedFd>> {
+        // `tasks` spares a wait, see `cgroup_door`; v2 has the other only.
+        let name = if self.v2 { "cgroup.procs" } else { "tasks" };
+        let open = |directory: &PathBuf| -> io::Result<OwnedFd> {
+            Ok(OpenOptions::new().write(true).open(directory.join(name))?.into())
+        };
+        self.directories.iter().map(open).collect()
+    }
+
     /// One sentence on what is limited, for the report.
     pub fn describe(&self) -> String {
         let version = if self.v2 { "cgroup v2" } else { "cgroup v1" };
@@ -349,7 +390,7 @@ impl JailCgroup {
     }
 }
 
-/// Names of all cgroups of jails on this host that exist now.
+/// Names of all jails on this host that have a cgroup now, or one beside it.
 pub(crate) fn existing(level: Level) -> Vec<String> {
     let mut names: Vec<String> = our_groups(level)
         .iter()
@@ -357,6 +398,7 @@ pub(crate) fn existing(level: Level) -> Vec<String> {
         .flat_map(|entries| entries.flatten())
         .filter(|entry| entry.path().is_dir())
         .filter_map(|entry| entry.file_name().into_string().ok())
+        .map(|name| name.strip_prefix(OUTSIDE).map(str::to_owned).unwrap_or(name))
         .filter(|name| name.starts_with("jail-"))
         .collect();
     names.sort();
@@ -374,8 +416,8 @@ pub(crate) fn delegated_place(name: &str, level: Level) -> Option<PathBuf> {
     Some(base.parent.join(OURS).join(name))
 }
 
-/// Kills what is in the cgroup of jail `name` and removes it from every hierarchy, and from where
-/// its launcher `noted` it.
+/// Kills what is in the cgroup of jail `name` and in the one beside it, and removes both from every
+/// hierarchy, and from where its launcher `noted` it.
 ///
 /// # Errors
 /// The path that is left if something remains after `grace`.
@@ -385,10 +427,15 @@ pub(crate) fn remove_by_name(
     level: Level,
     grace: Duration,
 ) -> Result<(), String> {
+    let beside = |jail: PathBuf| {
+        let outside = jail.with_file_name(Members::Outside.group_of(name));
+        [outside, jail]
+    };
     our_groups(level)
         .into_iter()
         .map(|ours| ours.join(name))
         .chain(noted)
+        .flat_map(beside)
         .filter(|directory| directory.exists())
         .try_for_each(|directory| remove_group(&directory, grace))
 }

@@ -1,4 +1,5 @@
-//! How a process gets into a jail's cgroup: the descriptors that the launcher opens and init uses.
+//! How a process gets into a jail's cgroup: the descriptors that the launcher opens and init uses. And
+//! how a tool on the host gets into the group beside it: the same, used by its keeper.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -64,6 +65,30 @@ impl CgroupDoor {
             CgroupDoor::Birth(_) => Ok(()),
             CgroupDoor::Tasks { leave, .. } => move_self(leave),
         }
+    }
+}
+
+/// How tools on the host get into their session's group: a file of each hierarchy. The launcher opened
+/// it, and its rights are what the kernel asks for (cgroup-v2.rst, "Delegation Containment").
+#[derive(Debug)]
+pub struct OutsideDoor(Vec<OwnedFd>);
+
+impl OutsideDoor {
+    pub(crate) fn new(files: Vec<OwnedFd>) -> OutsideDoor {
+        OutsideDoor(files)
+    }
+
+    pub(crate) fn files(&self) -> &[OwnedFd] {
+        &self.0
+    }
+
+    /// Moves the calling process, which has one thread, through `files`. What it starts from then on
+    /// is born in there.
+    ///
+    /// # Errors
+    /// `ENODEV` if the group is gone; what the kernel refuses otherwise.
+    pub(crate) fn enter(files: &[OwnedFd]) -> io::Result<()> {
+        move_self(files)
     }
 }
 

@@ -25,6 +25,7 @@ use crate::spec::JailSpec;
 use crate::sys::{self, CloneArgs, Cloned, MountAttributes, clone3, mount_setattr};
 
 use super::cgroup::CgroupEvents;
+use super::cgroup_door::OutsideDoor;
 use super::claim::CONTROL_ID;
 use super::message::{End, Failure, Listener, ToControl, ToLauncher};
 use super::programs::Programs;
@@ -54,6 +55,8 @@ pub enum Event {
     Running(Box<EnforcementReport>, Option<OwnedFd>),
     /// Sockets in the jail's network namespace, for the broker.
     Listening(Vec<(Listener, OwnedFd)>),
+    /// The way into the cgroup of tools on the host.
+    Outside(OutsideDoor),
     /// All further listeners that were asked for are there, or this was refused.
     Listened(Option<StepFailure>),
     /// No payload ran.
@@ -157,9 +160,10 @@ impl Launcher {
         self.wire.send(&ToLauncher::Signal(number), &[])
     }
 
-    /// Asks what the limits have counted so far; answered by [`Event::Usage`].
-    pub fn ask_usage(&mut self) -> io::Result<()> {
-        self.wire.send(&ToLauncher::Usage, &[])
+    /// Asks what the limits of the jail have counted so far, or those of tools on the host if `outside`;
+    /// answered by [`Event::Usage`].
+    pub fn ask_usage(&mut self, outside: bool) -> io::Result<()> {
+        self.wire.send(&ToLauncher::Usage { outside }, &[])
     }
 
     /// Asks for listeners on further ports; [`Event::Listening`] and then [`Event::Listened`] follow.
@@ -200,6 +204,7 @@ impl Launcher {
                 Event::Listening(listeners.into_iter().zip(descriptors).collect())
             }
             ToControl::Listening(_) => return Err(io::ErrorKind::InvalidData.into()),
+            ToControl::Outside => Event::Outside(OutsideDoor::new(descriptors)),
             ToControl::Listened(failure) => Event::Listened(failure),
             // Nobody waits for it here.
             ToControl::Reopened(_) => return Err(io::ErrorKind::InvalidData.into()),

@@ -17,16 +17,18 @@ use crate::policy::{Layer, Storage};
 use crate::spec::{EgressPlan, JailSpec};
 use crate::sys::{CloneArgs, Cloned, clone3};
 
-use super::cgroup::{CgroupEvents, JailCgroup};
+use super::cgroup::{CgroupEvents, JailCgroup, Members};
 use super::cgroup_door::CgroupDoor;
 use super::claim::{Claim, IdRange, RunDirectory};
 use super::disk::Disk;
 use super::export::ExportReport;
+use super::forward::forward;
 use super::init::Init;
 use super::message::{
     End, Equipment, Failure, FromInit, LimitHit, Listener, PayloadStatus, ToControl, ToLauncher,
     limits_from,
 };
+use super::outside_group::OutsideGroup;
 use super::programs::Programs;
 use super::report::{EnforcementReport, LayerResult, Timings};
 use super::seccomp::{self, Program};
@@ -51,6 +53,7 @@ pub(super) struct Jail<'a> {
     started: Instant,
     claim: Option<Claim>,
     cgroup: Option<JailCgroup>,
+    outside: Option<OutsideGroup>,
     disk: Option<Disk>,
     init: Option<(Pid, OwnedFd)>,
     /// Made and not yet handed to the control side.
@@ -74,6 +77,7 @@ impl<'a> Jail<'a> {
             started,
             claim: None,
             cgroup: None,
+            outside: None,
             disk: None,
             init: None,
             listeners: Vec::new(),
@@ -211,10 +215,12 @@ impl<'a> Jail<'a> {
         if let (Some(place), Some(claim)) = (place, &self.claim) {
             claim.note_cgroup(&place).at(Step::Cgroup, "note the cgroup for a sweep")?;
         }
-        let cgroup = JailCgroup::create(name, &self.spec.cgroup, self.spec.level)
+        let (plan, level) = (&self.spec.cgroup, self.spec.level);
+        let cgroup = JailCgroup::create(name, Members::Jail, plan, level)
             .map_err(|(detail, error)| StepFailure::new(Step::Cgroup, detail, &error))?;
         let cgroup = self.cgroup.insert(cgroup);
         let door = cgroup.door().at(Step::Cgroup, "open the cgroup")?;
+        self.outside = OutsideGroup::make(name, self.spec)?;
         enter(Step::Cgroup, self.spec.halt_at.as_deref());
         self.timings.cgroup_us = self.started.elapsed().as_micros() as u64;
         Ok(Some(door))
@@ -276,7 +282,7 @@ impl<'a> Jail<'a> {
                 }
                 Event::Control => match control.receive::<ToLauncher>() {
                     Ok((ToLauncher::Signal(number), _)) => match running.as_ref() {
-                        Some(running) => forward(number, running),
+                        Some(running) => forward(number, &running.payload),
                         // Nothing runs that could answer it.
                         None => break Some((PayloadStatus::Signaled(number), Vec::new(), 0)),
                     },
@@ -285,8 +291,11 @@ impl<'a> Jail<'a> {
                         decisive = Some(LimitHit::Output { bytes });
                         break None;
                     }
-                    Ok((ToLauncher::Usage, _)) => {
-                        let events = self.cgroup.as_ref().map(JailCgroup::events);
+                    Ok((ToLauncher::Usage { outside }, _)) => {
+                        let events = match outside {
+                            true => self.outside.as_ref().map(OutsideGroup::events),
+                            false => self.cgroup.as_ref().map(JailCgroup::events),
+                        };
                         let answer = ToControl::Usage(events.unwrap_or_default());
                         if control.send(&answer, &[]).is_err() {
                             break None;
@@ -320,7 +329,9 @@ impl<'a> Jail<'a> {
                         let (now, terminal) = sort_descriptors(self.spec, &exports, fds);
                         running = now;
                         let lent: Vec<_> = terminal.iter().map(|fd| fd.as_fd()).collect();
-                        let told = self.tell_listeners(control).and_then(|()| {
+                        let outside = self.outside.as_mut();
+                        let way = outside.map_or(Ok(()), |group| group.hand_over(control));
+                        let told = way.and_then(|()| self.tell_listeners(control)).and_then(|()| {
                             control.send(&ToControl::Running(Box::new(report)), &lent)
                         });
                         if told.is_err() {
@@ -361,7 +372,8 @@ impl<'a> Jail<'a> {
         report.layers = layers;
         report.filter_digest = filter_digest;
         if let Some(cgroup) = &self.cgroup {
-            let why = cgroup.describe();
+            let beside = self.outside.as_ref().map_or("", |_| "; tools on the host: as much again");
+            let why = format!("{}{beside}", cgroup.describe());
             report.layers.push(LayerResult::enforced(self.spec, Layer::Cgroup, why));
         }
         if self.spec.applies(Layer::Canary) {
@@ -515,6 +527,9 @@ impl<'a> Jail<'a> {
             return left;
         }
         self.disk = None;
+        if let Some(Err(path)) = self.outside.take().map(|group| group.remove(REMOVE_GRACE)) {
+            left.push(path);
+        }
         if let Some(cgroup) = self.cgroup.take()
             && let Err(path) = cgroup.remove(REMOVE_GRACE)
         {
@@ -575,21 +590,4 @@ fn sort_descriptors(
         .collect();
     let running = payload.map(|payload| Running { payload, exports, since: Instant::now() });
     (running, terminal)
-}
-
-/// Sends a signal to the payload's process group, as a terminal would.
-fn forward(number: i32, running: &Running) {
-    let Ok(signal) = nix::sys::signal::Signal::try_from(number) else { return };
-    let Some(pid) = host_pid(&running.payload) else { return };
-    // A group that ended meanwhile needs no signal.
-    let _gone = nix::sys::signal::killpg(pid, signal);
-}
-
-/// The id, as this process sees it, of what a pidfd refers to (proc(5), fdinfo).
-fn host_pid(pidfd: &OwnedFd) -> Option<Pid> {
-    use std::os::fd::AsRawFd as _;
-    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-    line.trim().parse().ok().filter(|pid| *pid > 1).map(Pid::from_raw)
 }

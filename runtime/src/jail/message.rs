@@ -44,7 +44,10 @@ pub(crate) enum ToLauncher {
     /// The payload printed more than its limit: end it.
     OutputLimit,
     /// Say what the limits have counted so far.
-    Usage,
+    Usage {
+        /// Those of tools on the host, and not those of the jail.
+        outside: bool,
+    },
     /// Make listeners on these further ports of the jail's network namespace.
     Listen {
         /// At most [`PORTS_MAX`](crate::spec::EgressPlan::PORTS_MAX).
@@ -75,6 +78,9 @@ pub(crate) enum ToControl {
     Listening(Vec<Listener>),
     /// The answer to [`ToLauncher::Listen`], after the listeners: what was refused, if anything.
     Listened(Option<StepFailure>),
+    /// The way into the cgroup of tools on the host, as descriptors. Comes before `Running`, if there is
+    /// one.
+    Outside,
     /// Every layer is on, the canary passed, the command is being run. With the terminal's main
     /// end if there is one.
     Running(Box<EnforcementReport>),

@@ -21,6 +21,7 @@ mod disk;
 mod executor;
 mod export;
 mod exporter;
+mod forward;
 mod idmap;
 mod init;
 mod key_reader;
@@ -30,6 +31,7 @@ mod lifecycle;
 mod message;
 mod network;
 mod outside;
+mod outside_group;
 mod payload;
 mod places;
 mod porter;
@@ -47,6 +49,7 @@ mod workspace;
 
 pub use bound::{BoundError, inspect};
 pub use cgroup::CgroupEvents;
+pub use cgroup_door::OutsideDoor;
 pub use client::{
     Event, Launcher, become_launcher_if_asked, control_side_directory, drop_to_control_side,
     rootless_run_directory,
@@ -54,7 +57,7 @@ pub use client::{
 pub use export::ExportReport;
 pub use key_reader::{ConfineError, ReaderDomain, confine_key_reader};
 pub use message::{End, Failure, LimitHit, Listener, PayloadStatus};
-pub use outside::confine_outside;
+pub use outside::{OutsideConfinement, confine_outside};
 pub use programs::{
     Confinement, ExecutorEnds, KeeperSide, PorterEnds, Programs, UnpackConfinement,
 };

@@ -46,10 +46,11 @@ impl Host {
         done.await.map_err(io::Error::other)?
     }
 
-    /// What the limits have counted so far; `None` if the jail has ended.
-    pub async fn usage(&self) -> io::Result<Option<CgroupEvents>> {
-        self.with(|launcher, over| {
-            launcher.ask_usage()?;
+    /// What the limits have counted so far, of the jail or of tools on the `outside`; `None` if the jail
+    /// has ended.
+    pub async fn usage(&self, outside: bool) -> io::Result<Option<CgroupEvents>> {
+        self.with(move |launcher, over| {
+            launcher.ask_usage(outside)?;
             match launcher.event()? {
                 Event::Usage(events) => Ok(Some(events)),
                 Event::Ended(end) => {
@@ -92,7 +93,7 @@ fn last_word(launcher: &mut Launcher) -> io::Result<End> {
             Event::Ended(end) => return Ok(end),
             // Asked before, answered now.
             Event::Usage(_) | Event::Listening(_) | Event::Listened(_) => {}
-            Event::Running(..) | Event::Failed(_) => {
+            Event::Running(..) | Event::Failed(_) | Event::Outside(_) => {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         }

@@ -51,6 +51,13 @@ impl Line {
         !heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Waits until the executor is gone, as [`is_over`](Self::is_over) finds out. For a time in which no
+    /// call runs.
+    pub async fn over(&self) {
+        // Readiness is a hint; only a look says that nothing is there, and then the wait is one.
+        while self.reader.readable().await.is_ok() && !self.is_over() {}
+    }
+
     /// Runs one call; when `stop` completes first, it is cancelled and gives what it had until then.
     pub async fn call(
         &mut self,

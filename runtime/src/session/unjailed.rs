@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::CallError;
 use super::line::{Line, LineError};
 use crate::host::Level;
-use crate::jail::{self, Wire};
+use crate::jail::{self, OutsideConfinement, OutsideDoor, Wire};
+use crate::spec::OutsideLimits;
 use crate::tool::shell::ShellPlan;
 use crate::tool::unjailed::{self, UnjailedPlan};
 use crate::tool::{ToolCall, ToolResult, frame};
@@ -50,20 +51,32 @@ fn serve_toolset(control: OwnedFd) -> io::Result<()> {
 }
 
 fn serve_outside(connection: OwnedFd) -> io::Result<()> {
-    let OutsidePlan { level, user, shell } = frame::receive(&connection)?;
-    let confined = jail::confine_outside(level, user);
-    let errno = confined.err().map(|error| error.raw_os_error().unwrap_or(0));
+    let OutsidePlan { level, user, shell, unfiltered, limits } = frame::receive(&connection)?;
+    let confined = jail::confine_outside(level, user, &limits)
+        .and_then(|()| OutsideConfinement::prepare(limits));
+    let errno = confined.as_ref().err().map(|error| error.raw_os_error().unwrap_or(0));
     frame::send(&connection, &errno)?;
-    if errno.is_some() {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
+    let confinement = confined?;
+    let filtered: Vec<bool> =
+        shell.custom.iter().map(|tool| !unfiltered.contains(&tool.name)).collect();
+    let confine = |group: &[OwnedFd], tool: usize| {
+        // One that is not known is under the filter.
+        confinement.enter(group, filtered.get(tool).copied().unwrap_or(true))
+    };
     let mut wire = Wire::from_fd(connection);
     let plan = UnjailedPlan { shell, roots: Vec::new() };
-    let mut next = || match wire.receive::<()>()? {
-        ((), mut given) if given.len() == 1 => Ok(given.remove(0)),
-        _ => Err(io::ErrorKind::InvalidData.into()),
+    let mut next = || loop {
+        let ((), mut given) = wire.receive::<()>()?;
+        if given.is_empty() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let control = given.remove(0);
+        // Otherwise it closes, which says that nothing was run.
+        if confinement.admits(&given) {
+            return Ok((control, given));
+        }
     };
-    unjailed::serve_each(&mut next, &plan)
+    unjailed::serve_each(&mut next, &plan, &confine)
 }
 
 /// This program under another name, with nothing of this process but a connection.
@@ -153,6 +166,10 @@ pub struct OutsidePlan {
     pub user: Option<u32>,
     /// The tools, and the environment that all of them have. Its shell is never started.
     pub shell: ShellPlan,
+    /// Those that the operator wants without a system call filter.
+    pub unfiltered: Vec<String>,
+    /// Of each of them.
+    pub limits: OutsideLimits,
 }
 
 impl std::fmt::Debug for OutsidePlan {
@@ -244,7 +261,9 @@ impl Outside {
         }
     }
 
-    /// Runs one call in an executor of its own, which ends with it and ends what the tool left.
+    /// Runs one call in an executor of its own, which ends with it and ends what the tool left. The tool
+    /// runs in the cgroup behind `door`: that of its session ([`super::Session::outside`]). Without one
+    /// nothing is started, unless the plan says that there is none.
     ///
     /// # Errors
     /// [`OutsideCallError::NotStarted`] if the tool was not started; otherwise its outcome is unknown.
@@ -252,6 +271,7 @@ impl Outside {
         &self,
         name: &str,
         input: Vec<u8>,
+        door: Option<Arc<OutsideDoor>>,
         stop: impl Future<Output = ()>,
     ) -> Result<ToolResult, OutsideCallError> {
         checked(&input).map_err(|reason| OutsideCallError::Call { reason })?;
@@ -260,7 +280,9 @@ impl Outside {
         let sent = tokio::task::spawn_blocking(move || -> io::Result<StdStream> {
             let (ours, theirs) = StdStream::pair()?;
             let mut wire = connection.wire.lock().unwrap_or_else(PoisonError::into_inner);
-            wire.send(&(), &[theirs.as_fd()])?;
+            let files = door.iter().flat_map(|door| door.files()).map(|file| file.as_fd());
+            let lent: Vec<_> = [theirs.as_fd()].into_iter().chain(files).collect();
+            wire.send(&(), &lent)?;
             Ok(ours)
         });
         let stream = sent.await.map_err(io::Error::other).and_then(|sent| sent);

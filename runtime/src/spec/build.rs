@@ -12,8 +12,8 @@ use super::egress::EgressPlan;
 use super::etc::Account;
 use super::places::{self, SkillsRequest, StoreRequest};
 use super::plan::{
-    BoundDirectory, BoundLimit, CgroupPlan, Demand, JailSpec, LandlockPlan, LayerPlan, Payload,
-    Rlimit, ToolsPlan,
+    BoundDirectory, BoundLimit, CgroupPlan, Demand, JailSpec, LandlockPlan, LayerPlan,
+    OutsideLimits, Payload, Rlimit, ToolsPlan,
 };
 use super::tree;
 
@@ -65,11 +65,13 @@ pub struct Request {
     pub workspace_in_place: bool,
     /// Make a directory of this name in `outputs` and show that instead.
     pub outputs_child: Option<String>,
-    /// Whether the jail is a session's: it runs tools, and `argv` is its shell. The three that follow
-    /// are for sessions only.
+    /// Whether the jail is a session's: it runs tools, and `argv` is its shell. All that follows but
+    /// `halt_at` is for sessions only.
     pub tools: bool,
     /// The operator's own tools, in the jail of a session.
     pub custom: Vec<CustomToolPlan>,
+    /// Whether others run on the host.
+    pub outside: bool,
     /// A place for skills at `skills` in the working directory; none where `None`.
     pub skills: Option<SkillsRequest>,
     /// Memory stores, at most [`StoreRequest::COUNT_MAX`].
@@ -192,10 +194,7 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
     }
     let layers = plan_layers(policy, facts)?;
     check_storage(policy, facts, &request)?;
-    let counted = layers.iter().any(|plan| {
-        plan.layer == Layer::Cgroup && matches!(plan.demand, Demand::Required | Demand::IfAvailable)
-    });
-    let rlimits = rlimits(policy, counted);
+    let rlimits = rlimits(policy, is_counted(&layers));
     let hostname = "jail".to_owned();
     let home = format!("/{}", tree::HOME);
     let egress = egress_plan(policy, &layers, request.tools)?;
@@ -219,6 +218,7 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
         porter: request.porter || !places.is_empty(),
         call_time_ms_max: wall_time_ms,
         custom: request.custom.clone(),
+        outside: request.outside,
     });
     let mut tree =
         tree::lay_out(policy, facts, &account, bound, places, request.workspace_in_place);
@@ -268,6 +268,25 @@ pub fn build(policy: &Policy, facts: &HostFacts, request: Request) -> Result<Jai
         tools,
         hostname,
         halt_at: request.halt_at,
+    })
+}
+
+/// The limits of tools on the host: those of each session's jail.
+///
+/// # Errors
+/// As [`build`], for the layer of the cgroup.
+pub fn outside_limits(policy: &Policy, facts: &HostFacts) -> Result<OutsideLimits, SpecError> {
+    let grouped = is_counted(&plan_layers(policy, facts)?);
+    let mut rlimits = rlimits(policy, grouped);
+    // It counts all processes of the user, and those of several sessions may have the same one.
+    rlimits.retain(|(limit, _)| *limit != Rlimit::Processes);
+    Ok(OutsideLimits { grouped, rlimits })
+}
+
+/// Whether a jail with these layers has a cgroup.
+fn is_counted(layers: &[LayerPlan]) -> bool {
+    layers.iter().any(|plan| {
+        plan.layer == Layer::Cgroup && matches!(plan.demand, Demand::Required | Demand::IfAvailable)
     })
 }
 

@@ -14,7 +14,7 @@ mod places_tests;
 #[cfg(test)]
 mod tests;
 
-pub use build::{BoundRequest, Request, SpecError, build};
+pub use build::{BoundRequest, Request, SpecError, build, outside_limits};
 pub use custom_tool::CustomToolPlan;
 pub use egress::{EgressLimits, EgressPlan};
 pub use places::{SkillsRequest, StoreAccess, StoreRequest};

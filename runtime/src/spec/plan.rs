@@ -325,6 +325,15 @@ pub enum Rlimit {
     Core,
 }
 
+/// What limits tools on the host, beside the time and output that each tool has for itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideLimits {
+    /// Whether they run in a cgroup of their session: then nothing is started without it.
+    pub grouped: bool,
+    /// Per-process limits.
+    pub rlimits: Vec<(Rlimit, u64)>,
+}
+
 /// What runs in the jail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload {
@@ -351,6 +360,9 @@ pub struct ToolsPlan {
     pub call_time_ms_max: Option<u64>,
     /// The operator's own tools, which the executor has started by name.
     pub custom: Vec<CustomToolPlan>,
+    /// Whether other tools of the operator's run on the host: they get a cgroup beside the jail's, with
+    /// the same limits, wherever the jail has one.
+    pub outside: bool,
 }
 
 /// The immutable plan of one jail.
@@ -400,7 +412,7 @@ pub struct JailSpec {
 
 impl JailSpec {
     /// The current [`version`](Self::version).
-    pub const VERSION: u16 = 5;
+    pub const VERSION: u16 = 6;
 
     /// The bytes that are sent and digested: equal specs have equal bytes.
     pub fn canonical_bytes(&self) -> Vec<u8> {

@@ -3,8 +3,8 @@
 //!
 //! Runs in a process of its own, which was executed anew and has one thread, so that it may fork. What
 //! is the same as in a jail: the protocol, the shell, the file tools and their permitted roots (which
-//! hold by the way files are opened), time limits and bounds. What is not: there is no namespace, no
-//! landlock, no filter and no cgroup; nothing here keeps bash from anything.
+//! hold by the way files are opened), time limits and bounds. What is not: there is no namespace and no
+//! landlock; nothing here keeps bash from anything. Custom tools are confined by whoever serves them.
 //!
 //! Processes are ended by descent: executor and keeper take over what their children leave behind
 //! (prctl(2), `PR_SET_CHILD_SUBREAPER`), and end it before they end.
@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use super::executor::Executor;
 use super::helper::FileHelper;
 use super::shell::{
-    KeeperEnds, Shell, ShellEnds, ShellLimits, ShellPlan, ToolEnds, end_descendants, keep,
+    Confine, KeeperEnds, Shell, ShellEnds, ShellLimits, ShellPlan, ToolEnds, end_descendants,
+    keep_confining,
 };
 use crate::sys::{self, Forked};
 
@@ -59,24 +60,42 @@ pub fn take_connection() -> io::Result<OwnedFd> {
 /// Serves the calls that come over `control`; when it closes, ends every process that was started,
 /// and exits.
 pub fn serve(control: OwnedFd, plan: UnjailedPlan) -> ! {
-    let served = start(control, plan).map(|mut executor| executor.serve_until_closed());
+    serve_confined(control, plan, &|_| Ok(()))
+}
+
+fn serve_confined(control: OwnedFd, plan: UnjailedPlan, confine: Confine<'_>) -> ! {
+    let served = start(control, plan, confine).map(|mut executor| executor.serve_until_closed());
     end_descendants(END_TIME_MAX);
     std::process::exit(i32::from(served.is_err()))
 }
 
+/// A connection for one executor, and what its tools are confined with.
+pub type Connection = (OwnedFd, Vec<OwnedFd>);
+
 /// Serves each connection that `next` gives by an executor of its own, at the same time as others.
 /// Ends all of them when there are no more.
-pub fn serve_each(next: &mut dyn FnMut() -> io::Result<OwnedFd>, plan: &UnjailedPlan) -> ! {
+///
+/// In the process that becomes a custom tool, `confine` is called with what came with the connection and
+/// the index of the tool. A tool for which it fails is not started.
+pub fn serve_each(
+    next: &mut dyn FnMut() -> io::Result<Connection>,
+    plan: &UnjailedPlan,
+    confine: &dyn Fn(&[OwnedFd], usize) -> io::Result<()>,
+) -> ! {
     // Without it, what a killed executor leaves would get away.
     let adopted = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     let mut executors = Vec::new();
-    while let (Ok(()), Ok(control)) = (adopted, next()) {
+    while let (Ok(()), Ok((control, with))) = (adopted, next()) {
         reap(&mut executors);
         match sys::fork() {
             Ok(Forked::Child) => {
-                let mut keep = [control.as_raw_fd()];
+                let mut keep = vec![control.as_raw_fd()];
+                keep.extend(with.iter().map(|fd| fd.as_raw_fd()));
                 match sys::close_all_but(3, &mut keep) {
-                    Ok(()) => serve(control, plan.clone()),
+                    Ok(()) => {
+                        let confine = |tool| confine(&with, tool);
+                        serve_confined(control, plan.clone(), &confine)
+                    }
                     Err(_) => std::process::exit(1),
                 }
             }
@@ -97,7 +116,11 @@ fn reap(executors: &mut Vec<i32>) {
 }
 
 /// Makes the connections, starts the keeper, and leaves the executor ready to serve.
-fn start(control: OwnedFd, plan: UnjailedPlan) -> io::Result<Executor<'static>> {
+fn start(
+    control: OwnedFd,
+    plan: UnjailedPlan,
+    confine: Confine<'_>,
+) -> io::Result<Executor<'static>> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     sys::errors_instead_of_signals()?;
     let (ends, keeper_ends) = connect()?;
@@ -107,7 +130,7 @@ fn start(control: OwnedFd, plan: UnjailedPlan) -> io::Result<Executor<'static>> 
             drop((ends, control));
             // Out of the reach of what is typed at the terminal of whoever started this.
             match nix::unistd::setsid() {
-                Ok(_) => keep(keeper_ends, plan.shell),
+                Ok(_) => keep_confining(keeper_ends, plan.shell, confine),
                 Err(_) => std::process::exit(1),
             }
         }

@@ -9,6 +9,7 @@ use stockade_runtime::audit::Digest;
 use stockade_runtime::host::Level;
 use stockade_runtime::jail;
 
+use super::check_config::Configured;
 use super::policy::ReportFormat;
 use super::start::{Ready, after_launcher, complain_key, complain_platform};
 use crate::credential::{KeyError, KeySource};
@@ -20,6 +21,13 @@ use crate::settings::{Mode, Settings};
 pub fn check(settings: &Settings, level: Level) -> anyhow::Result<Exit> {
     let mut ready = match after_launcher(settings, level) {
         Ok(ready) => ready,
+        Err(exit) => return Ok(exit),
+    };
+    // Custom tools on the host must be limited as a session would be.
+    let config = std::mem::take(&mut ready.config);
+    let policy = ready.policy.clone();
+    let configured = match Configured::look(settings, &config, policy.as_ref(), level)? {
+        Ok(configured) => configured,
         Err(exit) => return Ok(exit),
     };
     if let Err(failure) = jail::drop_to_control_side(level) {
@@ -43,15 +51,23 @@ pub fn check(settings: &Settings, level: Level) -> anyhow::Result<Exit> {
             return Ok(complain_platform(&error));
         }
     }
-    report(settings, &ready, level, again)?;
+    report(settings, &ready, configured.as_ref(), level, again)?;
     Ok(Exit::Success)
 }
 
-fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io::Result<()> {
+fn report(
+    settings: &Settings,
+    ready: &Ready,
+    configured: Option<&Configured<'_>>,
+    level: Level,
+    reload: bool,
+) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let records = ready.audit.as_ref().map(|log| log.head().seq);
     if settings.format == ReportFormat::Json {
-        return writeln!(out, "{:#}", document(settings, ready, level, reload));
+        let mut document = document(settings, ready, level, reload);
+        document["config"] = configured.map(Configured::document).unwrap_or_default();
+        return writeln!(out, "{document:#}");
     }
     let audit = match records {
         Some(records) => format!("{} ({records} records)", settings.audit_file.display()),
@@ -82,6 +98,9 @@ fn report(settings: &Settings, ready: &Ready, level: Level, reload: bool) -> io:
         ("policy", policy),
         ("audit log", audit),
     ] {
+        writeln!(out, "{what:<14} {value}")?;
+    }
+    for (what, value) in configured.map(Configured::lines).unwrap_or_default() {
         writeln!(out, "{what:<14} {value}")?;
     }
     if let Some((what, value)) = of_mode(&settings.mode) {

@@ -12,6 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 pub mod audit;
 mod audit_show;
 mod check;
+mod check_config;
 pub mod devserver;
 mod egress;
 mod egress_records;

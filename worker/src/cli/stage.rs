@@ -150,12 +150,18 @@ fn fetch(
     };
     let config = match args.config.as_deref().map(config::load).transpose() {
         Ok(config) => config.unwrap_or_else(Config::default),
-        Err(error) => return refuse(&error, Exit::Policy),
+        Err(error) => {
+            explain::complain(&error, Some(&error.hint()));
+            return Ok(Err(Exit::Policy));
+        }
     };
     let variable = |name: &str| std::env::var(name).ok().map(SecretString::from);
     let keys = match config.stage.load(&variable, &open_now) {
         Ok(keys) => keys,
-        Err(error) => return refuse(&error, Exit::Refused),
+        Err(error) => {
+            explain::complain(&error, Some(error.hint()));
+            return Ok(Err(Exit::Refused));
+        }
     };
     let roots = match Roots::open(policy) {
         Ok(roots) => roots,

@@ -127,9 +127,11 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         Exit::Policy
     })?;
     let config = settings.config.as_deref().map(config::load).transpose().map_err(|error| {
-        explain::complain(&error, Some("docs/poll.md lists what it may hold"));
+        explain::complain(&error, Some(&error.hint()));
         Exit::Policy
     })?;
+    let config = config.unwrap_or_default();
+    tell_unused(settings, &config);
     // AUTH-10. Not earlier: without root the launcher could not map its ids.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|errno| {
         explain::say(&format!("error: cannot become undumpable: {errno}"));
@@ -141,7 +143,6 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
     let has_token = matches!(&opened, Opened::Item(item) if item.has_token());
     let mut found = find_credential(settings, has_token, &mut hidden)
         .map_err(|error| complain_platform(&error))?;
-    let config = config.unwrap_or_default();
     let staged = policy.as_ref().is_some_and(|policy| !policy.stage.rules.is_empty());
     let again = found.start_reader(if staged { config.stage.kept() } else { Vec::new() }, level);
     let again = again.map_err(|error| complain_key(&error))?;
@@ -162,6 +163,27 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         again,
         audit,
     })
+}
+
+/// A file that a variable names is for the script's `worker run` as well: here it is no mistake, but
+/// nothing in it takes effect.
+fn tell_unused(settings: &Settings, config: &Config) {
+    let Mode::OnWork(on_work) = &settings.mode else { return };
+    // What the script does is known then.
+    if on_work.jailed || config.sections.is_empty() {
+        return;
+    }
+    let tables = config.sections.join(", ");
+    if settings.check {
+        return explain::say(&format!(
+            "warning: WORKER_CONFIG: {tables}: no effect here, sessions are served by the script"
+        ));
+    }
+    tracing::warn!(
+        event = "config.unused",
+        tables,
+        "the file that WORKER_CONFIG names has no effect here: sessions are served by the script"
+    );
 }
 
 /// The worker's standing credential, if it has one.

@@ -46,6 +46,7 @@ pub struct Written {
     user: Option<Spanned<u32>>,
     why: Option<Spanned<String>>,
     description: Option<Spanned<String>>,
+    seccomp: Option<Spanned<bool>>,
 }
 
 /// `where`.
@@ -78,6 +79,20 @@ pub enum Place {
         user: Option<u32>,
         /// The operator's reason, for the record.
         why: String,
+        /// Whether its system calls are filtered.
+        filter: Filter,
+    },
+}
+
+/// `seccomp`: the system call filter of a tool on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// It is on, as it is unless somebody says otherwise.
+    On,
+    /// The operator switched it off.
+    Off {
+        /// Where the file says so, from 1.
+        line: usize,
     },
 }
 
@@ -117,14 +132,17 @@ fn wrong<T, U>(at: &Spanned<U>, reason: impl Into<String>) -> Result<T, Mistake>
     Err(Mistake { at: at.span(), reason: reason.into() })
 }
 
-/// Checks all tables.
+/// Checks all tables; `line_of` says where a byte of the file is.
 ///
 /// # Errors
 /// The first mistake.
-pub fn check(written: &[Spanned<Written>]) -> Result<Vec<CustomTool>, Mistake> {
+pub fn check(
+    written: &[Spanned<Written>],
+    line_of: &dyn Fn(usize) -> usize,
+) -> Result<Vec<CustomTool>, Mistake> {
     let mut tools: Vec<CustomTool> = Vec::new();
     for table in written {
-        let tool = table.get_ref().checked()?;
+        let tool = table.get_ref().checked(line_of)?;
         let name = &table.get_ref().name;
         if tools.iter().any(|earlier| earlier.plan.name == tool.plan.name) {
             return wrong(name, format!("there are two tools of the name `{}`", name.get_ref()));
@@ -138,7 +156,7 @@ pub fn check(written: &[Spanned<Written>]) -> Result<Vec<CustomTool>, Mistake> {
 }
 
 impl Written {
-    fn checked(&self) -> Result<CustomTool, Mistake> {
+    fn checked(&self, line_of: &dyn Fn(usize) -> usize) -> Result<CustomTool, Mistake> {
         let name = self.name.get_ref();
         if CustomToolPlan::RESERVED.contains(&name.as_str()) {
             return wrong(&self.name, format!("`{name}` is a tool of the toolset"));
@@ -156,7 +174,7 @@ impl Written {
         if let Some(reason) = plan.mistake() {
             return wrong(&self.name, format!("cannot run the tool `{name}`: {reason}"));
         }
-        let (place, description) = (self.place(on_host)?, self.description()?);
+        let (place, description) = (self.place(on_host, line_of)?, self.description()?);
         Ok(CustomTool { place, result: self.result, description, plan })
     }
 
@@ -170,14 +188,18 @@ impl Written {
         Ok(Some(text.clone()))
     }
 
-    fn place(&self, on_host: bool) -> Result<Place, Mistake> {
+    fn place(&self, on_host: bool, line_of: &dyn Fn(usize) -> usize) -> Result<Place, Mistake> {
         let name = self.name.get_ref();
         let why = self.why.as_ref().filter(|why| !why.get_ref().trim().is_empty());
         match (on_host, why) {
-            (false, _) => match (&self.user, &self.why) {
-                (Some(user), _) => wrong(user, "`user` is for tools on the host"),
-                (None, Some(why)) => wrong(why, "`why` is for tools on the host"),
-                (None, None) => Ok(Place::Jail),
+            (false, _) => match (&self.user, &self.why, &self.seccomp) {
+                (Some(user), ..) => wrong(user, "`user` is for tools on the host"),
+                (_, Some(why), _) => wrong(why, "`why` is for tools on the host"),
+                (_, _, Some(seccomp)) => wrong(
+                    seccomp,
+                    "`seccomp` is for tools on the host; in the jail the policy's filter holds",
+                ),
+                (None, None, None) => Ok(Place::Jail),
             },
             (true, None) => wrong(
                 &self.place,
@@ -193,7 +215,10 @@ impl Written {
                 Some(user) if *user.get_ref() == 0 => wrong(user, "`user` may not be root"),
                 user => {
                     let user = user.as_ref().map(|user| *user.get_ref());
-                    Ok(Place::Host { user, why: why.get_ref().clone() })
+                    let off = self.seccomp.as_ref().filter(|on| !on.get_ref());
+                    let filter = off
+                        .map_or(Filter::On, |off| Filter::Off { line: line_of(off.span().start) });
+                    Ok(Place::Host { user, why: why.get_ref().clone(), filter })
                 }
             },
         }
@@ -258,7 +283,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Vec<CustomTool>, Mistake> {
         let file: File = toml::from_str(text).expect(text);
-        check(&file.custom_tool)
+        check(&file.custom_tool, &|at| text[..at].matches('\n').count() + 1)
     }
 
     const JAIL: &str =
@@ -278,7 +303,8 @@ mod tests {
         assert_eq!((jail.plan.environment.len(), &jail.plan.workdir), (0, &None));
         assert_eq!(host.plan.environment, [HOST_PATH.as_bytes()]);
         assert_eq!(host.plan.workdir.as_deref(), Some(std::path::Path::new("/")));
-        assert_eq!(host.place, Place::Host { user: None, why: "w".to_owned() });
+        let on = Filter::On;
+        assert_eq!(host.place, Place::Host { user: None, why: "w".to_owned(), filter: on });
         assert_eq!((&jail.description, &host.description), (&None, &None));
         let described = read(&format!("{JAIL}description = \"Finds a\"\n")).expect("valid");
         assert_eq!(described[0].description.as_deref(), Some("Finds a"));
@@ -287,11 +313,16 @@ mod tests {
              result = \"json\"\nenvironment = {{ TOKEN = \"sk-planted\", PATH = \"/x\" }}\n"
         ));
         let all = &all.expect("valid")[0];
-        assert_eq!(all.place, Place::Host { user: Some(4711), why: "w".to_owned() });
+        assert_eq!(all.place, Place::Host { user: Some(4711), why: "w".to_owned(), filter: on });
         assert_eq!((all.plan.time_ms_max, all.plan.output_bytes_max), (300_000, 1 << 20));
         assert_eq!(all.plan.environment, [&b"PATH=/x"[..], b"TOKEN=sk-planted"]);
         assert!(all.plan.verbatim);
         assert!(!format!("{all:?}").contains("planted"), "INV-12");
+        for (written, want) in [("true", Filter::On), ("false", Filter::Off { line: 6 })] {
+            let tools = read(&format!("{HOST}seccomp = {written}\n")).expect("valid");
+            let Place::Host { filter, .. } = tools[0].place else { panic!("it is on the host") };
+            assert_eq!(filter, want);
+        }
     }
 
     #[test]
@@ -306,6 +337,7 @@ mod tests {
             (format!("{JAIL}user = 1\n"),                        5, "`user` is for tools on the host"),
             (format!("{JAIL}why = \"x\"\n"),                     5, "`why` is for tools on the host"),
             (format!("{JAIL}directory = \"/\"\n"),               5, "`directory` is for tools on the host"),
+            (format!("{JAIL}seccomp = true\n"),                   5, "`seccomp` is for tools on the host"),
             (format!("{JAIL}timeout = \"2h\"\n"),                2, "time limit"),
             (format!("{JAIL}timeout = \"soon\"\n"),              5, "`timeout`: "),
             (format!("{JAIL}output_max = \"2MiB\"\n"),           2, "output limit"),

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
-use stockade_runtime::policy::{ByteSize, parse_duration};
+use serde_json::{Value, json};
+use stockade_runtime::policy::{ByteSize, format_duration, parse_duration};
 
 /// Shortest time between syncs (MEM-1).
 const INTERVAL_MIN: Duration = Duration::from_secs(5);
@@ -43,6 +44,22 @@ pub enum Deletions {
     LogOnly,
     /// They stay.
     Disabled,
+}
+
+impl MemoryConfig {
+    /// All of it, for `--check`.
+    pub fn shown(&self) -> Value {
+        json!({
+            "sync_interval": self.sync_interval.map_or("off".to_owned(), format_duration),
+            "deletions": match self.deletions {
+                Deletions::Enabled => "enabled",
+                Deletions::LogOnly => "log-only",
+                Deletions::Disabled => "disabled",
+            },
+            "store_size": self.store_size.to_string(),
+            "store_files": self.store_files,
+        })
+    }
 }
 
 impl Default for MemoryConfig {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 use stockade_runtime::audit::Digest;
 use stockade_runtime::policy::ByteSize;
 
@@ -59,6 +60,20 @@ impl SkillsConfig {
             require_digest: self.require_digest,
             digests: digests.collect(),
         }
+    }
+
+    /// All of it, for `--check`. Digests are no secrets, but many.
+    pub fn shown(&self) -> Value {
+        json!({
+            "force_executable": self.force_executable,
+            "writable": self.writable,
+            "require_digest": self.require_digest,
+            "digests": self.digests.len(),
+            "archive_size": ByteSize(self.archive_size.0).to_string(),
+            "archives": self.archives.0,
+            "size": ByteSize(self.size.0).to_string(),
+            "entries": self.entries.0,
+        })
     }
 
     /// Bytes of one archive, unpacked, and of all skills of a session.

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use stockade_runtime::policy::stage::{Scheme, StagePlace};
 use zeroize::Zeroizing;
 
@@ -93,6 +94,13 @@ impl KeysError {
     }
 }
 
+impl KeysError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        "its file belongs to root or you, with mode 600; docs/staging.md has the rest"
+    }
+}
+
 /// Credentials, each with the host that it is for.
 #[derive(Debug, Default)]
 pub struct Keys {
@@ -120,6 +128,13 @@ impl StageConfig {
         let files = self.credential.iter().map(|written| &written.file).chain(s3);
         let (what, trust) = (Secret::Staging, Trust::Owner);
         files.map(|path| Kept { what, trust, path: path.clone() }).collect()
+    }
+
+    /// For `--check`: for whom there are credentials, and nothing of them.
+    pub fn shown(&self) -> Value {
+        let hosts: Vec<&str> = self.credential.iter().map(|one| one.host.as_str()).collect();
+        let endpoints: Vec<&str> = self.s3.iter().map(|one| one.endpoint.as_str()).collect();
+        json!({ "git": self.git, "credential": hosts, "s3": endpoints })
     }
 
     /// Has `open` read every file that is named, and asks for the rest by `variable`.

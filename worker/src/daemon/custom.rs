@@ -6,6 +6,8 @@
 //! side sends it calls and gets results, and never starts a program itself. What such a tool cannot do
 //! although it may have the control side's id: read its memory, which holds the credentials. That process
 //! is not dumpable (prctl(2), `PR_SET_DUMPABLE`), so the kernel asks for `CAP_SYS_PTRACE` (ptrace(2)).
+//!
+//! What limits it is the cgroup beside that of its session's jail, so it needs a session whose jail lives.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,12 +15,14 @@ use std::time::Duration;
 use serde_json::Value;
 use stockade_runtime::audit::{Event, Text};
 use stockade_runtime::host::Level;
-use stockade_runtime::session::{CallError, Outside, OutsideCallError, OutsideError, OutsidePlan};
-use stockade_runtime::spec::CustomToolPlan;
+use stockade_runtime::session::{
+    CallError, Outside, OutsideCallError, OutsideError, OutsidePlan, Session,
+};
+use stockade_runtime::spec::{CustomToolPlan, OutsideLimits};
 use stockade_runtime::tool::shell::ShellPlan;
 use stockade_runtime::tool::{Block, CallFacts, ToolResult};
 
-use crate::config::custom_tool::{CustomTool, Place, ResultForm};
+use crate::config::custom_tool::{CustomTool, Filter, Place, ResultForm};
 use crate::queue::{Call, CallKind, CancelToken, ContentBlock, TOOLSET};
 
 /// All custom tools of this worker.
@@ -27,6 +31,8 @@ pub struct CustomTools {
     tools: Vec<CustomTool>,
     /// What starts those on the host, by the user that they run as.
     outside: BTreeMap<Option<u32>, Outside>,
+    /// Whether those run in a cgroup of their session.
+    grouped: bool,
 }
 
 /// Custom tools that cannot be offered.
@@ -56,27 +62,47 @@ impl CustomToolsError {
 }
 
 impl CustomTools {
-    /// Starts what starts tools on the host. To be called with one thread, before the caller gives up
-    /// its rights.
+    /// Starts what starts tools on the host, each under `limits`. To be called with one thread, before the
+    /// caller gives up its rights.
     ///
     /// # Errors
     /// [`CustomToolsError`]; nothing is left running then.
-    pub fn start(tools: Vec<CustomTool>, level: Level) -> Result<CustomTools, CustomToolsError> {
-        let mut by_user: BTreeMap<Option<u32>, Vec<CustomToolPlan>> = BTreeMap::new();
+    pub fn start(
+        tools: Vec<CustomTool>,
+        level: Level,
+        limits: &OutsideLimits,
+    ) -> Result<CustomTools, CustomToolsError> {
+        CustomTools::check_users(&tools, level)?;
+        let mut by_user: BTreeMap<Option<u32>, Vec<&CustomTool>> = BTreeMap::new();
         for tool in &tools {
             let Place::Host { user, .. } = &tool.place else { continue };
-            if let (Level::Rootless, Some(user)) = (level, *user) {
-                return Err(CustomToolsError::User { name: tool.plan.name.clone(), user });
-            }
-            by_user.entry(*user).or_default().push(tool.plan.clone());
+            by_user.entry(*user).or_default().push(tool);
         }
         let mut outside = BTreeMap::new();
-        for (user, custom) in by_user {
+        for (user, tools) in by_user {
             let (argv, environment, workdir) = (Vec::new(), Vec::new(), "/".into());
+            let custom = tools.iter().map(|tool| tool.plan.clone()).collect();
             let shell = ShellPlan { argv, environment, workdir, custom };
-            outside.insert(user, Outside::start(&OutsidePlan { level, user, shell })?);
+            let bare = tools.iter().filter(|tool| !is_filtered(tool));
+            let unfiltered = bare.map(|tool| tool.plan.name.clone()).collect();
+            let limits = limits.clone();
+            let plan = OutsidePlan { level, user, shell, unfiltered, limits };
+            outside.insert(user, Outside::start(&plan)?);
         }
-        Ok(CustomTools { tools, outside })
+        Ok(CustomTools { tools, outside, grouped: limits.grouped })
+    }
+
+    /// Whether a worker of this level can run them as whom they are to run.
+    ///
+    /// # Errors
+    /// [`CustomToolsError::User`].
+    pub fn check_users(tools: &[CustomTool], level: Level) -> Result<(), CustomToolsError> {
+        for tool in tools {
+            if let (Level::Rootless, Place::Host { user: Some(user), .. }) = (level, &tool.place) {
+                return Err(CustomToolsError::User { name: tool.plan.name.clone(), user: *user });
+            }
+        }
+        Ok(())
     }
 
     /// Whether a call is ours: one of the toolset, or a custom call by the name of a tool of ours
@@ -98,9 +124,11 @@ impl CustomTools {
     pub fn records(&self) -> Vec<Event> {
         let outside = self.tools.iter().filter_map(|tool| match &tool.place {
             Place::Jail => None,
-            Place::Host { user, why } => Some(Event::ToolOutside {
+            Place::Host { user, why, .. } => Some(Event::ToolOutside {
                 tool: tool.plan.name.as_str().into(),
                 user: *user,
+                cgroup: self.grouped,
+                filter: is_filtered(tool),
                 why: Text::of(why),
             }),
         });
@@ -117,17 +145,40 @@ impl CustomTools {
         self.serving(call).and_then(|tool| tool.description.as_deref())
     }
 
-    /// Runs the call if a tool on the host serves it.
-    pub async fn run_outside(&self, call: &Call, stop: CancelToken) -> Option<ToolResult> {
-        let tool = self.serving(call)?;
-        let Place::Host { user, .. } = &tool.place else { return None };
+    /// Whether a tool on the host serves the call.
+    pub fn is_outside(&self, call: &Call) -> bool {
+        self.serving(call).is_some_and(|tool| tool.place != Place::Jail)
+    }
+
+    /// Whether there are tools on the host.
+    pub fn any_outside(&self) -> bool {
+        !self.outside.is_empty()
+    }
+
+    /// Runs a call that a tool on the host serves, in the cgroup of `session`; ends it when that is over.
+    pub async fn run_outside(
+        &self,
+        call: &Call,
+        session: &Session,
+        stop: CancelToken,
+    ) -> ToolResult {
+        let end = async {
+            tokio::select! {
+                () = stop.cancelled_owned() => {}
+                () = session.over() => {}
+            }
+        };
         let name = &call.name;
-        let Some(outside) = self.outside.get(user) else {
-            return Some(ToolResult::error(format!("{name}: nothing on the host can start it")));
+        let outside = self.serving(call).and_then(|tool| match &tool.place {
+            Place::Host { user, .. } => self.outside.get(user),
+            Place::Jail => None,
+        });
+        let Some(outside) = outside else {
+            return ToolResult::error(format!("{name}: nothing on the host can start it"));
         };
         let input = call.input.get().as_bytes().to_vec();
-        let called = outside.call(name, input, stop.cancelled_owned()).await;
-        Some(called.unwrap_or_else(|error| match error {
+        let called = outside.call(name, input, session.outside(), end).await;
+        called.unwrap_or_else(|error| match error {
             OutsideCallError::Call { reason: CallError::TooLong { bytes } } => {
                 too_long(name, bytes)
             }
@@ -159,7 +210,7 @@ impl CustomTools {
                     ))
                 }
             }
-        }))
+        })
     }
 
     /// The blocks that a result becomes.
@@ -192,6 +243,10 @@ impl CustomTools {
     fn serving(&self, call: &Call) -> Option<&CustomTool> {
         self.named(&call.name).filter(|_| call.kind == CallKind::Custom)
     }
+}
+
+fn is_filtered(tool: &CustomTool) -> bool {
+    matches!(tool.place, Place::Host { filter: Filter::On, .. })
 }
 
 /// The result of a call whose input nobody takes.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stockade_runtime::audit::{Event, Ids as AuditIds, List};
 use stockade_runtime::egress::Broker;
-use stockade_runtime::host::Level;
+use stockade_runtime::host::{HostFacts, Level};
 use stockade_runtime::jail::{self, Launcher};
 use stockade_runtime::policy::Policy;
 
@@ -17,7 +17,7 @@ use super::memory::Memories;
 use super::record::Record;
 use super::skills::SkillsOfAll;
 use super::stage::{self, Kept, Rooms, Secrets, Staging};
-use crate::config::{Config, custom_tool};
+use crate::config::Config;
 use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{Shutdown, ShutdownWatch};
@@ -50,20 +50,16 @@ impl Jailer {
         config: Config,
         secrets: Secrets,
     ) -> anyhow::Result<Result<Jailer, Exit>> {
-        let custom = custom_tool::check(&config.custom_tool).map_err(|mistake| {
-            anyhow::anyhow!("the configuration was checked before: {}", mistake.reason)
-        })?;
-        let custom = match CustomTools::start(custom, level) {
-            Ok(custom) => Arc::new(custom),
-            Err(error) => {
-                explain::complain(&error, error.hint());
-                return Ok(Err(Exit::Policy));
-            }
-        };
         let template = match template(settings, level, &policy)? {
-            Ok(template) => Template { custom: custom.in_jails(), ..template },
+            Ok(template) => template,
             Err(exit) => return Ok(Err(exit)),
         };
+        let custom = match custom_tools(&config, &policy, &template.facts) {
+            Ok(custom) => Arc::new(custom),
+            Err(exit) => return Ok(Err(exit)),
+        };
+        let outside = custom.any_outside();
+        let template = Template { custom: custom.in_jails(), outside, ..template };
         let staging = match stage::prepare(settings, level, &policy, &config, secrets) {
             Ok(staging) => staging,
             Err(exit) => return Ok(Err(exit)),
@@ -110,6 +106,20 @@ impl Jailer {
     }
 }
 
+/// Starts what starts tools on the host; refuses those that cannot be limited as the policy wants
+/// sessions to be.
+fn custom_tools(config: &Config, policy: &Policy, facts: &HostFacts) -> Result<CustomTools, Exit> {
+    let limits = config.limits_outside(policy, facts).map_err(|error| {
+        explain::complain(&error, Some(&error.hint()));
+        Exit::Isolation
+    })?;
+    let limits = limits.unwrap_or_default();
+    CustomTools::start(config.tools.clone(), facts.level, &limits).map_err(|error| {
+        explain::complain(&error, error.hint());
+        Exit::Policy
+    })
+}
+
 /// Looks at the host and at the directories that sessions may change.
 fn template(
     settings: &Settings,
@@ -138,6 +148,7 @@ fn template(
         outputs,
         writable,
         custom: Vec::new(),
+        outside: false,
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),

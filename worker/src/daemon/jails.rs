@@ -42,6 +42,8 @@ pub struct Template {
     pub writable: Vec<BoundRequest>,
     /// The operator's own tools that run in the jail.
     pub custom: Vec<CustomToolPlan>,
+    /// Whether others run on the host.
+    pub outside: bool,
     /// The worker's own environment, from which the policy may pass names on.
     pub environment: std::collections::BTreeMap<String, String>,
     /// Most jails that are kept; the oldest gives way.
@@ -342,6 +344,7 @@ impl Jails {
             writable: template.writable.clone(),
             tools: true,
             custom: template.custom.clone(),
+            outside: template.outside,
             skills: needs.skills.clone(),
             stores: needs.stores.clone(),
             porter: needs.staging,

@@ -74,7 +74,7 @@ pub fn prepare(
 ) -> Result<Option<(Prepared, Kept, Rooms)>, Exit> {
     let variable = |name: &str| secrets.hidden.get(name).cloned();
     let keys = config.stage.load(&variable, &open_now).map_err(|error| {
-        explain::complain(&error, Some("its file belongs to root or you, with mode 600"));
+        explain::complain(&error, Some(error.hint()));
         Exit::Refused
     })?;
     if policy.stage.rules.is_empty() {

@@ -1,4 +1,5 @@
-//! The tools of one session: its calls go to the executor of its jail, or to a custom tool on the host.
+//! The tools of one session: its calls go to the executor of its jail, or to a custom tool on the host,
+//! which needs the jail as well: what limits it is made and removed with it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,10 +61,7 @@ impl<S: Supply> SessionTools for Tools<S> {
                 "{name}: not run: the audit log of this host cannot be written"
             ));
         }
-        let (mut result, hits) = match self.custom.run_outside(call, stop.clone()).await {
-            Some(result) => (result, Vec::new()),
-            None => self.perform(call, stop).await,
-        };
+        let (mut result, hits) = self.perform(call, stop).await;
         for hit in &hits {
             self.record.write(&ids, &limit_event(hit));
         }
@@ -114,8 +112,7 @@ impl<S: Supply> Tools<S> {
         let Some(session) = self.session.as_mut() else {
             return (ToolResult::error(format!("{name}: no jail")), Vec::new());
         };
-        let input = call.input.get().as_bytes().to_vec();
-        match session.call(&call.id, name, input, stop.cancelled_owned()).await {
+        match perform_in(session, &self.custom, call, stop).await {
             Ok(Called { mut result, limits: hits, denials }) => {
                 if std::mem::take(&mut self.replaced) {
                     note(&mut result, REPLACED);
@@ -156,6 +153,26 @@ impl<S: Supply> Tools<S> {
             ))
         }
     }
+}
+
+/// In the jail, or on the host: limited beside the jail, and not served by its broker.
+async fn perform_in(
+    session: &mut Session,
+    custom: &CustomTools,
+    call: &Call,
+    stop: CancelToken,
+) -> Result<Called, CallError> {
+    if custom.is_outside(call) {
+        let result = custom.run_outside(call, session, stop).await;
+        // It was ended with the jail, at some point of what it did.
+        if session.is_over() {
+            return Err(CallError::Ended);
+        }
+        let limits = session.outside_limits(&result).await?;
+        return Ok(Called { result, limits, denials: Vec::new() });
+    }
+    let input = call.input.get().as_bytes().to_vec();
+    session.call(&call.id, &call.name, input, stop.cancelled_owned()).await
 }
 
 const REPLACED: &str = "[jail] The jail of this session was replaced by a fresh one before this \

@@ -103,6 +103,7 @@ impl Jailed {
             outputs: None,
             writable: writable.collect::<Result<_, _>>()?,
             custom: Vec::new(),
+            outside: false,
             environment: std::env::vars_os()
                 .filter_map(|(name, value)| {
                     Some((name.into_string().ok()?, value.into_string().ok()?))

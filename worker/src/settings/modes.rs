@@ -159,7 +159,7 @@ fn log_of_item(log: &Path, work: &str) -> PathBuf {
 }
 
 /// The mode of `worker poll`.
-pub fn of_poll(args: &PollArgs) -> Result<Mode, Refusal> {
+pub fn of_poll(args: &PollArgs, around: &Surroundings) -> Result<Mode, Refusal> {
     let asked = &args.on_work;
     let script = asked.on_work.as_deref().unwrap_or_default();
     if script.is_empty() || script == IN_PROCESS {
@@ -171,7 +171,11 @@ pub fn of_poll(args: &PollArgs) -> Result<Mode, Refusal> {
             "leave --jail out; or have the script run `worker run`, and add --on-work-jailed",
         );
     }
+    // A variable is for the script as well, which inherits it.
+    let config = args.session.config.as_ref().map(|file| file.as_os_str());
+    let named = config.is_some() && config != (around.variable)("WORKER_CONFIG").as_deref();
     for (given, option) in [
+        (named, "--config"),
         (args.session.workdir.is_some(), "--workdir"),
         (args.session.outputs_dir.is_some(), "--outputs-dir"),
         (args.session.tool_timeout.is_some(), "--tool-timeout"),
@@ -179,7 +183,13 @@ pub fn of_poll(args: &PollArgs) -> Result<Mode, Refusal> {
         if given {
             return refuse(
                 format!("cannot use {option} with --on-work: sessions are served by the script"),
-                "give it to `worker run` in the script",
+                match option {
+                    "--config" => {
+                        "give it to `worker run` in the script, or set WORKER_CONFIG: custom tools, \
+                         skills, memory and staging are for whoever serves the session"
+                    }
+                    _ => "give it to `worker run` in the script",
+                },
             );
         }
     }
@@ -326,6 +336,9 @@ mod tests {
         }
         assert!(poll(&good, &["--jail"]).expect_err("both").text.contains("cannot combine"));
         poll(&good, &["--jail", "--on-work-jailed"]).expect("said");
+        let refused = poll(&good, &["--config=/c.toml"]).expect_err("no use");
+        assert!(refused.text.contains("--config with --on-work"), "{refused:?}");
+        assert!(refused.hint.contains("WORKER_CONFIG"), "{refused:?}");
         let workdir = format!("--workdir={directory}");
         assert!(poll(&good, &[&workdir]).expect_err("no use").text.contains("--workdir"));
     }

@@ -91,7 +91,16 @@ impl ShellPlan {
 /// For PID 1 of a PID namespace, or for a process without other children. Closes no descriptor but
 /// those it was given; a shell gets none but its own.
 pub fn keep(ends: KeeperEnds, plan: ShellPlan) -> ! {
-    let failed = match Keeper::new(ends, &plan) {
+    keep_confining(ends, plan, &|_| Ok(()))
+}
+
+/// What is called in the process that becomes a custom tool, with the index of the tool, while it has
+/// everything of the keeper's. It becomes no tool if that fails.
+pub type Confine<'a> = &'a dyn Fn(usize) -> io::Result<()>;
+
+/// As [`keep`], for custom tools that are confined further than the keeper is.
+pub fn keep_confining(ends: KeeperEnds, plan: ShellPlan, confine: Confine<'_>) -> ! {
+    let failed = match Keeper::new(ends, &plan, confine) {
         Ok(mut keeper) => {
             let failed = keeper.serve().is_err();
             // The end of a namespace ends what is in it; elsewhere that is for us to do.
@@ -103,7 +112,8 @@ pub fn keep(ends: KeeperEnds, plan: ShellPlan) -> ! {
     std::process::exit(i32::from(failed))
 }
 
-struct Keeper {
+struct Keeper<'a> {
+    confine: Confine<'a>,
     link: Link,
     commands: OwnedFd,
     script: OwnedFd,
@@ -128,8 +138,8 @@ struct CustomTool {
     workdir: PathBuf,
 }
 
-impl Keeper {
-    fn new(ends: KeeperEnds, plan: &ShellPlan) -> io::Result<Keeper> {
+impl<'a> Keeper<'a> {
+    fn new(ends: KeeperEnds, plan: &ShellPlan, confine: Confine<'a>) -> io::Result<Keeper<'a>> {
         let strings = |list: &[Vec<u8>]| -> io::Result<Vec<CString>> {
             list.iter().map(|bytes| Ok(CString::new(bytes.as_slice())?)).collect()
         };
@@ -145,6 +155,7 @@ impl Keeper {
         });
         sys::listen_for_children()?;
         Ok(Keeper {
+            confine,
             link: Link::new(ends.executor),
             commands: ends.commands,
             script: ends.script,
@@ -336,7 +347,7 @@ impl Keeper {
                 Ok(())
             }
             Forked::Child => {
-                let error = self.become_tool(tool).unwrap_or_else(|error| error);
+                let error = self.become_tool(index, tool).unwrap_or_else(|error| error);
                 let text = format!("{}: cannot start the program: {error}\n", tool.name);
                 say_in_child(&self.tool_output[1], &text);
                 let missing = error.kind() == io::ErrorKind::NotFound;
@@ -346,7 +357,8 @@ impl Keeper {
     }
 
     /// In the child. Returns only if something failed.
-    fn become_tool(&self, tool: &CustomTool) -> io::Result<io::Error> {
+    fn become_tool(&self, index: usize, tool: &CustomTool) -> io::Result<io::Error> {
+        (self.confine)(index).map_err(not_confined)?;
         // Opened anew: a position of its own, at the beginning, and no way to write.
         let name = format!("/proc/self/fd/{}", self.script.as_raw_fd());
         let input = rustix::fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
@@ -359,6 +371,11 @@ impl Keeper {
         let path = tool.argv.first().ok_or(io::ErrorKind::InvalidInput)?;
         Ok(sys::exec_path(path, &tool.argv, &tool.environment))
     }
+}
+
+/// Not to be taken for a program that is missing.
+fn not_confined(error: io::Error) -> io::Error {
+    io::Error::other(format!("it cannot be put under its limits: {error}"))
 }
 
 /// The last words of a child that could not become what it should. Its errors go to `pipe`, which has

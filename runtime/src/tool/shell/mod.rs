@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
-pub use keeper::{KeeperEnds, ShellPlan, keep};
+pub use keeper::{Confine, KeeperEnds, ShellPlan, keep, keep_confining};
 pub use processes::end_descendants;
 
 use super::call::{Block, CallFacts, ShellFate, ToolResult};
