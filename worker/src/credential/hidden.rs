@@ -90,6 +90,11 @@ pub fn hide(empty_key: EmptyKey) -> Result<(), KeyError> {
     Err(failed(again.exec()))
 }
 
+/// Whether a variable of this name is a secret that no jail gets, whatever its policy passes on.
+pub fn is_secret(name: &str) -> bool {
+    OWN.iter().any(|own| own.variable() == name) || OTHERS.contains(&name)
+}
+
 /// Whether a variable was set, and not empty, before [`hide`].
 pub fn was_set(name: &str) -> bool {
     is_noted(std::env::var_os(DESCRIPTOR).as_deref(), name)

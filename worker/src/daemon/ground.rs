@@ -30,8 +30,6 @@ use crate::traces::Traces;
 
 /// Journals of sessions that nobody has touched for so long are removed.
 const JOURNAL_AGE: Duration = Duration::from_secs(30 * 86_400);
-/// How often kept jails are looked at.
-const EXPIRY: Duration = Duration::from_secs(1);
 
 /// What a worker stands on once it has given up its rights.
 pub struct Ground<'a> {
@@ -117,7 +115,8 @@ impl Ground<'_> {
         let drain_timeout = self.settings.drain_timeout;
         let heard = signals::listen(Arc::clone(&self.shutdown), drain_timeout, self.reload)
             .context("cannot listen for signals")?;
-        let keeper = jails.clone().map(|jails| tokio::spawn(keep(jails)));
+        let keeper =
+            jails.clone().map(|jails| tokio::spawn(async move { jails.look_after().await }));
         let end = driven.run(&queue, self.watch).await;
         if let Some(traces) = traces {
             traces.finish().await;
@@ -156,15 +155,6 @@ async fn credential(
         (Some(key), _) => Ok(Some(Credential::from(key))),
         (None, Some(platform)) => Ok(Some(Credential::Platform(platform.start(ca_file).await?))),
         (None, None) => Ok(None),
-    }
-}
-
-/// Looks after jails that are kept, and after their launcher.
-async fn keep(jails: Arc<Jails>) {
-    loop {
-        tokio::time::sleep(EXPIRY).await;
-        jails.launcher_lives();
-        jails.expire(false).await;
     }
 }
 

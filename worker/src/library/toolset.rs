@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use super::error::{Error, ErrorKind};
 use super::host::is_builtin;
-use super::jailed::{JailPolicy, Jailed, JailedTools};
+use super::jailed::{JailPolicy, Jailed};
 use super::tool::{Functions, ToolInput, ToolOutput};
+use crate::daemon::tools::Tools;
 use crate::queue::{
-    Call, CallKind, CallOutcome, CancelToken, ContentBlock, Ids, OpenError, Owner, Progress,
-    SessionTools, ShutdownWatch,
+    BoxFuture, Call, CallKind, CallOutcome, CancelToken, ContentBlock, Ids, ItemEnd, OpenError,
+    Opening, Owner, Progress, SessionTools, ShutdownWatch,
 };
 use stockade_runtime::session::Unjailed;
 use stockade_runtime::tool::Block;
@@ -98,7 +99,7 @@ impl Toolset {
     /// A policy that cannot be read, a host that cannot give what it requires, an audit log that
     /// cannot be written, more than one thread.
     pub fn jailed(policy: JailPolicy) -> Result<Toolset, Error> {
-        let jailed = Arc::new(Jailed::start(policy)?);
+        let jailed = Arc::new(Jailed::start(&policy)?);
         Ok(Toolset { back: Back::Jailed(jailed), functions: Functions::default() })
     }
 
@@ -132,14 +133,28 @@ impl Toolset {
         }
     }
 
-    /// The processes of one session.
-    pub(super) async fn open(&self, ids: &Ids) -> Result<SessionToolset, OpenError> {
+    /// Does `work`, in which sessions are served with this toolset. Boxed: a caller's compiler would
+    /// have to look through all of it.
+    pub(super) async fn serving<T>(&self, work: BoxFuture<'_, T>) -> T {
+        match &self.back {
+            Back::Jailed(jailed) => jailed.serving(work).await,
+            Back::None | Back::InProcess { .. } => work.await,
+        }
+    }
+
+    /// The processes of one session, and its jail with what belongs into it.
+    pub(super) async fn open(
+        &self,
+        opening: &Opening<'_>,
+        shutdown: ShutdownWatch,
+    ) -> Result<SessionToolset, OpenError> {
         let bench = match &self.back {
             Back::None => Bench::None,
             Back::InProcess { directory } => {
+                tell_of_what_is_missing(opening);
                 Bench::InProcess(Box::new(unjailed(directory.clone()).await?))
             }
-            Back::Jailed(jailed) => Bench::Jailed(Box::new(jailed.open(ids).await?)),
+            Back::Jailed(jailed) => Bench::Jailed(Box::new(jailed.open(opening, shutdown).await?)),
         };
         Ok(SessionToolset { toolset: self.clone(), bench })
     }
@@ -160,7 +175,7 @@ pub(super) struct SessionToolset {
 enum Bench {
     None,
     InProcess(Box<InProcess>),
-    Jailed(Box<JailedTools>),
+    Jailed(Box<Tools>),
 }
 
 impl fmt::Debug for SessionToolset {
@@ -170,9 +185,9 @@ impl fmt::Debug for SessionToolset {
 }
 
 impl SessionToolset {
-    pub async fn close(self) {
+    pub async fn close(self, how: ItemEnd) {
         if let Bench::Jailed(tools) = self.bench {
-            tools.close().await;
+            tools.close(how).await;
         }
     }
 }
@@ -191,6 +206,20 @@ impl SessionTools for SessionToolset {
             Bench::InProcess(tools) => tools.run(call, stop).await,
             Bench::Jailed(tools) => tools.run(call, stop).await,
         }
+    }
+}
+
+/// Skills and memory stores need the places of a jail: without one the session runs without them.
+fn tell_of_what_is_missing(opening: &Opening<'_>) {
+    let (skills, stores) = (opening.session.skills.len(), opening.session.memory_stores.len());
+    if skills + stores > 0 {
+        tracing::warn!(
+            event = "toolset.without",
+            session_id = opening.session.id,
+            skills,
+            memory_stores = stores,
+            "a session without a jail goes on without its skills and memory stores"
+        );
     }
 }
 
@@ -299,7 +328,7 @@ mod tests {
         assert!(owner("a", CallKind::Custom) && owner("bash", CallKind::Custom));
         assert!(!owner("a", CallKind::Builtin) && !owner("bash", CallKind::Builtin));
         assert!(!owner("b", CallKind::Custom));
-        let mut session = tools.open(&Ids::default()).await.expect("nothing to open");
+        let mut session = SessionToolset { toolset: tools, bench: Bench::None };
         let stop = CancelToken::new();
         stop.cancel();
         for (name, text, is_error) in [
