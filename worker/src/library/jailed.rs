@@ -251,7 +251,7 @@ mod tests {
         for (text, want) in [
             ("[memory]\nsync_interval = \"1s\"\n", "cannot use the configuration file"),
             (
-                "[[custom_tool]]\nname = \"t\"\ncommand = [\"/bin/true\"]\n",
+                "[[custom_tool]]\nname = \"t\"\nwhere = \"jail\"\ncommand = [\"/bin/true\"]\n",
                 "give the toolset a function of that name",
             ),
         ] {

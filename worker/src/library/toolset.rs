@@ -54,6 +54,10 @@ impl Toolset {
     /// environment of bash is that of this program without `ANTHROPIC_*`; a program of the same user
     /// can still find those in `/proc`, so keep credentials out of the environment.
     ///
+    /// Skills and memory stores of sessions are not there: both are laid by a process of the jail, at
+    /// paths that the control plane names. Neither is asked for, and a warning of each session says so
+    /// (`toolset.without`).
+    ///
     /// Needs [`become_helper_if_asked`](crate::become_helper_if_asked).
     ///
     /// ```no_run
@@ -90,14 +94,22 @@ impl Toolset {
     /// The six tools in a jail for each session, as `worker poll --jail` makes them: with every layer
     /// of the policy, proven before the first call, and recorded in the audit log.
     ///
+    /// What the session needs is in the jail before its first call, and in one that takes its place:
+    /// skills of its agent (one that fails is recorded, and the session goes on), what the policy
+    /// stages, memory stores. At the end of the work item its processes end, the stores are synced for
+    /// the last time, and the jail is ended. If the session is idle and the policy has
+    /// `filesystem.retain`, its jail is kept until it comes back, at most until the `run` or
+    /// `handle_item` ends that it was served in; at most 8 are kept, and the oldest gives way.
+    ///
     /// Needs [`become_helper_if_asked`](crate::become_helper_if_asked), and must be called while this
     /// program has one thread: before the Tokio runtime, and before it reads credentials if it can be
     /// arranged. What makes jails is split off here, and must know nothing. Started by root the jails
     /// are of the level `root`; this program itself keeps its rights then, unlike `worker`.
     ///
     /// # Errors
-    /// A policy that cannot be read, a host that cannot give what it requires, an audit log that
-    /// cannot be written, more than one thread.
+    /// A policy or configuration that cannot be used, a host that cannot give what it requires, a
+    /// directory or a credential that cannot be read, an audit log that cannot be written, more than
+    /// one thread.
     pub fn jailed(policy: JailPolicy) -> Result<Toolset, Error> {
         let jailed = Arc::new(Jailed::start(&policy)?);
         Ok(Toolset { back: Back::Jailed(jailed), functions: Functions::default() })
