@@ -291,6 +291,52 @@ fn settings_of_the_configuration_file_hold() {
     assert!(program.audited("memory.mounted").is_empty());
 }
 
+/// A repository with one file; its path and its commit.
+fn repository() -> (TempDir, String) {
+    // Ours: git works in no directory of another user.
+    let at = directory_of(Level::here()[0]);
+    let script = "set -e; cd \"$1\"; export HOME=\"$1\" GIT_CONFIG_NOSYSTEM=1; git init -q .; \
+        echo 'from git' >word; git add word; \
+        git -c user.name=lab -c user.email=lab@example.test commit -q -m first; git rev-parse HEAD";
+    let done = Command::new("sh").args(["-c", script, "sh"]).arg(at.path()).output().expect("sh");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    (at, String::from_utf8(done.stdout).expect("text").trim().to_owned())
+}
+
+#[test]
+fn a_program_that_keeps_its_rights_stages_a_commit_of_git_as_the_worker_does() {
+    // INV-10: repositories of ours are gone at the end, and so is what lay on a disk.
+    for level in Level::here() {
+        let _turn = lock::shared();
+        let mut program = Program::at(level);
+        let (code, commit) = repository();
+        program.policy.push_str(&format!(
+            "[[stage]]\nname = \"code\"\nkind = \"git\"\nfrom = \"file://{}\"\nto = \"code\"\n\
+             commit = \"{commit}\"\n",
+            code.path().display()
+        ));
+        if level == Level::Root {
+            let disk = program
+                .policy
+                .replace("workspace_storage = \"memory\"", "workspace_storage = \"disk\"");
+            assert_ne!(disk, program.policy);
+            program.policy = disk;
+        }
+        let server = Devserver::with("", &["--keep-results"]);
+        server.push(&session(
+            "git",
+            [gives(bash("cat code/word in/case; ls -A code"), "from git\nfresh\nword")],
+        ));
+        let said = program.ended(program.start("run", &server), &server);
+        passed(server.end(), &said);
+        let laid = program.audited("stage.laid");
+        assert_eq!((laid.len(), &laid[1]["commit"]), (2, &json!(commit)), "{level:?}");
+        let on_disk = program.path("audit.jsonl.d").join("staging");
+        assert!(!on_disk.exists(), "{level:?}: {}", on_disk.display());
+        assert!(!program.path("stockade-staging").exists(), "{level:?}");
+    }
+}
+
 #[test]
 fn a_session_whose_input_is_missing_is_told_so_and_runs_nothing() {
     let level = Level::here()[0];

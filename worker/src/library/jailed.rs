@@ -75,21 +75,22 @@ impl JailPolicy {
     }
 
     /// Reads settings of skills, memory stores and staging from a configuration file (TOML, at most
-    /// 1 MiB), the same that `worker poll --config` reads [default: what is said here for each key].
+    /// 1 MiB), the same that `worker poll --config` reads. What it does not say has its default.
     ///
-    /// | key | what | bounds |
-    /// |---|---|---|
-    /// | `skills.archive_size` | largest archive of a skill as downloaded [64MiB] | 1 byte to 16 GiB |
-    /// | `skills.archives` | archives in memory at the same time, of all sessions [4] | 1 to 64 |
-    /// | `skills.size` | what one archive may unpack to, and all of a session together [1GiB] | 1 byte to 16 GiB |
-    /// | `skills.entries` | members of one archive; a session has ten times as many [10000] | 1 to 100,000 |
-    /// | `skills.writable`, `skills.force_executable`, `skills.require_digest` | [false] | |
-    /// | `skills.digests` | SHA-256 of archives by `SKILL_ID@VERSION_ID` | |
-    /// | `memory.sync_interval` | time between syncs [15s]; `"off"`: sessions have no stores | 5 s to 24 h |
-    /// | `memory.deletions` | `enabled`, `log-only` or `disabled` [enabled] | |
-    /// | `memory.store_size` | one store in a jail [256MiB] | 1 MiB to 16 GiB |
-    /// | `memory.store_files` | files and directories in it [8192] | 16 to 100,000 |
-    /// | `stage.git`, `stage.credential`, `stage.s3` | the host's git, credentials of sources | 64 of each |
+    /// | key | what | default | bounds |
+    /// |---|---|---|---|
+    /// | `skills.archive_size` | largest archive of a skill, as downloaded | 64 MiB | 1 byte to 16 GiB |
+    /// | `skills.archives` | archives in memory at the same time, of all sessions | 4 | 1 to 64 |
+    /// | `skills.size` | what one archive may unpack to, and all of a session | 1 GiB | 1 byte to 16 GiB |
+    /// | `skills.entries` | members of one archive; a session may have ten times as many | 10,000 | 1 to 100,000 |
+    /// | `skills.writable`, `skills.force_executable`, `skills.require_digest` | what sessions may do, and which skills they get | false | |
+    /// | `skills.digests` | SHA-256 of archives by `SKILL_ID@VERSION_ID` | none | |
+    /// | `memory.sync_interval` | time between syncs; `"off"`: sessions have no stores | 15 s | 5 s to 24 h |
+    /// | `memory.deletions` | `enabled`, `log-only` or `disabled` | `enabled` | |
+    /// | `memory.store_size` | one store in a jail | 256 MiB | 1 MiB to 16 GiB |
+    /// | `memory.store_files` | files and directories in it | 8,192 | 16 to 100,000 |
+    /// | `stage.git` | the host's git | the first of three places | |
+    /// | `stage.credential`, `stage.s3` | who may read what is staged | none | 64 of each |
     ///
     /// `[[custom_tool]]` is refused: functions are a program's custom tools
     /// ([`Toolset::tool`](super::Toolset::tool)).
