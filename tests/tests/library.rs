@@ -10,6 +10,7 @@ use std::time::Duration;
 use e2e::exec::directory_of;
 use e2e::play::{SOON, bash, complaints, expect, fails, gives, passed, session};
 use e2e::poll::{verify, wait_for};
+use e2e::stores::with_stores;
 use e2e::{Devserver, Level, locate, lock};
 use serde_json::{Value, json};
 
@@ -139,6 +140,29 @@ fn a_worker_without_a_jail_serves_the_toolset_and_functions() {
             ["4713.25", "4713.75", "4714.25", "stockade-toolset"].iter().all(|name| !runs(name))
         });
         assert!(gone, "{level:?}: something outlived its session");
+    }
+}
+
+#[test]
+fn a_session_without_a_jail_goes_on_without_skills_and_memory_stores() {
+    // Documented in docs/library.md; the control is the suite `library_furnished`.
+    let level = Level::here()[0];
+    let here = directory_of(level);
+    let directory = here.path().display().to_string();
+    let skill = "[[skill]]\nid = \"a\"\nname = \"a\"\nfiles = { \"SKILL.md\" = \"A\" }\n";
+    let server = Devserver::with(skill, &["--keep-results"]);
+    let store = json!({"id": "memstore_1", "memories": {"/a": "1"}});
+    server.dev("POST", "memory_stores", &store);
+    let stores = [("memstore_1", "read_write", "/mnt/memory/notes-of-4717")];
+    let calls = [gives(bash("ls -A; ls -d /mnt/memory/notes-of-4717 2>/dev/null | wc -l"), "0")];
+    let mut play = with_stores("bare", &stores, calls);
+    play["end"] = json!("terminate");
+    play["skills"] = json!([{"type": "custom", "skill_id": "a", "version": "latest"}]);
+    server.push(&play);
+    ok(level, &server, "worker", &[&directory]);
+    let report = passed(server.end(), "");
+    for endpoint in ["skill", "skill_content", "memory_list"] {
+        assert_eq!(report["requests"][endpoint]["count"].as_u64().unwrap_or(0), 0, "{endpoint}");
     }
 }
 

@@ -3,10 +3,10 @@
 //!
 //! Run by the porter, a process of a session's jail (`serve`), on behalf of the control side, which
 //! never resolves a path of a jail itself (INV-7). The operations are plain functions over a
-//! directory's descriptor ([`unpack`](fn@unpack), [`put`](fn@put), [`clear`], [`store`]), so the
-//! library's in-process back end uses them as well. Both archives and whatever lies in a directory
-//! meanwhile are hostile: a name is looked up one component at a time or below its directory, no
-//! link is followed, nothing is waited for, and everything is counted.
+//! directory's descriptor ([`unpack`](fn@unpack), [`put`](fn@put), [`clear`], [`store`]). Both
+//! archives and whatever lies in a directory meanwhile are hostile: a name is looked up one component
+//! at a time or below its directory, no link is followed, nothing is waited for, and everything is
+//! counted.
 //!
 //! Rules: SKILL-4 to SKILL-10, MEM-6, MEM-9 to MEM-13, MEM-34.
 

@@ -90,6 +90,11 @@ pub fn hide(empty_key: EmptyKey) -> Result<(), KeyError> {
     Err(failed(again.exec()))
 }
 
+/// Whether a variable of this name is a secret that no jail gets, whatever its policy passes on.
+pub fn is_secret(name: &str) -> bool {
+    OWN.iter().any(|own| own.variable() == name) || OTHERS.contains(&name)
+}
+
 /// Whether a variable was set, and not empty, before [`hide`].
 pub fn was_set(name: &str) -> bool {
     is_noted(std::env::var_os(DESCRIPTOR).as_deref(), name)
@@ -134,6 +139,13 @@ impl Hidden {
 pub struct HiddenVariables(BTreeMap<&'static str, SecretString>);
 
 impl HiddenVariables {
+    /// What this process has in its environment, where nothing was hidden: programs of others.
+    pub fn of_environment() -> HiddenVariables {
+        let value = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let pair = |name| Some((name, SecretString::from(value(name)?)));
+        HiddenVariables(OTHERS.into_iter().filter_map(pair).collect())
+    }
+
     /// All of them, for a program that is to have the environment that this one was started with.
     pub fn all(&self) -> impl Iterator<Item = (&str, &SecretString)> {
         self.0.iter().map(|(name, value)| (*name, value))

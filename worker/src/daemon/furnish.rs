@@ -17,10 +17,9 @@ use super::needs::Needs;
 use super::record::Record;
 use super::skills::{SessionSkills, SkillsOfAll};
 use super::stage::{self, Input, Staging};
-use super::tools::Supply;
 use crate::cli::policy::chain;
 use crate::memory::StorePlace;
-use crate::queue::{ItemApi, ItemEnd, OpenError, Opening};
+use crate::queue::{Ids, ItemApi, ItemEnd, OpenError, Opening, Progress, ShutdownWatch};
 
 /// What all sessions of this worker are furnished from.
 pub struct Furnisher {
@@ -35,7 +34,8 @@ pub struct Furnisher {
 }
 
 impl Furnisher {
-    /// What the session of this work item needs.
+    /// What the session of this work item needs. `shutdown` cuts the last syncs of its memory stores
+    /// short.
     ///
     /// # Errors
     /// It cannot have its memory stores (MEM-2, MEM-3).
@@ -43,6 +43,7 @@ impl Furnisher {
         &self,
         opening: &Opening<'_>,
         ids: &AuditIds,
+        shutdown: ShutdownWatch,
     ) -> Result<Furnishing, OpenError> {
         let stores = self.memories.plan(opening)?;
         let skills = SessionSkills::of(&self.skills, opening, ids.clone(), &self.record);
@@ -63,7 +64,16 @@ impl Furnisher {
             input,
             stores,
             mounted: None,
+            shutdown,
         })
+    }
+
+    /// Hears how far a work item of a furnished session is, before the effect.
+    pub fn observe(&self, ids: &Ids, progress: &Progress<'_>) {
+        if let Progress::Dispatched = progress {
+            self.memories.dispatched(ids);
+        }
+        self.record.observe(ids, progress);
     }
 }
 
@@ -80,14 +90,15 @@ pub struct Furnishing {
     stores: Vec<StorePlace>,
     /// Its memory stores, once they are in a jail.
     mounted: Option<Mounted>,
+    shutdown: ShutdownWatch,
 }
 
-impl Supply for Furnishing {
+impl Furnishing {
     /// A furnished jail. Dropped before it is done, it leaves nothing that is not disposed of.
     ///
     /// # Errors
     /// What the session cannot run without.
-    async fn open(&mut self) -> Result<Session, OpenError> {
+    pub async fn open(&mut self) -> Result<Session, OpenError> {
         let opened = self.skills.open(&self.jails, &self.session_id, &self.needs).await;
         let held = opened.map_err(|error| no_jail(&error))?;
         let Some(session) = held.session() else { return Err(no_jail(&JailError::Audit)) };
@@ -105,9 +116,7 @@ impl Supply for Furnishing {
         }
         held.take().ok_or_else(|| no_jail(&JailError::Audit))
     }
-}
 
-impl Furnishing {
     /// Ends the use of `session`, if there is one left: its memory stores are synced for the last
     /// time, and its jail is kept for its next work item if it was idle and the policy says so, or
     /// disposed of.
@@ -124,7 +133,7 @@ impl Furnishing {
                 "the session's processes may still run");
         }
         if let Some(mounted) = &self.mounted {
-            self.memories.finish(mounted, how).await;
+            mounted.finish(how, self.shutdown.clone()).await;
         }
         if let Some(mut session) = session {
             let keep = keeps && self.skills.clear(&mut session).await;
@@ -135,7 +144,7 @@ impl Furnishing {
 }
 
 /// What a session hears that has no jail, and what the operator does.
-pub fn no_jail(error: &JailError) -> OpenError {
+fn no_jail(error: &JailError) -> OpenError {
     if let Some(refused) = refused_place(error) {
         return refused;
     }

@@ -30,8 +30,6 @@ use crate::traces::Traces;
 
 /// Journals of sessions that nobody has touched for so long are removed.
 const JOURNAL_AGE: Duration = Duration::from_secs(30 * 86_400);
-/// How often kept jails are looked at.
-const EXPIRY: Duration = Duration::from_secs(1);
 
 /// What a worker stands on once it has given up its rights.
 pub struct Ground<'a> {
@@ -118,7 +116,8 @@ impl Ground<'_> {
         let reload = signals::Reload { renewal, ..self.reload };
         let heard = signals::listen(Arc::clone(&self.shutdown), drain_timeout, reload)
             .context("cannot listen for signals")?;
-        let keeper = jails.clone().map(|jails| tokio::spawn(keep(jails)));
+        let keeper =
+            jails.clone().map(|jails| tokio::spawn(async move { jails.look_after().await }));
         let end = driven.run(&queue, self.watch).await;
         if let Some(traces) = traces {
             traces.finish().await;
@@ -160,15 +159,6 @@ async fn credential(
             Ok((Some(Credential::Platform(credential)), renewal))
         }
         (None, None) => Ok((None, None)),
-    }
-}
-
-/// Looks after jails that are kept, and after their launcher.
-async fn keep(jails: Arc<Jails>) {
-    loop {
-        tokio::time::sleep(EXPIRY).await;
-        jails.launcher_lives();
-        jails.expire(false).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Makes and ends the jails of sessions, and keeps those that may come back.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -26,6 +27,8 @@ use crate::queue::Shutdown;
 /// How long the launcher may take at the end of the worker: every session has been taken apart by
 /// then, as a rule.
 const LAUNCHER_END_MAX: Duration = Duration::from_secs(10);
+/// How often kept jails are looked at.
+const EXPIRY: Duration = Duration::from_secs(1);
 /// The shell of every session (TOOL-BASH-1).
 const SHELL: [&str; 3] = ["/bin/bash", "--noprofile", "--norc"];
 
@@ -528,6 +531,15 @@ impl Jails {
                 event = "launcher.slow",
                 "the launcher is still taking jails apart; `worker sweep` removes what it leaves"
             );
+        }
+    }
+
+    /// Looks after jails that are kept, and after their launcher, until it is dropped.
+    pub async fn look_after(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(EXPIRY).await;
+            self.launcher_lives();
+            self.expire(false).await;
         }
     }
 

@@ -4,19 +4,19 @@
 //! The rules are in [`crate::memory`]; here they get their folders (the porter of a session's jail, which
 //! alone resolves paths there), their witness (audit log and log), and their moments: before the jail
 //! is made ([`Memories::plan`]), before the first call ([`Memories::mount`]), after every call
-//! ([`Memories::dispatched`]) and when the last process is dead ([`Memories::finish`]).
+//! ([`Memories::dispatched`]) and when the last process is dead ([`Mounted::finish`]).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
-use stockade_runtime::audit::{Event, Ids as AuditIds, Text};
+use stockade_runtime::audit::{Event, Ids as AuditIds, Name, Text};
 use stockade_runtime::jail::{Failure, Step};
 use stockade_runtime::session::{self as porter, Place, Porter, PorterError, StartError};
 use stockade_runtime::spec::{SpecError, StoreAccess, StoreRequest};
 
 use super::jails::JailError;
-use super::record::Record;
+use super::record::{Record, audit_ids};
 use crate::cli::policy::chain;
 use crate::config::MemoryConfig;
 use crate::memory::{
@@ -31,9 +31,8 @@ pub struct Memories {
     /// Of every session, as its jail shows it.
     workdir: PathBuf,
     record: Arc<Record>,
-    shutdown: ShutdownWatch,
-    /// By work item, for what the queue reports.
-    live: Mutex<HashMap<String, Weak<Live>>>,
+    /// By work item and session, for what the queue reports.
+    live: Mutex<HashMap<(String, String), Weak<Live>>>,
 }
 
 type Live = SessionMemory<JailFolder, StoreApi>;
@@ -49,13 +48,8 @@ type SharedPorter = Arc<RwLock<Porter>>;
 
 impl Memories {
     /// With nothing mounted.
-    pub fn new(
-        config: MemoryConfig,
-        workdir: PathBuf,
-        record: Arc<Record>,
-        shutdown: ShutdownWatch,
-    ) -> Memories {
-        Memories { config, workdir, record, shutdown, live: Mutex::default() }
+    pub fn new(config: MemoryConfig, workdir: PathBuf, record: Arc<Record>) -> Memories {
+        Memories { config, workdir, record, live: Mutex::default() }
     }
 
     /// Where the stores of a session go (MEM-1 to MEM-3); none where memory is switched off.
@@ -119,32 +113,31 @@ impl Memories {
         let memory = Arc::new(memory);
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.retain(|_, memory| memory.strong_count() > 0);
-        let work = ids.work.as_ref().map_or("", |work| work.as_str());
-        live.insert(work.to_owned(), Arc::downgrade(&memory));
+        live.insert(key(ids), Arc::downgrade(&memory));
         Ok(Some(Mounted { memory, porter }))
     }
 
     /// A call of this work item was dealt with (MEM-30).
     pub fn dispatched(&self, ids: &Ids) {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(memory) = live.get(&ids.work).and_then(Weak::upgrade) {
+        if let Some(memory) = live.get(&key(&audit_ids(ids))).and_then(Weak::upgrade) {
             memory.dispatched();
         }
-    }
-
-    /// The passes at the end and the receipt (MEM-31, MEM-32). No process of the session runs any more.
-    pub async fn finish(&self, mounted: &Mounted, how: ItemEnd) {
-        // Whoever is cut off by a lost lease, an error or a signal may still upload what it wrote:
-        // preconditions make that safe (LEASE-16). Deletions that did not have their time stay.
-        let cleanly = matches!(how, ItemEnd::Idle | ItemEnd::SessionEnded | ItemEnd::StopRequested);
-        let mut shutdown = self.shutdown.clone();
-        let memory = &mounted.memory;
-        memory.finish(cleanly, async move { shutdown.reached(Level::Cancel).await }).await;
-        memory.dispose().await;
     }
 }
 
 impl Mounted {
+    /// The passes at the end and the receipt (MEM-31, MEM-32), cut short when `shutdown` says so. No
+    /// process of the session runs any more.
+    pub async fn finish(&self, how: ItemEnd, mut shutdown: ShutdownWatch) {
+        // Whoever is cut off by a lost lease, an error or a signal may still upload what it wrote:
+        // preconditions make that safe (LEASE-16). Deletions that did not have their time stay.
+        let cleanly = matches!(how, ItemEnd::Idle | ItemEnd::SessionEnded | ItemEnd::StopRequested);
+        let memory = &self.memory;
+        memory.finish(cleanly, async move { shutdown.reached(Level::Cancel).await }).await;
+        memory.dispose().await;
+    }
+
     /// The session has another jail now, whose folders are empty: fills them.
     ///
     /// # Errors
@@ -153,6 +146,12 @@ impl Mounted {
         *self.porter.write().unwrap_or_else(PoisonError::into_inner) = porter.clone();
         self.memory.fill().await.map_err(download_refusal)
     }
+}
+
+/// A session that was attached to has no work item.
+fn key(ids: &AuditIds) -> (String, String) {
+    let name = |id: &Option<Name>| id.as_ref().map_or("", |id| id.as_str()).to_owned();
+    (name(&ids.work), name(&ids.session))
 }
 
 fn download_refusal(error: DownloadError) -> OpenError {

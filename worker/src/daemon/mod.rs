@@ -15,7 +15,7 @@ mod egress;
 pub mod furnish;
 mod ground;
 mod held;
-mod jailer;
+pub mod jailer;
 pub mod jails;
 mod memory;
 pub mod needs;
@@ -25,7 +25,7 @@ pub mod record;
 mod scripts;
 mod signals;
 mod skills;
-mod stage;
+pub mod stage;
 pub mod tools;
 
 use std::sync::Arc;
@@ -40,17 +40,18 @@ use crate::exit::Exit;
 use crate::explain;
 use crate::queue::{
     EnvironmentKey, Host, Ids, ItemEnd, OpenError, Opening, Owner, Progress, Shutdown,
+    ShutdownWatch,
 };
 use crate::settings::Settings;
 
 use admission::{Admission, Slot};
-use furnish::{Furnisher, Furnishing};
+use furnish::Furnisher;
 use ground::Ground;
-use jailer::Jailer;
+use jailer::{JailOptions, Jailer};
 pub use opened::Opened;
-use record::{Record, audit_ids};
+use record::Record;
 use stage::Secrets;
-use tools::{Supply as _, Tools};
+use tools::Tools;
 
 /// Threads for sessions and requests; leases have one of their own, and what blocks another.
 const THREADS: usize = 2;
@@ -58,12 +59,12 @@ const THREADS: usize = 2;
 /// The product around the queue.
 struct Daemon {
     admission: Admission,
-    record: Arc<Record>,
     furnisher: Furnisher,
+    shutdown: ShutdownWatch,
 }
 
 impl Host for Daemon {
-    type Tools = Tools<Furnishing>;
+    type Tools = Tools;
     type Permit = Slot;
 
     fn owner(&self) -> Owner {
@@ -76,26 +77,18 @@ impl Host for Daemon {
     }
 
     async fn open(&self, opening: Opening<'_>) -> Result<Self::Tools, OpenError> {
-        let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
-        let mut furnishing = self.furnisher.furnishing(&opening, &ids)?;
-        let session = Some(furnishing.open().await?);
-        let (jails, record) = (Arc::clone(&self.furnisher.jails), Arc::clone(&self.record));
-        let custom = Arc::clone(&self.furnisher.custom);
-        Ok(Tools { ids, session_id, jails, record, custom, session, furnishing, replaced: false })
+        Tools::open(&self.furnisher, &opening, self.shutdown.clone()).await
     }
 
     async fn close(&self, tools: Self::Tools, how: ItemEnd) {
-        let Tools { session, furnishing, .. } = tools;
-        furnishing.close(session, how).await;
+        tools.close(how).await;
     }
 
     fn observe(&self, ids: &Ids, progress: &Progress<'_>) {
-        match progress {
-            Progress::Acked => self.admission.claimed(),
-            Progress::Dispatched => self.furnisher.memories.dispatched(ids),
-            _ => {}
+        if let Progress::Acked = progress {
+            self.admission.claimed();
         }
-        self.record.observe(ids, progress);
+        self.furnisher.observe(ids, progress);
     }
 }
 
@@ -124,11 +117,15 @@ pub fn run(
     let jailer = match launcher.zip(ready.policy) {
         None => None,
         Some((launcher, policy)) => {
-            let (files, config) = (&ready.policy_files, ready.config);
+            let options = JailOptions::of(settings, level);
             let secrets = Secrets { hidden: ready.hidden.clone(), again: ready.again };
-            match Jailer::prepare(settings, level, launcher, policy, files, config, secrets)? {
+            let prepared = Jailer::prepare(options, launcher, policy, ready.config, secrets);
+            match prepared.and_then(|jailer| jailer.keeping(&ready.policy_files)) {
                 Ok(jailer) => Some(jailer),
-                Err(exit) => return Ok(exit),
+                Err(error) => {
+                    explain::complain(&error, error.hint().as_deref());
+                    return Ok(error.exit());
+                }
             }
         }
     };
@@ -144,7 +141,7 @@ pub fn run(
     }
     let (key, setter) = ready.key.as_ref().map(EnvironmentKey::new).transpose()?.unzip();
     drop(ready.key);
-    let furnisher = jailer.map(|jailer| jailer.furnisher(settings, &record, &shutdown, &watch));
+    let furnisher = jailer.map(|jailer| jailer.furnisher(&record, &shutdown));
     let (furnisher, rooms) = furnisher.transpose()?.unzip();
     let jails = furnisher.as_ref().map(|furnisher| Arc::clone(&furnisher.jails));
     let outside = furnisher.as_ref().map(|furnisher| furnisher.custom.records());
@@ -162,6 +159,7 @@ pub fn run(
         jails: jails.clone(),
     };
     let (platform, hidden) = (ready.platform, ready.hidden);
+    let until = watch.clone();
     let ground = Ground {
         settings,
         level,
@@ -184,7 +182,7 @@ pub fn run(
     let (admission, record) = (ground.admission(), Arc::clone(&ground.record));
     let exit = match furnisher {
         Some(furnisher) => {
-            let daemon = Daemon { admission, record, furnisher };
+            let daemon = Daemon { admission, furnisher, shutdown: until };
             runtime.block_on(ground.until_end(daemon, jails.clone(), ready.opened))?
         }
         None => {

@@ -2,11 +2,11 @@
 //! effect, and done once for each jail.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
 use stockade_runtime::audit::{Event, Ids as AuditIds, Text};
 use stockade_runtime::host::Level;
 use stockade_runtime::jail;
@@ -16,6 +16,7 @@ use stockade_runtime::session::{
     Executables, Place, Porter, PorterError, Refusal, Replace, Session, Unpack, Wrapper,
 };
 
+use super::jailer::JailOptions;
 use super::prepare::name_of;
 use super::record::Record;
 use crate::config::Config;
@@ -23,11 +24,10 @@ use crate::config::stage::{Keys, KeysError, StageConfig, open_now};
 use crate::credential::Again;
 use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
-use crate::explain;
 use crate::queue::{OpenError, Opening};
-use crate::settings::Settings;
 use crate::stage::{
-    Destination, Fault, Git, LayError, Prepared, Room, Roots, StageError, Stager, Told, metadata,
+    Destination, Fault, Git, GitError, LayError, Prepared, Room, Roots, RootsError, StageError,
+    Stager, Told, metadata,
 };
 
 /// Most sessions whose jails are remembered; what is forgotten is staged once more.
@@ -61,64 +61,90 @@ impl Kept {
     }
 }
 
+/// Why input cannot be staged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Roots(#[from] RootsError),
+    #[error(transparent)]
+    Git(#[from] GitError),
+    #[error("cannot use {path} for staging")]
+    Directory { path: PathBuf, source: io::Error },
+}
+
+impl SetupError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            SetupError::Keys(error) => Some(error.hint()),
+            SetupError::Roots(_) => Some("name a directory"),
+            SetupError::Git(_) => Some("install git, or name it in the configuration: `stage.git`"),
+            SetupError::Directory { .. } => None,
+        }
+    }
+
+    /// The exit code that says the same.
+    pub fn exit(&self) -> Exit {
+        match self {
+            SetupError::Keys(_) => Exit::Refused,
+            _ => Exit::Usage,
+        }
+    }
+}
+
 /// What a policy with rules `[[stage]]` needs, opened; `None` where it has none.
 ///
 /// # Errors
-/// The exit code of what was printed.
+/// [`SetupError`].
 pub fn prepare(
-    settings: &Settings,
-    level: Level,
+    options: &JailOptions,
     policy: &Policy,
     config: &Config,
     secrets: Secrets,
-) -> Result<Option<(Prepared, Kept, Rooms)>, Exit> {
+) -> Result<Option<(Prepared, Kept, Rooms)>, SetupError> {
     let variable = |name: &str| secrets.hidden.get(name).cloned();
-    let keys = config.stage.load(&variable, &open_now).map_err(|error| {
-        explain::complain(&error, Some(error.hint()));
-        Exit::Refused
-    })?;
+    let keys = config.stage.load(&variable, &open_now)?;
     if policy.stage.rules.is_empty() {
         return Ok(None);
     }
-    let usage = |error: &dyn std::error::Error, hint: &str| {
-        explain::complain(error, Some(hint));
-        Exit::Usage
-    };
-    let roots = Roots::open(policy).map_err(|error| usage(&error, "name a directory"))?;
+    let roots = Roots::open(policy)?;
     let git = policy.stage.rules.iter().any(|rule| matches!(rule.kind, StageKind::Git { .. }));
-    let git = git.then(|| Git::find(config.stage.git.as_deref())).transpose().map_err(|error| {
-        usage(&error, "install git, or name it in the configuration: `stage.git`")
-    })?;
-    let (rooms, room) = rooms(settings, level, policy).map_err(|error| {
-        explain::say(&format!("error: {error:#}"));
-        Exit::Usage
-    })?;
+    let git = git.then(|| Git::find(config.stage.git.as_deref())).transpose()?;
+    let (rooms, room) = rooms(options, policy)?;
     let kept = Kept { config: config.stage.clone(), secrets };
     Ok(Some((Prepared { room, roots, git, keys }, kept, rooms)))
 }
 
 /// In memory, unless sessions have their workspaces on a disk: no input rests where the workspace
 /// itself would not.
-fn rooms(settings: &Settings, level: Level, policy: &Policy) -> anyhow::Result<(Rooms, Room)> {
+fn rooms(options: &JailOptions, policy: &Policy) -> Result<(Rooms, Room), SetupError> {
+    let JailOptions { level, state_dir, .. } = options;
     let memory = match level {
         Level::Root => PathBuf::from("/run/stockade-staging"),
         Level::Rootless => {
             let memory = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
             let memory = memory.filter(|path| path.is_absolute());
-            memory.unwrap_or_else(|| settings.state_dir.clone()).join("stockade-staging")
+            memory.unwrap_or_else(|| state_dir.clone()).join("stockade-staging")
         }
     };
-    let scratch = memory.join(name_of(&settings.state_dir));
+    let scratch = memory.join(name_of(state_dir));
     let files = match policy.filesystem.workspace_storage.value {
         Storage::Memory => scratch.clone(),
-        Storage::Disk => settings.state_dir.join("staging"),
+        Storage::Disk => state_dir.join("staging"),
+    };
+    let unusable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| SetupError::Directory { path, source }
     };
     for path in [&memory, &scratch, &files] {
-        jail::control_side_directory(path, level)
-            .with_context(|| format!("cannot use {} for staging", path.display()))?;
+        jail::control_side_directory(path, *level).map_err(unusable(path))?;
     }
-    empty(&scratch).context("cannot remove what an earlier worker left")?;
-    let room = Room::open(&files, &scratch).context("cannot open a directory for staging")?;
+    // What an earlier worker left.
+    empty(&scratch).map_err(unusable(&scratch))?;
+    let room = Room::open(&files, &scratch).map_err(unusable(&files))?;
     let mut made = vec![scratch.clone(), memory];
     if files != scratch {
         made.push(files);
@@ -127,7 +153,7 @@ fn rooms(settings: &Settings, level: Level, policy: &Policy) -> anyhow::Result<(
 }
 
 /// Repositories of a worker that was killed.
-fn empty(directory: &Path) -> std::io::Result<()> {
+fn empty(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         match entry.file_type()?.is_dir() {
@@ -164,18 +190,18 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// For `policy`, with what was prepared.
+    /// For `policy`, with what was prepared; `ca_file` is trusted besides the system's authorities.
     ///
     /// # Errors
     /// TLS cannot be set up.
     pub fn new(
-        settings: &Settings,
+        ca_file: Option<&Path>,
         policy: &Policy,
         prepared: Prepared,
         kept: Kept,
         record: Arc<Record>,
     ) -> anyhow::Result<Staging> {
-        let stager = Stager::new(policy, prepared, settings.ca_file.as_deref())?;
+        let stager = Stager::new(policy, prepared, ca_file)?;
         Ok(Staging { stager, kept: Arc::new(kept), record, laid: Mutex::default() })
     }
 
@@ -328,7 +354,7 @@ fn refused(error: &PorterError) -> LayError {
             format!("its path cannot be used: {reason}")
         }
         PorterError::Refused { reason: Refusal::System { errno, .. } } => {
-            std::io::Error::from_raw_os_error(*errno).to_string()
+            io::Error::from_raw_os_error(*errno).to_string()
         }
         PorterError::Refused { reason: Refusal::Exists { .. } } => "something is there".to_owned(),
         other => other.to_string(),

@@ -10,32 +10,29 @@ use stockade_runtime::session::{CallError, Called, Session};
 use stockade_runtime::tool::{Block, CallFacts, ShellFate, ToolResult};
 
 use super::custom::{CustomTools, too_long};
+use super::furnish::{Furnisher, Furnishing};
 use super::jails::Jails;
-use super::record::Record;
-use crate::queue::{Call, CallOutcome, CancelToken, OpenError, Owner, SessionTools};
+use super::record::{Record, audit_ids};
+use crate::queue::{
+    Call, CallOutcome, CancelToken, ItemEnd, OpenError, Opening, Owner, SessionTools, ShutdownWatch,
+};
 use crate::{explain, footer};
 
-/// Where the jail of a session comes from, and the one that takes its place if it ends by itself.
-pub trait Supply: Send + 'static {
-    /// A jail with everything in it that the session needs before its first call.
-    fn open(&mut self) -> impl Future<Output = Result<Session, OpenError>> + Send;
-}
-
 /// See [`SessionTools`].
-pub struct Tools<S> {
-    pub ids: AuditIds,
-    pub session_id: String,
-    pub jails: Arc<Jails>,
-    pub record: Arc<Record>,
-    pub custom: Arc<CustomTools>,
+pub struct Tools {
+    ids: AuditIds,
+    session_id: String,
+    jails: Arc<Jails>,
+    record: Arc<Record>,
+    custom: Arc<CustomTools>,
     /// None after the jail ended by itself, until the next call.
-    pub session: Option<Session>,
+    session: Option<Session>,
     /// What its jail was furnished with, and another one would be.
-    pub furnishing: S,
-    pub replaced: bool,
+    furnishing: Furnishing,
+    replaced: bool,
 }
 
-impl<S: Supply> SessionTools for Tools<S> {
+impl SessionTools for Tools {
     fn owner(&self) -> Owner {
         let custom = Arc::clone(&self.custom);
         Box::new(move |name, kind| custom.owns(name, kind))
@@ -80,7 +77,30 @@ impl<S: Supply> SessionTools for Tools<S> {
     }
 }
 
-impl<S: Supply> Tools<S> {
+impl Tools {
+    /// Those of the session that is being opened, with its jail made and furnished. `shutdown` cuts
+    /// the last syncs of its memory stores short.
+    ///
+    /// # Errors
+    /// What the session cannot run without.
+    pub async fn open(
+        furnisher: &Furnisher,
+        opening: &Opening<'_>,
+        shutdown: ShutdownWatch,
+    ) -> Result<Tools, OpenError> {
+        let (ids, session_id) = (audit_ids(opening.ids), opening.session.id.clone());
+        let mut furnishing = furnisher.furnishing(opening, &ids, shutdown)?;
+        let session = Some(furnishing.open().await?);
+        let (jails, record) = (Arc::clone(&furnisher.jails), Arc::clone(&furnisher.record));
+        let custom = Arc::clone(&furnisher.custom);
+        Ok(Tools { ids, session_id, jails, record, custom, session, furnishing, replaced: false })
+    }
+
+    /// Ends the session's use of its jail; see [`Furnishing::close`].
+    pub async fn close(self, how: ItemEnd) {
+        self.furnishing.close(self.session, how).await;
+    }
+
     /// Runs the call, and makes sure that there is a jail to run it in.
     async fn perform(&mut self, call: &Call, stop: CancelToken) -> (ToolResult, Vec<LimitHit>) {
         let name = &call.name;

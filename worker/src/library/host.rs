@@ -10,19 +10,21 @@ use super::error::{Error, ErrorKind};
 use super::toolset::{SessionToolset, Toolset};
 use crate::queue::{
     CallKind, Credential, Drive, Host, Ids, ItemEnd, JournalStore, OpenError, Opening, Owner,
-    Progress, Queue, QueueError, QueueSettings, TOOLSET,
+    Progress, Queue, QueueError, QueueSettings, ShutdownWatch, TOOLSET,
 };
 
 /// See [`Host`].
 pub(super) struct LibraryHost {
     toolset: Toolset,
     places: Arc<Semaphore>,
+    shutdown: ShutdownWatch,
 }
 
 impl LibraryHost {
-    pub fn new(toolset: Toolset, sessions_max: usize) -> Arc<LibraryHost> {
+    /// `shutdown` is that of the queue.
+    pub fn new(toolset: Toolset, sessions_max: usize, shutdown: ShutdownWatch) -> Arc<LibraryHost> {
         let places = Arc::new(Semaphore::new(sessions_max.clamp(1, Semaphore::MAX_PERMITS)));
-        Arc::new(LibraryHost { toolset, places })
+        Arc::new(LibraryHost { toolset, places, shutdown })
     }
 }
 
@@ -43,11 +45,11 @@ impl Host for LibraryHost {
     }
 
     async fn open(&self, opening: Opening<'_>) -> Result<SessionToolset, OpenError> {
-        self.toolset.open(opening.ids).await
+        self.toolset.open(&opening, self.shutdown.clone()).await
     }
 
-    async fn close(&self, tools: SessionToolset, _how: ItemEnd) {
-        tools.close().await;
+    async fn close(&self, tools: SessionToolset, how: ItemEnd) {
+        tools.close(how).await;
     }
 
     fn observe(&self, ids: &Ids, progress: &Progress<'_>) {

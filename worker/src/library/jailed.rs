@@ -1,46 +1,60 @@
-//! Jails for programs that use the library: what `daemon` makes its own from, without its command line.
+//! Jails for programs that use the library: what `daemon` furnishes its own from, without its command
+//! line.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stockade_runtime::audit::{AuditLog, Ids as AuditIds};
-use stockade_runtime::egress::Broker;
-use stockade_runtime::host::HostFacts;
-use stockade_runtime::jail::{self, Launcher};
+use stockade_runtime::audit::AuditLog;
+use stockade_runtime::host::{HostFacts, Level};
+use stockade_runtime::jail::Launcher;
 use stockade_runtime::policy::{Policy, Resolver};
-use stockade_runtime::session::Session;
-use stockade_runtime::spec::BoundRequest;
 
 use super::error::{Error, ErrorKind};
 use crate::cli::policy::{read_policy_file, timely};
 use crate::cli::syscall_groups;
-use crate::daemon::custom::CustomTools;
-use crate::daemon::furnish::no_jail;
-use crate::daemon::jails::{JailError, Jails, Template};
-use crate::daemon::needs::Needs;
-use crate::daemon::record::{Record, audit_ids};
-use crate::daemon::tools::{Supply, Tools};
-use crate::queue::{
-    Call, CallOutcome, CancelToken, Ids, OpenError, Progress, SessionTools as _, Shutdown,
-    ShutdownWatch,
-};
-use crate::sweep::run_directory;
+use crate::config::{self, Config};
+use crate::credential::hidden::HiddenVariables;
+use crate::daemon::furnish::Furnisher;
+use crate::daemon::jailer::{self, JailOptions, Jailer, PrepareError};
+use crate::daemon::record::Record;
+use crate::daemon::stage::Secrets;
+use crate::daemon::stage::{Rooms, SetupError};
+use crate::daemon::tools::Tools;
+use crate::queue::{BoxFuture, Ids, OpenError, Opening, Progress, Shutdown, ShutdownWatch};
 
-/// What jails may do, and where it is recorded.
+/// Most jails of idle sessions that one toolset keeps.
+const RETAINED_MAX: usize = 8;
+
+/// What jails may do and have in them, and where it is recorded.
 #[derive(Debug, Clone)]
 pub struct JailPolicy {
     policy: String,
     directories: Vec<PathBuf>,
     audit_file: PathBuf,
     workdir: Option<PathBuf>,
+    outputs: Option<PathBuf>,
+    config_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
 }
 
 impl JailPolicy {
     /// A shipped policy (`default`, see `worker policy list`) or a file, and the audit log to append
     /// to. No two programs can have one log.
+    ///
+    /// The input that the policy's rules `[[stage]]` name is laid into each session's workspace before
+    /// its first call. While it is fetched it is in memory (`/run/stockade-staging`, without root
+    /// `XDG_RUNTIME_DIR`), or below the audit log's name with `.d` behind it where the policy keeps
+    /// workspaces on a disk or there is no such variable.
     pub fn new(policy: impl Into<String>, audit_file: impl Into<PathBuf>) -> JailPolicy {
-        let (policy, audit_file) = (policy.into(), audit_file.into());
-        JailPolicy { policy, directories: Vec::new(), audit_file, workdir: None }
+        JailPolicy {
+            policy: policy.into(),
+            directories: Vec::new(),
+            audit_file: audit_file.into(),
+            workdir: None,
+            outputs: None,
+            config_file: None,
+            ca_file: None,
+        }
     }
 
     /// Looks for `NAME.toml` in this directory as well.
@@ -54,12 +68,79 @@ impl JailPolicy {
     pub fn workdir(self, directory: impl Into<PathBuf>) -> JailPolicy {
         JailPolicy { workdir: Some(directory.into()), ..self }
     }
+
+    /// Keeps what sessions leave in `/mnt/session/outputs` in this directory, which exists: in one of
+    /// the session's name for each [default: it goes with the jail].
+    pub fn outputs_directory(self, directory: impl Into<PathBuf>) -> JailPolicy {
+        JailPolicy { outputs: Some(directory.into()), ..self }
+    }
+
+    /// Reads settings of skills, memory stores and staging from a configuration file (TOML, at most
+    /// 1 MiB), the same that `worker poll --config` reads. What it does not say has its default.
+    ///
+    /// | key | what | default | bounds |
+    /// |---|---|---|---|
+    /// | `skills.archive_size` | largest archive of a skill, as downloaded | 64 MiB | 1 byte to 16 GiB |
+    /// | `skills.archives` | archives in memory at the same time, of all sessions | 4 | 1 to 64 |
+    /// | `skills.size` | what one archive may unpack to, and all of a session | 1 GiB | 1 byte to 16 GiB |
+    /// | `skills.entries` | members of one archive; a session may have ten times as many | 10,000 | 1 to 100,000 |
+    /// | `skills.writable`, `skills.force_executable`, `skills.require_digest` | what sessions may do, and which skills they get | false | |
+    /// | `skills.digests` | SHA-256 of archives by `SKILL_ID@VERSION_ID` | none | |
+    /// | `memory.sync_interval` | time between syncs; `"off"`: sessions have no stores | 15 s | 5 s to 24 h |
+    /// | `memory.deletions` | `enabled`, `log-only` or `disabled` | `enabled` | |
+    /// | `memory.store_size` | one store in a jail | 256 MiB | 1 MiB to 16 GiB |
+    /// | `memory.store_files` | files and directories in it | 8,192 | 16 to 100,000 |
+    /// | `stage.git` | the host's git | the first of three places | |
+    /// | `stage.credential`, `stage.s3` | who may read what is staged | none | 64 of each |
+    ///
+    /// `[[custom_tool]]` is refused: functions are a program's custom tools
+    /// ([`Toolset::tool`](super::Toolset::tool)).
+    pub fn config_file(self, file: impl Into<PathBuf>) -> JailPolicy {
+        JailPolicy { config_file: Some(file.into()), ..self }
+    }
+
+    /// Certificate authorities (PEM) that staging trusts beside the system's. The control plane's are
+    /// the matter of [`Environment::ca_file`](super::Environment::ca_file).
+    pub fn ca_file(self, file: impl Into<PathBuf>) -> JailPolicy {
+        JailPolicy { ca_file: Some(file.into()), ..self }
+    }
+
+    fn options(&self, level: Level) -> Result<JailOptions, Error> {
+        let audit_file = std::path::absolute(&self.audit_file).map_err(|error| {
+            Error::because(ErrorKind::Settings, "cannot use the audit log", error)
+        })?;
+        // Its own, as the log is: the log is locked.
+        let mut state_dir = audit_file.into_os_string();
+        state_dir.push(".d");
+        Ok(JailOptions {
+            level,
+            workdir: self.workdir.clone(),
+            outputs: self.outputs.clone(),
+            retained_max: RETAINED_MAX,
+            state_dir: state_dir.into(),
+            ca_file: self.ca_file.clone(),
+            halt_at: None,
+        })
+    }
+
+    fn config(&self) -> Result<Config, Error> {
+        let Some(file) = &self.config_file else { return Ok(Config::default()) };
+        let config = config::load(file).map_err(|error| {
+            Error::because(ErrorKind::Settings, "cannot use the configuration file", error)
+        })?;
+        if config.tools.is_empty() {
+            return Ok(config);
+        }
+        let text = "cannot use the configuration file: it has [[custom_tool]], which the program \
+                    `worker` serves; give the toolset a function of that name";
+        Err(Error::new(ErrorKind::Settings, text))
+    }
 }
 
 /// The source of jails.
 pub(super) struct Jailed {
-    jails: Arc<Jails>,
-    record: Arc<Record>,
+    furnisher: Furnisher,
+    rooms: Option<Rooms>,
     unusable: ShutdownWatch,
 }
 
@@ -70,7 +151,7 @@ impl std::fmt::Debug for Jailed {
 }
 
 impl Jailed {
-    pub fn start(choice: JailPolicy) -> Result<Jailed, Error> {
+    pub fn start(choice: &JailPolicy) -> Result<Jailed, Error> {
         let host = |text: &'static str| move |error| Error::because(ErrorKind::Host, text, error);
         if std::fs::read_dir("/proc/self/task").map_err(host("cannot count threads"))?.count() > 1 {
             let text = "cannot split off what makes jails: this program has more than one thread";
@@ -79,63 +160,44 @@ impl Jailed {
         let level = HostFacts::level_here().map_err(host("cannot look at this process"))?;
         let launcher = Launcher::start(level)
             .map_err(|error| Error::because(ErrorKind::Host, "cannot start the launcher", error))?;
-        let policy = resolve(&choice)?;
+        let (policy, config, options) =
+            (resolve(choice)?, choice.config()?, choice.options(level)?);
         let audit = AuditLog::open(&choice.audit_file).map_err(|error| {
             Error::because(ErrorKind::Audit, "cannot open the audit log", error)
         })?;
         let (shutdown, unusable) = Shutdown::new();
         let shutdown = Arc::new(shutdown);
         let record = Arc::new(Record::new(audit, Arc::clone(&shutdown)));
-        let swept = jail::sweep(level, &run_directory());
-        swept.map_err(host("cannot remove what an earlier program left"))?;
-        let inspect = |path: &Path, what: &str| -> Result<BoundRequest, Error> {
-            jail::inspect(path, what).map_err(|error| {
-                Error::because(ErrorKind::Settings, "cannot use a directory", error)
-            })
+        let secrets = Secrets { hidden: HiddenVariables::of_environment(), again: None };
+        let jailer =
+            Jailer::prepare(options, launcher, policy, config, secrets).map_err(unprepared)?;
+        let unmade = |error: anyhow::Error| {
+            Error::new(ErrorKind::Host, format!("cannot prepare jails: {error:#}"))
         };
-        let workdir = choice.workdir.as_deref().map(|path| inspect(path, "the working directory"));
-        let writable = policy.filesystem.writable.iter();
-        let writable = writable.map(|path| inspect(&path.value, "a writable path of the policy"));
-        let template = Template {
-            facts: jail::probe_host(level).map_err(host("cannot look at this host"))?,
-            run_directory: run_directory(),
-            workdir: workdir.transpose()?,
-            outputs: None,
-            writable: writable.collect::<Result<_, _>>()?,
-            custom: Vec::new(),
-            outside: false,
-            environment: std::env::vars_os()
-                .filter_map(|(name, value)| {
-                    Some((name.into_string().ok()?, value.into_string().ok()?))
-                })
-                .collect(),
-            retained_max: 0,
-            halt_at: None,
-        };
-        let broker = Broker::start().map_err(host("cannot start the broker"))?;
-        let own = Arc::clone(&record);
-        let jails = Arc::new(Jails::new(template, policy, launcher, broker, own, shutdown));
-        Ok(Jailed { jails, record, unusable })
+        jailer::recover(level, &record).map_err(unmade)?;
+        let (furnisher, rooms) = jailer.furnisher(&record, &shutdown).map_err(unmade)?;
+        Ok(Jailed { furnisher, rooms, unusable })
     }
 
-    pub async fn open(&self, ids: &Ids) -> Result<JailedTools, OpenError> {
-        let (ids, session_id) = (audit_ids(ids), ids.session.clone());
-        let (jails, record) = (Arc::clone(&self.jails), Arc::clone(&self.record));
-        let (own, of) = (ids.clone(), session_id.clone());
-        let mut furnishing = Unfurnished { jails: Arc::clone(&jails), ids: own, session_id: of };
-        let session = Some(furnishing.open().await?);
-        let custom = Arc::new(CustomTools::default());
-        let replaced = false;
-        Ok(JailedTools(Tools {
-            ids,
-            session_id,
-            jails,
-            record,
-            custom,
-            session,
-            furnishing,
-            replaced,
-        }))
+    /// The tools of a session, in a jail with everything in it that the session needs.
+    pub async fn open(
+        &self,
+        opening: &Opening<'_>,
+        shutdown: ShutdownWatch,
+    ) -> Result<Tools, OpenError> {
+        Tools::open(&self.furnisher, opening, shutdown).await
+    }
+
+    /// Does `work`, in which sessions are served: looks after jails of idle sessions meanwhile and ends
+    /// what is left of them afterwards.
+    pub async fn serving<T>(&self, work: BoxFuture<'_, T>) -> T {
+        let jails = &self.furnisher.jails;
+        let done = tokio::select! {
+            done = work => done,
+            never = Box::pin(jails.look_after()) => match never {},
+        };
+        Box::pin(jails.expire(true)).await;
+        done
     }
 
     /// Drains when the audit log cannot be written or the launcher is gone.
@@ -144,7 +206,15 @@ impl Jailed {
     }
 
     pub fn observe(&self, ids: &Ids, progress: &Progress<'_>) {
-        self.record.observe(ids, progress);
+        self.furnisher.observe(ids, progress);
+    }
+}
+
+impl Drop for Jailed {
+    fn drop(&mut self) {
+        if let Some(rooms) = &self.rooms {
+            rooms.leave();
+        }
     }
 }
 
@@ -153,45 +223,17 @@ fn resolve(choice: &JailPolicy) -> Result<Policy, Error> {
     let load = |path: &Path| read_policy_file(path);
     let resolver = Resolver { groups: &groups, directories: &choice.directories, load: &load };
     let policy = resolver.resolve(&choice.policy).and_then(timely);
-    let policy = policy
-        .map_err(|error| Error::because(ErrorKind::Settings, "cannot use the policy", error))?;
-    if !policy.stage.rules.is_empty() {
-        // Sessions would run without input that they are meant to have.
-        let text = "cannot use the policy: it stages input, which only the program `worker` does";
-        return Err(Error::new(ErrorKind::Settings, text));
-    }
-    Ok(policy)
+    policy.map_err(|error| Error::because(ErrorKind::Settings, "cannot use the policy", error))
 }
 
-/// Jails with nothing in them but what the policy says: no skills, no staged input, no memory stores.
-struct Unfurnished {
-    jails: Arc<Jails>,
-    ids: AuditIds,
-    session_id: String,
-}
-
-impl Supply for Unfurnished {
-    async fn open(&mut self) -> Result<Session, OpenError> {
-        let held = self.jails.hold(&self.ids, &self.session_id, &Needs::default()).await;
-        let held = held.map_err(|error| no_jail(&error))?;
-        held.take().ok_or_else(|| no_jail(&JailError::Audit))
-    }
-}
-
-/// The tools of one session in its jail.
-pub(super) struct JailedTools(Tools<Unfurnished>);
-
-impl JailedTools {
-    pub async fn run(&mut self, call: &Call, stop: CancelToken) -> CallOutcome {
-        self.0.run(call, stop).await
-    }
-
-    pub async fn close(self) {
-        let Tools { ids, session_id, jails, session, .. } = self.0;
-        if let Some(session) = session {
-            jails.close(&ids, &session_id, session, Needs::default(), false).await;
-        }
-    }
+fn unprepared(error: PrepareError) -> Error {
+    let kind = match &error {
+        PrepareError::Host { .. }
+        | PrepareError::Launcher { .. }
+        | PrepareError::Staging(SetupError::Directory { .. }) => ErrorKind::Host,
+        _ => ErrorKind::Settings,
+    };
+    Error::because(kind, "cannot prepare jails", error)
 }
 
 #[cfg(test)]
@@ -199,20 +241,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_that_stages_input_is_refused_and_the_same_one_without_it_is_not() {
+    fn a_configuration_file_is_read_and_what_a_library_cannot_do_is_refused() {
         let at = tempfile::TempDir::new().expect("a directory");
-        let plain = "schema = 1\nextends = \"default\"\n";
-        let stage = "[[stage]]\nname = \"case\"\nkind = \"https\"\nto = \"case.csv\"\n\
-                     from = \"metadata:input\"\nsha256 = \"metadata:sum\"\n\
-                     allow = [\"https://data.example.com/inputs/\"]\n";
-        let choice = |text: &str| {
-            let file = at.path().join("intake.toml");
+        let read = |text: &str| {
+            let file = at.path().join("worker.toml");
             std::fs::write(&file, text).expect("written");
-            JailPolicy::new(file.display().to_string(), at.path().join("audit.jsonl"))
+            JailPolicy::new("default", at.path().join("audit.jsonl")).config_file(file).config()
         };
-        let refused = resolve(&choice(&[plain, stage].concat())).expect_err("a refusal");
-        assert_eq!(refused.kind(), ErrorKind::Settings);
-        assert!(refused.to_string().contains("it stages input"), "{refused}");
-        resolve(&choice(plain)).expect("a policy");
+        let config = read("[memory]\nsync_interval = \"off\"\n").expect("valid");
+        assert_eq!(config.memory.sync_interval, None);
+        for (text, want) in [
+            ("[memory]\nsync_interval = \"1s\"\n", "cannot use the configuration file"),
+            (
+                "[[custom_tool]]\nname = \"t\"\nwhere = \"jail\"\ncommand = [\"/bin/true\"]\n",
+                "give the toolset a function of that name",
+            ),
+        ] {
+            let refused = read(text).expect_err(text);
+            assert_eq!(refused.kind(), ErrorKind::Settings, "{text}");
+            assert!(refused.to_string().contains(want), "{text}: {refused}");
+        }
     }
 }

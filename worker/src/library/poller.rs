@@ -60,6 +60,14 @@ impl WorkPollerOptions {
 
     /// Posts `stop` when the caller is done with an item (POLL-10) [default: yes]. A caller that hands
     /// items to another process says no: that one owns the stop.
+    ///
+    /// A poller sends no heartbeats, so it does not know how the lease of an item is that the caller
+    /// had for longer than a lease lasts (90 s are assumed, LEASE-3): by then the item may be another worker's, whose
+    /// work a late stop would end. No stop is posted then, the log says so
+    /// (`work.stop_left_to_script`), and an item that nobody kept alive is polled again (RACE-22). A
+    /// caller that may need longer gives the item to
+    /// [`EnvironmentWorker::handle_item`](super::EnvironmentWorker::handle_item), which keeps the lease
+    /// and posts the stop.
     pub fn auto_stop(self, auto_stop: bool) -> Self {
         WorkPollerOptions { auto_stop, ..self }
     }
@@ -136,11 +144,11 @@ impl WorkPoller {
         }
         let (sender, items) = mpsc::channel(1);
         let handler = Arc::new(HandOver { sender, auto_stop: options.auto_stop });
-        let host = LibraryHost::new(Toolset::none(), options.at_once);
+        let (own, watch) = Stop::new();
+        let host = LibraryHost::new(Toolset::none(), options.at_once, watch.0.clone());
         let drive = Drive { handler: Some(handler), ..Drive::default() };
         let journals = Arc::new(MemoryJournals::default());
         let queue = host::queue(environment, settings, host, journals, drive)?;
-        let (own, watch) = Stop::new();
         let linked = own.clone();
         let polling = tokio::spawn(async move {
             let run = queue.run(watch.0);

@@ -71,10 +71,11 @@ impl SessionRunner {
     pub async fn run(&self, stop: Stop) -> Result<Outcome, Error> {
         let mut settings = self.environment.settings()?;
         self.choice.lay(&mut settings);
-        let host = LibraryHost::new(self.toolset.clone(), 1);
+        let shutdown = stop.joined_with(self.toolset.unusable());
+        let host = LibraryHost::new(self.toolset.clone(), 1, shutdown.clone());
         let (environment, journals) = (&self.environment, self.choice.journals()?);
         let queue = host::queue(environment, settings, host, journals, Drive::default())?;
-        let shutdown = stop.joined_with(self.toolset.unusable());
-        Ok(Outcome::of(queue.attend(&self.session_id, self.token.clone(), shutdown).await))
+        let served = queue.attend(&self.session_id, self.token.clone(), shutdown);
+        Ok(Outcome::of(self.toolset.serving(Box::pin(served)).await))
     }
 }

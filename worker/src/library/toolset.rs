@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use super::error::{Error, ErrorKind};
 use super::host::is_builtin;
-use super::jailed::{JailPolicy, Jailed, JailedTools};
+use super::jailed::{JailPolicy, Jailed};
 use super::tool::{Functions, ToolInput, ToolOutput};
+use crate::daemon::tools::Tools;
 use crate::queue::{
-    Call, CallKind, CallOutcome, CancelToken, ContentBlock, Ids, OpenError, Owner, Progress,
-    SessionTools, ShutdownWatch,
+    BoxFuture, Call, CallKind, CallOutcome, CancelToken, ContentBlock, Ids, ItemEnd, OpenError,
+    Opening, Owner, Progress, SessionTools, ShutdownWatch,
 };
 use stockade_runtime::session::Unjailed;
 use stockade_runtime::tool::Block;
@@ -53,6 +54,10 @@ impl Toolset {
     /// environment of bash is that of this program without `ANTHROPIC_*`; a program of the same user
     /// can still find those in `/proc`, so keep credentials out of the environment.
     ///
+    /// Skills and memory stores of sessions are not there: both are laid by a process of the jail, at
+    /// paths that the control plane names. Neither is asked for, and a warning of each session says so
+    /// (`toolset.without`).
+    ///
     /// Needs [`become_helper_if_asked`](crate::become_helper_if_asked).
     ///
     /// ```no_run
@@ -89,16 +94,24 @@ impl Toolset {
     /// The six tools in a jail for each session, as `worker poll --jail` makes them: with every layer
     /// of the policy, proven before the first call, and recorded in the audit log.
     ///
+    /// What the session needs is in the jail before its first call, and in one that takes its place:
+    /// skills of its agent (one that fails is recorded, and the session goes on), what the policy
+    /// stages, memory stores. At the end of the work item its processes end, the stores are synced for
+    /// the last time, and the jail is ended. If the session is idle and the policy has
+    /// `filesystem.retain`, its jail is kept until it comes back, at most until the `run` or
+    /// `handle_item` ends that it was served in; at most 8 are kept, and the oldest gives way.
+    ///
     /// Needs [`become_helper_if_asked`](crate::become_helper_if_asked), and must be called while this
     /// program has one thread: before the Tokio runtime, and before it reads credentials if it can be
     /// arranged. What makes jails is split off here, and must know nothing. Started by root the jails
     /// are of the level `root`; this program itself keeps its rights then, unlike `worker`.
     ///
     /// # Errors
-    /// A policy that cannot be read, a host that cannot give what it requires, an audit log that
-    /// cannot be written, more than one thread.
+    /// A policy or configuration that cannot be used, a host that cannot give what it requires, a
+    /// directory or a credential that cannot be read, an audit log that cannot be written, more than
+    /// one thread.
     pub fn jailed(policy: JailPolicy) -> Result<Toolset, Error> {
-        let jailed = Arc::new(Jailed::start(policy)?);
+        let jailed = Arc::new(Jailed::start(&policy)?);
         Ok(Toolset { back: Back::Jailed(jailed), functions: Functions::default() })
     }
 
@@ -132,14 +145,28 @@ impl Toolset {
         }
     }
 
-    /// The processes of one session.
-    pub(super) async fn open(&self, ids: &Ids) -> Result<SessionToolset, OpenError> {
+    /// Does `work`, in which sessions are served with this toolset. Boxed: a caller's compiler would
+    /// have to look through all of it.
+    pub(super) async fn serving<T>(&self, work: BoxFuture<'_, T>) -> T {
+        match &self.back {
+            Back::Jailed(jailed) => jailed.serving(work).await,
+            Back::None | Back::InProcess { .. } => work.await,
+        }
+    }
+
+    /// The processes of one session, and its jail with what belongs into it.
+    pub(super) async fn open(
+        &self,
+        opening: &Opening<'_>,
+        shutdown: ShutdownWatch,
+    ) -> Result<SessionToolset, OpenError> {
         let bench = match &self.back {
             Back::None => Bench::None,
             Back::InProcess { directory } => {
+                tell_of_what_is_missing(opening);
                 Bench::InProcess(Box::new(unjailed(directory.clone()).await?))
             }
-            Back::Jailed(jailed) => Bench::Jailed(Box::new(jailed.open(ids).await?)),
+            Back::Jailed(jailed) => Bench::Jailed(Box::new(jailed.open(opening, shutdown).await?)),
         };
         Ok(SessionToolset { toolset: self.clone(), bench })
     }
@@ -160,7 +187,7 @@ pub(super) struct SessionToolset {
 enum Bench {
     None,
     InProcess(Box<InProcess>),
-    Jailed(Box<JailedTools>),
+    Jailed(Box<Tools>),
 }
 
 impl fmt::Debug for SessionToolset {
@@ -170,9 +197,9 @@ impl fmt::Debug for SessionToolset {
 }
 
 impl SessionToolset {
-    pub async fn close(self) {
+    pub async fn close(self, how: ItemEnd) {
         if let Bench::Jailed(tools) = self.bench {
-            tools.close().await;
+            tools.close(how).await;
         }
     }
 }
@@ -191,6 +218,20 @@ impl SessionTools for SessionToolset {
             Bench::InProcess(tools) => tools.run(call, stop).await,
             Bench::Jailed(tools) => tools.run(call, stop).await,
         }
+    }
+}
+
+/// Skills and memory stores need the places of a jail: without one the session runs without them.
+fn tell_of_what_is_missing(opening: &Opening<'_>) {
+    let (skills, stores) = (opening.session.skills.len(), opening.session.memory_stores.len());
+    if skills + stores > 0 {
+        tracing::warn!(
+            event = "toolset.without",
+            session_id = opening.session.id,
+            skills,
+            memory_stores = stores,
+            "a session without a jail goes on without its skills and memory stores"
+        );
     }
 }
 
@@ -299,7 +340,7 @@ mod tests {
         assert!(owner("a", CallKind::Custom) && owner("bash", CallKind::Custom));
         assert!(!owner("a", CallKind::Builtin) && !owner("bash", CallKind::Builtin));
         assert!(!owner("b", CallKind::Custom));
-        let mut session = tools.open(&Ids::default()).await.expect("nothing to open");
+        let mut session = SessionToolset { toolset: tools, bench: Bench::None };
         let stop = CancelToken::new();
         stop.cancel();
         for (name, text, is_error) in [

@@ -14,6 +14,7 @@ use super::stop::Stop;
 use super::toolset::Toolset;
 use crate::queue::{
     Drive, FileJournals, ItemEnd, ItemRequest, JournalStore, MemoryJournals, Queue, QueueSettings,
+    ShutdownWatch,
 };
 
 /// How a work item or an attached session ended.
@@ -183,7 +184,8 @@ impl EnvironmentWorker {
         let mut settings = self.environment.settings()?;
         settings.drain = self.drain;
         let shutdown = stop.joined_with(self.toolset.unusable());
-        match self.queue(settings)?.run(shutdown).await {
+        let queue = self.queue(settings, shutdown.clone())?;
+        match self.toolset.serving(Box::pin(queue.run(shutdown))).await {
             Ok(_) => Ok(()),
             Err(refused) => {
                 let text = "cannot poll: the control plane refuses it for good";
@@ -199,16 +201,21 @@ impl EnvironmentWorker {
     /// # Errors
     /// Settings that cannot work.
     pub async fn handle_item(&self, item: WorkToServe, stop: Stop) -> Result<Outcome, Error> {
-        let queue = self.queue(self.environment.settings()?)?;
+        let shutdown = stop.joined_with(self.toolset.unusable());
+        let queue = self.queue(self.environment.settings()?, shutdown.clone())?;
         let WorkToServe { work_id: work, session_id: session, secret } = item;
         let request = ItemRequest { work, session, secret };
-        let shutdown = stop.joined_with(self.toolset.unusable());
-        Ok(Outcome::of(queue.run_item(request, shutdown).await))
+        let served = queue.run_item(request, shutdown);
+        Ok(Outcome::of(self.toolset.serving(Box::pin(served)).await))
     }
 
-    fn queue(&self, mut settings: QueueSettings) -> Result<Queue<LibraryHost>, Error> {
+    fn queue(
+        &self,
+        mut settings: QueueSettings,
+        shutdown: ShutdownWatch,
+    ) -> Result<Queue<LibraryHost>, Error> {
         self.choice.lay(&mut settings);
-        let host = LibraryHost::new(self.toolset.clone(), self.sessions_max);
+        let host = LibraryHost::new(self.toolset.clone(), self.sessions_max, shutdown);
         let journals = self.choice.journals()?;
         host::queue(&self.environment, settings, host, journals, Drive::default())
     }

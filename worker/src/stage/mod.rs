@@ -34,8 +34,8 @@ use crate::config::stage::Keys;
 
 pub use destination::{Destination, LayError};
 pub use error::{Fault, StageError, told};
-pub use git::Git;
-pub use local::Roots;
+pub use git::{Git, GitError};
+pub use local::{Roots, RootsError};
 pub use request::{Wanted, metadata, wanted};
 pub use sink::{Fetched, Room};
 
