@@ -36,6 +36,10 @@ const PHRASES: &[(&str, &str)] = &[
     ("worker.cancelling",       "ending what still runs"),
     ("worker.stopped",          "worker stopped ({reason})"),
     ("key.reloaded",            "read the environment key again"),
+    ("platform.reloaded",       "read the credentials of AWS again"),
+    ("platform.not_reloaded",   "could not read the credentials of AWS again, the old ones stay in use"),
+    ("stage.reloaded",          "read the credentials of staged input again"),
+    ("stage.not_reloaded",      "could not read the credentials of staged input again, the old ones stay in use"),
     ("key.not_reloaded",        "could not read the environment key again, the old one stays in use"),
     ("policy.reloaded",         "read the policy's network rules again"),
     ("policy.not_reloaded",     "could not read the policy again, its old network rules stay in force"),
@@ -470,13 +474,13 @@ mod tests {
         }
     }
 
-    /// Every phrase belongs to an event that is emitted, and the events of `queue`, `daemon` and
+    /// Every phrase belongs to an event that is emitted, and the events of `cli`, `queue`, `daemon` and
     /// `webhook` have one.
     #[test]
     fn phrases_and_events_of_sessions_are_the_same() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut source = String::new();
-        for folder in ["queue", "daemon", "webhook"] {
+        for folder in ["cli", "queue", "daemon", "webhook"] {
             for entry in std::fs::read_dir(root.join(folder)).expect("listed").flatten() {
                 let of_rust = entry.path().extension().is_some_and(|extension| extension == "rs");
                 if of_rust {
