@@ -5,7 +5,9 @@
 //! (with the rights of whoever started the worker), then these rights are given up.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -57,18 +59,13 @@ fn before_launcher(
 /// What a platform's settings come from. An option is told from the variable that stands for it: on a
 /// platform its own variable goes first.
 fn around(args: &SessionArgs) -> platform::Around<'_> {
-    let option = |given: &'_ Option<String>, name: &str| {
-        let ambient = std::env::var(name).ok();
-        given.is_some() && *given != ambient
-    };
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let option = |name: &str| is_written(&arguments, name);
     platform::Around {
         variable: &|name| std::env::var_os(name),
         hidden: &hidden::was_set,
-        base_url: args.base_url.as_deref().filter(|_| option(&args.base_url, "ANTHROPIC_BASE_URL")),
-        workspace_id: args
-            .workspace_id
-            .as_deref()
-            .filter(|_| option(&args.workspace_id, "ANTHROPIC_WORKSPACE_ID")),
+        base_url: args.base_url.as_deref().filter(|_| option("--base-url")),
+        workspace_id: args.workspace_id.as_deref().filter(|_| option("--workspace-id")),
         insecure_http: args.insecure_http,
     }
 }
@@ -96,6 +93,16 @@ pub struct Ready {
     pub again: Option<Again>,
     /// The audit log; `None` only for `--check`, if there is none yet or a worker has it.
     pub audit: Option<AuditLog>,
+}
+
+/// Whether an option with a value is on the command line, whatever the variable says that stands for it
+/// (CLI-3).
+fn is_written(arguments: &[OsString], option: &str) -> bool {
+    let value = |argument: &OsString| {
+        let rest = argument.as_bytes().strip_prefix(option.as_bytes());
+        rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'=')
+    };
+    arguments.iter().skip(1).any(value)
 }
 
 /// Reads the policy that the settings name, each of its files by `load`.
@@ -305,6 +312,27 @@ pub fn run(
         Err(exit) => {
             launcher.wait();
             Ok(exit)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_is_there_also_where_it_says_what_its_variable_says() {
+        // CLI-3, AWS-1.
+        let arguments = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for line in
+            ["worker poll --base-url https://a.test", "worker poll --base-url=https://a.test"]
+        {
+            assert!(is_written(&arguments(line), "--base-url"), "{line}");
+        }
+        for line in
+            ["worker poll", "--base-url poll", "worker poll --base-urls x", "worker poll base-url"]
+        {
+            assert!(!is_written(&arguments(line), "--base-url"), "{line}");
         }
     }
 }
