@@ -49,7 +49,9 @@ fn check(inputs: &Inputs, rules: &str, metadata: &[(&str, &str)]) -> Value {
     fs::write(&policy, with_rules(rules)).expect("written");
     let config = inputs.config(0);
     let mut command = inputs.lab.command();
-    command.arg(locate::worker()).args(["stage", "check", "--fetch", "--format", "json", "-p"]);
+    command
+        .arg(locate::worker())
+        .args(["stage", "check", "--fetch", "--format", "json", "--policy"]);
     command.arg(&policy).arg("--config").arg(config);
     for (key, value) in metadata {
         command.arg("--metadata").arg(format!("{key}={value}"));
@@ -382,6 +384,40 @@ fn what_is_too_large_too_slow_or_something_else_is_refused() {
     assert_eq!(check(&inputs, &code(&large), &[])["class"], "too-large");
     assert_eq!(check(&inputs, &code(&inputs.commit), &[])["outcome"], "fetched");
     assert_eq!(check(&inputs, &code(&"1".repeat(40)), &[])["class"], "git");
+}
+
+#[test]
+fn a_small_pack_that_needs_much_memory_is_refused() {
+    // INV-11: one commit of 210 MB, which is a pack of 200 KB.
+    require!(Need::Root);
+    let inputs = Inputs::new();
+    let script = r#"set -e
+cd "$1" && git init -q --bare heavy.git && cd heavy.git
+tree=$(git hash-object -t tree -w --stdin </dev/null)
+{ printf 'tree %s\nauthor a <a@b> 0 +0000\ncommitter a <a@b> 0 +0000\n\n' "$tree"
+  head -c 220200960 /dev/zero | tr '\0' a; } >message
+commit=$(git hash-object -t commit -w message) && rm message
+git update-ref refs/heads/main "$commit" && git repack -qad && echo "$commit"
+"#;
+    let made = std::process::Command::new("sh")
+        .args(["-c", script, "heavy"])
+        .arg(inputs.lab.directory().join("www/git.example.test/git"))
+        .output()
+        .expect("it runs");
+    let commit = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    assert_eq!(commit.len(), 40, "{}", String::from_utf8_lossy(&made.stderr));
+    let code = |more: &str| {
+        format!(
+            "[[stage]]\nname = \"code\"\nkind = \"git\"\nfrom = \"https://git.example.test/git/heavy.git\"\n\
+             to = \"code\"\ncommit = \"{commit}\"\n{more}\n"
+        )
+    };
+    let rule = check(&inputs, &code("size_max = \"1MiB\""), &[]);
+    assert_eq!(rule["class"], "too-large", "{rule}");
+    assert_eq!(rule["reason"], "git needs more memory than 192MiB for it", "{rule}");
+    // The control: it is the memory, and not the pack.
+    let rule = check(&inputs, &code("size_max = \"1GiB\""), &[]);
+    assert_eq!(rule["outcome"], "fetched", "{rule}");
 }
 
 #[test]

@@ -59,10 +59,11 @@ pub use library::{
 pub fn main() -> ExitCode {
     stockade_runtime::sys::abort_on_panic();
     // Before anything else: a process started as a helper must not read arguments, files or the
-    // environment, and those started as the key reader or the script starter only what they were
-    // started for.
+    // environment, and those started as the key reader, the script starter or the git starter only
+    // what they were started for.
     become_helper_if_asked();
     credential::reader::become_key_reader_if_asked();
     scripts::starter::become_script_starter_if_asked();
+    stage::git_starter::become_git_starter_if_asked();
     cli::run(cli::Cli::parse())
 }

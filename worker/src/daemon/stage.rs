@@ -25,7 +25,8 @@ use crate::explain;
 use crate::queue::{OpenError, Opening};
 use crate::settings::Settings;
 use crate::stage::{
-    Destination, Fault, Git, LayError, Prepared, Room, Roots, StageError, Stager, Told, metadata,
+    Destination, Fault, Git, LayError, Prepared, Room, Roots, StageError, Stager, Told,
+    git_starter, metadata,
 };
 
 /// Most sessions whose jails are remembered; what is forgotten is staged once more.
@@ -62,6 +63,14 @@ pub fn prepare(
     let git = git.then(|| Git::find(config.stage.git.as_deref())).transpose().map_err(|error| {
         usage(&error, "install git, or name it in the configuration: `stage.git`")
     })?;
+    // As root, the control side will be somebody else by then.
+    if git.is_some() && level == Level::Root && !git_starter::for_everybody().unwrap_or(false) {
+        explain::say(
+            "error: cannot start git within its bounds: this program is not for everybody",
+        );
+        explain::say("hint: make the file of `worker` executable by everybody (mode 755)");
+        return Err(Exit::Usage);
+    }
     let (rooms, room) = rooms(settings, level, policy).map_err(|error| {
         explain::say(&format!("error: {error:#}"));
         Exit::Usage

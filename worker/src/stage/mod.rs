@@ -15,6 +15,7 @@ mod destination;
 mod dial;
 mod error;
 mod git;
+pub mod git_starter;
 mod https;
 mod local;
 mod request;
