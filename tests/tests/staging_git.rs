@@ -221,3 +221,30 @@ fn git_and_what_it_started_end_with_a_worker_that_is_killed() {
         assert!(ran.leftovers.is_empty(), "{level:?}: {:#?}", ran.leftovers);
     }
 }
+
+#[test]
+fn a_rule_that_can_never_be_fetched_is_refused_at_the_start() {
+    // INV-11: git needs room for a pack, an archive and its memory, 1 MiB twice and 192 MiB here.
+    require!(Need::Root);
+    let root = root();
+    let (repository, commit) = repository(root.path());
+    let rules = rule(&repository, &commit);
+    let config = root.path().join("config.toml");
+    for (size, starts) in [("193MiB", false), ("194MiB", true)] {
+        fs::write(&config, format!("[stage]\nfetch_size = \"{size}\"\n")).expect("written");
+        let server = Devserver::with("", &["--keep-results"]);
+        let poll = Poll::at(Level::Root).policy(&format!("{}\n{rules}", policy_text("")));
+        let poll = poll.path("--config", &config);
+        // Without a start there is no record, and an empty log does not verify.
+        let worker = if starts { poll } else { poll.may_leave() }.serve(&server);
+        if starts {
+            worker.wait_for_event("worker.started", SOON);
+            worker.stop().ended(0);
+        } else {
+            let ran = worker.wait().ended(2);
+            assert!(ran.stderr.contains("cannot stage `code`"), "{}", ran.stderr);
+            assert!(ran.stderr.contains("stage.fetch_size"), "{}", ran.stderr);
+        }
+        server.end();
+    }
+}

@@ -17,6 +17,8 @@ use serde::Deserialize;
 use stockade_runtime::policy::stage::{Scheme, StagePlace};
 use zeroize::Zeroizing;
 
+use crate::stage::FetchSize;
+
 /// Most credentials of each kind.
 const CREDENTIALS_MAX: usize = 64;
 /// Longest file.
@@ -33,6 +35,8 @@ pub type Variable<'a> = &'a dyn Fn(&str) -> Option<SecretString>;
 pub struct StageConfig {
     /// The host's git [default: /usr/bin/git, /usr/local/bin/git or /bin/git].
     pub git: Option<PathBuf>,
+    /// What all sessions together may fetch at a time [default: 4GiB].
+    pub fetch_size: FetchSize,
     /// For https and git.
     pub credential: Vec<CredentialConfig>,
     /// For S3-compatible stores.

@@ -25,7 +25,7 @@ use crate::explain;
 use crate::queue::{OpenError, Opening};
 use crate::settings::Settings;
 use crate::stage::{
-    Destination, Fault, Git, LayError, Prepared, Room, Roots, StageError, Stager, Told,
+    Budget, Destination, Fault, Git, LayError, Prepared, Room, Roots, StageError, Stager, Told,
     git_starter, metadata,
 };
 
@@ -71,11 +71,13 @@ pub fn prepare(
         explain::say("hint: make the file of `worker` executable by everybody (mode 755)");
         return Err(Exit::Usage);
     }
+    let budget = Budget::new(config.stage.fetch_size, policy)
+        .map_err(|error| usage(&error, error.hint()))?;
     let (rooms, room) = rooms(settings, level, policy).map_err(|error| {
         explain::say(&format!("error: {error:#}"));
         Exit::Usage
     })?;
-    Ok(Some((Prepared { room, roots, git, keys }, rooms)))
+    Ok(Some((Prepared { room, roots, git, keys, budget }, rooms)))
 }
 
 /// In memory, unless sessions have their workspaces on a disk: no input rests where the workspace

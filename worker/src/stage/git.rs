@@ -256,11 +256,16 @@ fn not_run(_: io::Error) -> Fault {
     Fault::Git { doing: "run" }
 }
 
+/// Memory that git may use to fetch `bytes_max` bytes.
+pub(super) fn memory_max(bytes_max: u64) -> u64 {
+    bytes_max.clamp(MEMORY_MIN, MEMORY_MAX)
+}
+
 /// What each process of git may use to fetch `bytes_max` bytes within `time_max`: the largest commit,
 /// tree or changed file has to fit into memory.
 fn bounds(bytes_max: u64, time_max: Duration) -> GitBounds {
     GitBounds {
-        memory_bytes_max: bytes_max.clamp(MEMORY_MIN, MEMORY_MAX),
+        memory_bytes_max: memory_max(bytes_max),
         file_bytes_max: bytes_max.saturating_add(FILE_ALLOWANCE),
         cpu_seconds_max: time_max.as_secs() + 1,
     }

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
+use super::budget::Held;
 use super::error::Fault;
 
 /// Bytes that are collected before they are written.
@@ -37,6 +38,8 @@ pub struct Fetched {
     pub bytes: u64,
     /// Of it.
     pub sha256: [u8; 32],
+    /// Its share of what all sessions may fetch.
+    held: Held,
 }
 
 impl Room {
@@ -81,6 +84,7 @@ impl Room {
 pub(super) struct Sink {
     /// None while a batch is being written.
     state: Option<(File, Sha256)>,
+    held: Held,
     batch: Vec<u8>,
     bytes: u64,
     max: u64,
@@ -90,11 +94,18 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// For at most `max` bytes.
-    pub fn new(room: &Room, max: u64, session_id: &str, rule: &str) -> Result<Sink, Fault> {
+    /// For at most `max` bytes, for which room is `held`.
+    pub fn new(
+        room: &Room,
+        held: Held,
+        max: u64,
+        session_id: &str,
+        rule: &str,
+    ) -> Result<Sink, Fault> {
         let file = room.file().map_err(|source| Fault::Room { source })?;
         Ok(Sink {
             state: Some((file, Sha256::new())),
+            held,
             batch: Vec::new(),
             bytes: 0,
             max,
@@ -142,7 +153,8 @@ impl Sink {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|error| room(error.into()))?;
-        Ok(Fetched { file, bytes: self.bytes, sha256: hash.finalize().into() })
+        let sha256 = hash.finalize().into();
+        Ok(Fetched { file, bytes: self.bytes, sha256, held: self.held })
     }
 
     /// Disks are not waited for on a thread of sessions.
@@ -167,6 +179,11 @@ fn broken() -> io::Error {
 }
 
 impl Fetched {
+    /// The file, and its share of what all sessions may fetch.
+    pub fn into_parts(self) -> (OwnedFd, Held) {
+        (self.file, self.held)
+    }
+
     /// The digest as 64 hexadecimal digits.
     pub fn sha256_hex(&self) -> String {
         self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -192,7 +209,7 @@ mod tests {
             let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
             linkat(CWD, path, CWD, &name, AtFlags::SYMLINK_FOLLOW)
         };
-        let mut sink = Sink::new(&room, 64, "s", "r").expect("a sink");
+        let mut sink = Sink::new(&room, Held::of_nothing(), 64, "s", "r").expect("a sink");
         sink.push(b"content").await.expect("taken");
         let fetched = sink.finish().await.expect("fetched");
         let flags = fcntl_getfl(&fetched.file).expect("flags");

@@ -8,10 +8,12 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stockade_runtime::policy::stage::{StageDigest, ValueError};
 use stockade_runtime::policy::{Policy, Resolver};
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::stage::StageConfig;
@@ -72,12 +74,15 @@ fn policy(text: &str) -> Policy {
 }
 
 fn stager(policy: &Policy, scratch: &TempDir) -> Stager {
+    with_room_for(FetchSize::default(), policy, scratch)
+}
+
+fn with_room_for(size: FetchSize, policy: &Policy, scratch: &TempDir) -> Stager {
     let room = Room::open(scratch.path(), scratch.path()).expect("a room");
     let roots = Roots::open(policy).expect("roots");
-    let git = policy.stage.rules.iter().any(|rule| matches!(rule.kind, StageKind::Git { .. }));
-    let git = git.then(|| Git::find(None).expect("git"));
+    let budget = Budget::new(size, policy).expect("room");
     let keys = StageConfig::default().load(&|_| None).expect("no keys");
-    Stager::new(policy, Prepared { room, roots, git, keys }, None).expect("a stager")
+    Stager::new(policy, Prepared { room, roots, git: None, keys, budget }, None).expect("a stager")
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -211,6 +216,72 @@ async fn what_is_not_required_is_left_out_and_what_is_not_recorded_is_not_laid()
     let error = stager.lay("s", &pairs(&[]), &again, &|_| false).await.expect_err("no record");
     assert_eq!(error.rule, "a");
     assert_eq!(again.text("b"), None);
+}
+
+/// A workspace that takes as long as it is told to.
+struct Slow(Semaphore);
+
+impl Destination for Slow {
+    async fn put(&self, _: OwnedFd, _: &str, _: u32, _: u64) -> Result<(), LayError> {
+        self.0.acquire().await.expect("open").forget();
+        Ok(())
+    }
+
+    async fn unpack(&self, _: OwnedFd, _: &str, _: u64, _: u64) -> Result<(), LayError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_all_sessions_fetch_at_a_time_is_bounded() {
+    // INV-11.
+    let (root, scratch) = (root(), TempDir::new().expect("a directory"));
+    fs::write(root.path().join("a"), "a").expect("written");
+    let space = "[filesystem]\nworkspace_size = \"1GiB\"\n";
+    let policy = policy(&format!(
+        "{space}[[stage]]\nname = \"a\"\nkind = \"local\"\nfrom = {:?}\nto = \"a\"\n\
+         size_max = \"40MiB\"\n",
+        root.path().join("a")
+    ));
+    let size = |text: &str| FetchSize::try_from(text.to_owned()).expect("a size");
+    for (room, at_once) in [("64MiB", 1), ("80MiB", 2)] {
+        let stager = Arc::new(with_room_for(size(room), &policy, &scratch));
+        let to = Arc::new(Slow(Semaphore::new(0)));
+        let fetched = Arc::new(AtomicUsize::new(0));
+        let lay = || {
+            let (stager, to) = (Arc::clone(&stager), Arc::clone(&to));
+            let fetched = Arc::clone(&fetched);
+            tokio::spawn(async move {
+                let tell = |_: Told<'_>| fetched.fetch_add(1, Ordering::SeqCst) < usize::MAX;
+                stager.lay("s", &BTreeMap::new(), &*to, &tell).await
+            })
+        };
+        let mut all: Vec<_> = (0..3).map(|_| lay()).collect();
+        let enough = async {
+            while fetched.load(Ordering::SeqCst) < at_once {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), enough).await.expect("as many as have room are fetched");
+        // Without the bound the third would have come by now.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(fetched.load(Ordering::SeqCst), at_once, "{room}");
+        // A session that ends while it waits leaves nothing behind.
+        let last = all.pop().expect("three");
+        last.abort();
+        assert!(last.await.is_err_and(|error| error.is_cancelled()));
+        to.0.add_permits(9);
+        all.extend([lay(), lay()]);
+        for one in all {
+            let laid = timeout(Duration::from_secs(10), one).await.expect("the room comes back");
+            laid.expect("no panic").expect("laid");
+        }
+    }
+    let error = Budget::new(size("64MiB"), &super::tests::policy(&format!("{space}{HTTPS}")))
+        .expect_err("too little");
+    let text = error.to_string();
+    assert!(text.contains("`case`") && text.contains("256MiB"), "{text}");
+    assert!(error.hint().contains("stage.fetch_size"));
 }
 
 #[tokio::test]
