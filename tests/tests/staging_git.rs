@@ -219,6 +219,9 @@ fn git_and_what_it_started_end_with_a_worker_that_is_killed() {
         worker.signal("KILL");
         let ran = worker.wait();
         assert!(ran.leftovers.is_empty(), "{level:?}: {:#?}", ran.leftovers);
+        // Its directory, as root on a file system of the host's.
+        let swept = Command::new(locate::worker()).arg("sweep").output().expect("it runs");
+        assert!(swept.status.success(), "{}", String::from_utf8_lossy(&swept.stderr));
     }
 }
 

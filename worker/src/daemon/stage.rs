@@ -3,21 +3,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
 use stockade_runtime::audit::{Event, Ids as AuditIds, Text};
 use stockade_runtime::host::Level;
-use stockade_runtime::jail;
+use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::stage::StageKind;
-use stockade_runtime::policy::{Policy, Storage};
 use stockade_runtime::session::{
     Executables, Place, Porter, PorterError, Refusal, Replace, Session, Unpack, Wrapper,
 };
 
-use super::prepare::name_of;
 use super::record::Record;
+use super::rooms::Rooms;
 use crate::config::Config;
 use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
@@ -25,16 +22,12 @@ use crate::explain;
 use crate::queue::{OpenError, Opening};
 use crate::settings::Settings;
 use crate::stage::{
-    Budget, Destination, Fault, Git, LayError, Prepared, Room, Roots, StageError, Stager, Told,
+    Budget, Destination, Fault, Git, LayError, Prepared, Roots, StageError, Stager, Told,
     git_starter, metadata,
 };
 
 /// Most sessions whose jails are remembered; what is forgotten is staged once more.
 const SESSIONS_MAX: usize = 4096;
-
-/// Directories that staging uses, made while the worker has its rights.
-#[derive(Debug)]
-pub struct Rooms(Vec<PathBuf>);
 
 /// What a policy with rules `[[stage]]` needs, opened; `None` where it has none.
 ///
@@ -73,67 +66,11 @@ pub fn prepare(
     }
     let budget = Budget::new(config.stage.fetch_size, policy)
         .map_err(|error| usage(&error, error.hint()))?;
-    let (rooms, room) = rooms(settings, level, policy).map_err(|error| {
+    let (rooms, room) = Rooms::open(settings, level, policy).map_err(|error| {
         explain::say(&format!("error: {error:#}"));
         Exit::Usage
     })?;
     Ok(Some((Prepared { room, roots, git, keys, budget }, rooms)))
-}
-
-/// In memory, unless sessions have their workspaces on a disk: no input rests where the workspace
-/// itself would not.
-fn rooms(settings: &Settings, level: Level, policy: &Policy) -> anyhow::Result<(Rooms, Room)> {
-    let memory = match level {
-        Level::Root => PathBuf::from("/run/stockade-staging"),
-        Level::Rootless => {
-            let memory = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-            let memory = memory.filter(|path| path.is_absolute());
-            memory.unwrap_or_else(|| settings.state_dir.clone()).join("stockade-staging")
-        }
-    };
-    let scratch = memory.join(name_of(&settings.state_dir));
-    let files = match policy.filesystem.workspace_storage.value {
-        Storage::Memory => scratch.clone(),
-        Storage::Disk => settings.state_dir.join("staging"),
-    };
-    for path in [&memory, &scratch, &files] {
-        jail::control_side_directory(path, level)
-            .with_context(|| format!("cannot use {} for staging", path.display()))?;
-    }
-    empty(&scratch).context("cannot remove what an earlier worker left")?;
-    let room = Room::open(&files, &scratch).context("cannot open a directory for staging")?;
-    let mut made = vec![scratch.clone(), memory];
-    if files != scratch {
-        made.push(files);
-    }
-    Ok((Rooms(made), room))
-}
-
-/// Repositories of a worker that was killed.
-fn empty(directory: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => std::fs::remove_dir_all(entry.path())?,
-            false => std::fs::remove_file(entry.path())?,
-        }
-    }
-    Ok(())
-}
-
-impl Rooms {
-    /// Removes them at the end of a run, as far as the control side may.
-    pub fn leave(&self) {
-        if let Some(scratch) = self.0.first()
-            && let Err(error) = empty(scratch)
-        {
-            tracing::warn!(event = "stage.not_removed", error = %error, "files of staging are left");
-        }
-        for path in &self.0 {
-            // Those of other workers keep the one above.
-            let _kept = std::fs::remove_dir(path);
-        }
-    }
 }
 
 /// Staging of all sessions.
