@@ -186,6 +186,78 @@ fn an_archive_that_unpacks_to_too_much_is_refused_by_the_porter() {
 }
 
 #[test]
+fn nothing_of_a_fetch_by_a_killed_worker_outlives_the_next_start_or_a_sweep() {
+    // INV-10: git's configuration holds the credential.
+    require!(Need::Root);
+    for (level, next) in
+        Level::here().into_iter().flat_map(|level| [(level, "poll"), (level, "sweep")])
+    {
+        let site = Site::new();
+        let program = site.inputs.lab.directory().join("slow-git");
+        let version = "case $1 in version) echo git version 2.47.3; exit;; esac";
+        fs::write(&program, format!("#!/bin/sh\n{version}\nexec sleep 7303\n")).expect("written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+        let config = site.inputs.config(level.uid());
+        let text = fs::read_to_string(&config).expect("read");
+        fs::write(&config, format!("[stage]\ngit = {program:?}\n{text}")).expect("written");
+        let rules = format!(
+            "[[stage]]\nname = \"code\"\nkind = \"git\"\nfrom = \"https://git.example.test/git/lab.git\"\n\
+             to = \"code\"\ncommit = \"{}\"\n",
+            site.inputs.commit
+        );
+        let mut play = session("killed", [bash("echo ran")]);
+        play["end"] = json!("open");
+        play["calls"][0]["wait"] = json!(false);
+        site.server.push(&play);
+        let poll = Poll::at(level).wrapped_in(&site.inputs.lab.wrapper()).may_leave();
+        let (home, state) = (poll.home(), poll.state());
+        let poll = poll.policy(&with_rules(&rules)).path("--config", &config);
+        let worker = poll.serve(&site.server);
+        let above = match level {
+            Level::Root => std::path::PathBuf::from("/run/stockade-staging"),
+            Level::Rootless => home.join("stockade-staging"),
+        };
+        let name = format!("git-{}-0/config", worker.pid());
+        let found = || {
+            let rooms = fs::read_dir(&above).into_iter().flatten().flatten();
+            rooms.map(|room| room.path().join(&name)).find(|path| path.exists())
+        };
+        let fetches =
+            || found().is_some_and(|path| fs::read(path).is_ok_and(|text| !text.is_empty()));
+        assert!(e2e::poll::wait_for(SOON, fetches), "{level:?}: {}", worker.said());
+        let file = found().expect("found");
+        assert!(fs::read_to_string(&file).expect("read").contains("Basic "), "the control");
+        let scratch = file.ancestors().nth(2).expect("above").to_owned();
+        let sweep = || {
+            let mut line = level.prefix();
+            line.extend([locate::worker().display().to_string(), "sweep".to_owned()]);
+            let mut sweep = std::process::Command::new(&line[0]);
+            sweep.args(&line[1..]).env("HOME", &home).env("XDG_RUNTIME_DIR", &home);
+            let done = sweep.output().expect("it runs");
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            String::from_utf8_lossy(&done.stdout).into_owned()
+        };
+        sweep();
+        assert!(file.exists(), "{level:?}: a live worker's was removed");
+        worker.signal("KILL");
+        let killed = worker.wait();
+        assert!(killed.leftovers.is_empty(), "{level:?}: {:#?}", killed.leftovers);
+        assert!(file.exists(), "the control: nobody has removed it yet");
+        if next == "sweep" {
+            assert!(sweep().contains("removed staging "), "{level:?}");
+        } else {
+            let poll = Poll::at(level).variable("XDG_RUNTIME_DIR", &home.display().to_string());
+            let server = Devserver::with("", &[]);
+            let worker = poll.path("--state-dir", &state).may_leave().serve(&server);
+            worker.wait_for_event("worker.started", SOON);
+            worker.stop().ended(0);
+            server.end();
+        }
+        assert!(!scratch.exists(), "{level:?}, {next}: {} is left", scratch.display());
+    }
+}
+
+#[test]
 fn a_source_that_stalls_holds_neither_the_lease_nor_the_end_of_the_worker_up() {
     // INV-11; LEASE-12: what was begun ends with the lease.
     require!(Need::Root);
@@ -323,6 +395,40 @@ fn what_is_too_large_too_slow_or_something_else_is_refused() {
     assert_eq!(check(&inputs, &code(&large), &[])["class"], "too-large");
     assert_eq!(check(&inputs, &code(&inputs.commit), &[])["outcome"], "fetched");
     assert_eq!(check(&inputs, &code(&"1".repeat(40)), &[])["class"], "git");
+}
+
+#[test]
+fn a_small_pack_that_needs_much_memory_is_refused() {
+    // INV-11: one commit of 210 MB, which is a pack of 200 KB.
+    require!(Need::Root);
+    let inputs = Inputs::new();
+    let script = r#"set -e
+cd "$1" && git init -q --bare heavy.git && cd heavy.git
+tree=$(git hash-object -t tree -w --stdin </dev/null)
+{ printf 'tree %s\nauthor a <a@b> 0 +0000\ncommitter a <a@b> 0 +0000\n\n' "$tree"
+  head -c 220200960 /dev/zero | tr '\0' a; } >message
+commit=$(git hash-object -t commit -w message) && rm message
+git update-ref refs/heads/main "$commit" && git repack -qad && echo "$commit"
+"#;
+    let made = std::process::Command::new("sh")
+        .args(["-c", script, "heavy"])
+        .arg(inputs.lab.directory().join("www/git.example.test/git"))
+        .output()
+        .expect("it runs");
+    let commit = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    assert_eq!(commit.len(), 40, "{}", String::from_utf8_lossy(&made.stderr));
+    let code = |more: &str| {
+        format!(
+            "[[stage]]\nname = \"code\"\nkind = \"git\"\nfrom = \"https://git.example.test/git/heavy.git\"\n\
+             to = \"code\"\ncommit = \"{commit}\"\n{more}\n"
+        )
+    };
+    let rule = check(&inputs, &code("size_max = \"1MiB\""), &[]);
+    assert_eq!(rule["class"], "too-large", "{rule}");
+    assert_eq!(rule["reason"], "git needs more memory than 192MiB for it", "{rule}");
+    // The control: it is the memory, and not the pack.
+    let rule = check(&inputs, &code("size_max = \"1GiB\""), &[]);
+    assert_eq!(rule["outcome"], "fetched", "{rule}");
 }
 
 #[test]

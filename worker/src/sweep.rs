@@ -8,11 +8,12 @@ use clap::Args;
 use stockade_runtime::host::HostFacts;
 use stockade_runtime::jail;
 
+use crate::daemon::rooms;
 use crate::exit::Exit;
 
 /// Remove what killed workers left behind
 ///
-/// Jails of live workers are not touched. As root it covers the whole host, otherwise the caller's
+/// Jails and staged input of live workers are not touched. As root it covers the whole host, otherwise the caller's
 /// own jails. Every start of a jail does the same for abandoned jails of the same user; this is for
 /// hosts on which nothing will start soon.
 #[derive(Debug, Args)]
@@ -30,7 +31,8 @@ pub fn run_directory() -> PathBuf {
 /// Sweeps and says what was found.
 pub fn run(args: &SweepArgs) -> anyhow::Result<Exit> {
     let level = HostFacts::level_here().context("cannot look at this process")?;
-    let done = jail::sweep(level, &run_directory()).context("cannot sweep")?;
+    let mut done = jail::sweep(level, &run_directory()).context("cannot sweep")?;
+    rooms::sweep(level, &mut done).context("cannot sweep staged input")?;
     let mut out = io::stdout().lock();
     if args.json {
         let mut document = serde_json::to_value(&done)?;

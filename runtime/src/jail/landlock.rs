@@ -140,6 +140,23 @@ impl Domain {
         Ok(Domain { ruleset: created, description: String::new() })
     }
 
+    /// A domain that may change files below `directory`, write to the device `null`, and read whatever
+    /// its ids may read. Networks are not its business.
+    pub fn writing(directory: BorrowedFd<'_>, null: BorrowedFd<'_>) -> io::Result<Self> {
+        let abi = ABI::from(i32::from(kernel_abi().min(ABI_KNOWN)));
+        let handled = AccessFs::from_write(abi);
+        let created = Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(handled)
+            .and_then(Ruleset::create)
+            .map_err(system)?;
+        let files = handled & rights(Access::Write, abi);
+        let device = handled & rights(Access::Device, abi);
+        let created = created.add_rule(PathBeneath::new(directory, files)).map_err(system)?;
+        let created = created.add_rule(PathBeneath::new(null, device)).map_err(system)?;
+        Ok(Domain { ruleset: created, description: String::new() })
+    }
+
     /// Enters the domain for good. Needs `no_new_privs`.
     ///
     /// # Errors

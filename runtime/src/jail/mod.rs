@@ -2,7 +2,7 @@
 //! Synchronous; the only part of the product with effects on the host.
 //!
 //! Files by the process that runs them: `client` (control side), `launcher`, `init`, `payload`,
-//! `exporter`; `key_reader` and `outside` confine processes of the worker's. By mechanism: `claim` (ids and run directory), `cgroup`, `idmap`, `disk`, `tree`
+//! `exporter`; `key_reader`, `outside` and `git` confine processes of the worker's. By mechanism: `claim` (ids and run directory), `cgroup`, `idmap`, `disk`, `tree`
 //! and `workspace` and `verify` (mounts), `network`, `clock`, `terminal`, `caps`, `rlimits`,
 //! `landlock`, `seccomp`, `canary`, `export`, `sweep`. Between processes: `wire`, `message`, `step`,
 //! `report`.
@@ -22,6 +22,7 @@ mod executor;
 mod export;
 mod exporter;
 mod forward;
+mod git;
 mod idmap;
 mod init;
 mod key_reader;
@@ -55,6 +56,7 @@ pub use client::{
     rootless_run_directory,
 };
 pub use export::ExportReport;
+pub use git::{GitBounds, confine_git, end_with};
 pub use key_reader::{ConfineError, ReaderDomain, confine_key_reader};
 pub use message::{End, Failure, LimitHit, Listener, PayloadStatus};
 pub use outside::{OutsideConfinement, confine_outside};

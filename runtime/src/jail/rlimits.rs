@@ -23,6 +23,7 @@ pub(crate) fn apply(limit: Rlimit, value: u64) -> io::Result<()> {
         Rlimit::MessageQueues => Resource::RLIMIT_MSGQUEUE,
         Rlimit::PendingSignals => Resource::RLIMIT_SIGPENDING,
         Rlimit::Core => Resource::RLIMIT_CORE,
+        Rlimit::FileSize => Resource::RLIMIT_FSIZE,
     };
     let (_, highest) = getrlimit(resource)?;
     let grace = if limit == Rlimit::CpuSeconds { 1 } else { 0 };

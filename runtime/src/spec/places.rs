@@ -134,9 +134,14 @@ fn free(target: &Path, policy: &Policy, workdir: &Path) -> Result<(), &'static s
         return Err("the working directory is there");
     }
     if target.starts_with(workdir) {
-        return match overlap(&workdir.join(SKILLS), target) {
-            true => Err("skills are there"),
-            false => Ok(()),
+        let staged = |to: &str| overlap(&workdir.join(to), target);
+        return match () {
+            () if overlap(&workdir.join(SKILLS), target) => Err("skills are there"),
+            // It would be laid into the store, and from there be sent to the control plane.
+            () if policy.stage.rules.iter().any(|rule| staged(&rule.to)) => {
+                Err("the policy stages input there")
+            }
+            () => Ok(()),
         };
     }
     let system = target.iter().nth(1).is_some_and(|top| SYSTEM.iter().any(|name| top == *name));

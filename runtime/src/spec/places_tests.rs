@@ -78,6 +78,28 @@ fn what_the_policy_shows_is_not_covered_by_a_store() {
 }
 
 #[test]
+fn a_store_is_refused_where_input_is_staged() {
+    // MEM-4: what is laid there would be uploaded, and what a store has would be replaced.
+    let staged = policy(
+        "[[stage]]\nname = \"a\"\nkind = \"local\"\nfrom = \"/srv/in/a\"\nto = \"in/case/a\"\n",
+    );
+    let targets = ["/workspace/in", "/workspace/in/case/a", "/workspace/in/case/a/store"];
+    for target in targets {
+        let error = build(&staged, &facts(Level::Root), session(&[target])).expect_err(target);
+        let text = error.to_string();
+        assert!(matches!(error, SpecError::StorePlace { .. }), "{target}: {text}");
+        assert!(text.contains("cannot show a memory store at"), "{text}");
+        assert!(text.contains("the policy stages input there"), "{text}");
+        // The control: it is the rule.
+        built(session(&[target])).unwrap_or_else(|error| panic!("{target}: {error}"));
+    }
+    for free in ["/workspace/in/case/b", "/workspace/in/case/ab", "/mnt/in/case/a"] {
+        let built = build(&staged, &facts(Level::Root), session(&[free]));
+        built.unwrap_or_else(|error| panic!("{free}: {error}"));
+    }
+}
+
+#[test]
 fn the_file_tools_know_the_stores_and_which_of_them_may_not_be_changed() {
     // MEM-8, TOOL-PATH-5.
     let mut request = session(&["/mnt/memory/a", "/mnt/memory/b"]);

@@ -323,6 +323,8 @@ pub enum Rlimit {
     PendingSignals,
     /// `RLIMIT_CORE`
     Core,
+    /// `RLIMIT_FSIZE`; no jail has it, git on the host does
+    FileSize,
 }
 
 /// What limits tools on the host, beside the time and output that each tool has for itself.

@@ -23,7 +23,7 @@ use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::explain;
 use crate::progress::{size, visible};
-use crate::stage::{Fault, Git, Prepared, Room, Roots, Stager, Wanted, told, wanted};
+use crate::stage::{Budget, Fault, Git, Prepared, Room, Roots, Stager, Wanted, told, wanted};
 
 /// Longest time for everything that `--fetch` fetches.
 const FETCH_MAX: Duration = Duration::from_secs(1_800);
@@ -173,9 +173,16 @@ fn fetch(
         Ok(git) => git,
         Err(error) => return refuse(&error, Exit::Usage),
     };
+    let budget = match Budget::new(config.stage.fetch_size, policy) {
+        Ok(budget) => budget,
+        Err(error) => {
+            explain::complain(&error, Some(error.hint()));
+            return Ok(Err(Exit::Usage));
+        }
+    };
     let place = Scratch::make().context("cannot make a directory for what is fetched")?;
     let room = Room::open(&place.0, &place.0).context("cannot open a directory of ours")?;
-    let prepared = Prepared { room, roots, git, keys };
+    let prepared = Prepared { room, roots, git, keys, budget };
     let stager = Stager::new(policy, prepared, args.ca_file.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::credential::file::{self, Trust};
 use crate::credential::{Kept, KeyError, Secret};
+use crate::stage::FetchSize;
 
 /// Most credentials of each kind.
 const CREDENTIALS_MAX: usize = 64;
@@ -35,6 +36,8 @@ pub type Open<'a> = &'a dyn Fn(&Path) -> Result<Zeroizing<Vec<u8>>, KeyError>;
 pub struct StageConfig {
     /// The host's git [default: /usr/bin/git, /usr/local/bin/git or /bin/git].
     pub git: Option<PathBuf>,
+    /// What all sessions together may fetch at a time [default: 4GiB].
+    pub fetch_size: FetchSize,
     /// For https and git.
     pub credential: Vec<CredentialConfig>,
     /// For S3-compatible stores.

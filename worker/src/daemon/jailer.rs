@@ -17,14 +17,15 @@ use super::furnish::Furnisher;
 use super::jails::{Jails, Template};
 use super::memory::Memories;
 use super::record::Record;
+use super::rooms::Rooms;
 use super::skills::SkillsOfAll;
-use super::stage::{self, Kept, Rooms, Secrets, SetupError, Staging};
+use super::stage::{self, Kept, Secrets, SetupError, Staging};
 use crate::config::Config;
 use crate::credential::hidden;
 use crate::exit::Exit;
 use crate::queue::Shutdown;
 use crate::settings::Settings;
-use crate::stage::Prepared;
+use crate::stage::{Prepared, git_starter};
 use crate::sweep::run_directory;
 
 /// What is said about jails beside the policy and the configuration.
@@ -141,6 +142,11 @@ impl Jailer {
     /// [`PrepareError::Launcher`].
     pub fn keeping(mut self, policy_files: &[PathBuf]) -> Result<Jailer, PrepareError> {
         if self.options.level == Level::Root {
+            // The control side will be somebody else when it starts git.
+            let git = self.staging.as_ref().is_some_and(|(prepared, ..)| prepared.git.is_some());
+            if git && !git_starter::for_everybody().unwrap_or(false) {
+                return Err(SetupError::Starter.into());
+            }
             let absolute =
                 |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone());
             let files: Vec<PathBuf> = policy_files.iter().map(absolute).collect();

@@ -22,6 +22,7 @@ pub mod needs;
 mod opened;
 mod prepare;
 pub mod record;
+pub mod rooms;
 mod scripts;
 mod signals;
 mod skills;
@@ -113,6 +114,14 @@ pub fn run(
             return Ok(Exit::Usage);
         }
     };
+    // Whatever this worker is to do: an earlier one may have staged, and been killed.
+    if let Err(error) = rooms::forget(&settings.state_dir, level) {
+        let text =
+            format!("error: cannot remove staged input that an earlier worker left: {error}");
+        explain::say(&text);
+        explain::say("hint: `worker sweep` names the directory");
+        return Ok(Exit::Usage);
+    }
     let started = ground::started(settings, level, ready.policy.as_ref());
     let jailer = match launcher.zip(ready.policy) {
         None => None,

@@ -4,21 +4,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use stockade_runtime::audit::{Event, Ids as AuditIds, Text};
-use stockade_runtime::host::Level;
-use stockade_runtime::jail;
+use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::stage::StageKind;
-use stockade_runtime::policy::{Policy, Storage};
 use stockade_runtime::session::{
     Executables, Place, Porter, PorterError, Refusal, Replace, Session, Unpack, Wrapper,
 };
 
 use super::jailer::JailOptions;
-use super::prepare::name_of;
 use super::record::Record;
+use super::rooms::Rooms;
 use crate::config::Config;
 use crate::config::stage::{Keys, KeysError, StageConfig, open_now};
 use crate::credential::Again;
@@ -26,16 +24,12 @@ use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::queue::{OpenError, Opening};
 use crate::stage::{
-    Destination, Fault, Git, GitError, LayError, Prepared, Room, Roots, RootsError, StageError,
-    Stager, Told, metadata,
+    Budget, BudgetError, Destination, Fault, Git, GitError, LayError, Prepared, Roots, RootsError,
+    StageError, Stager, Told, metadata,
 };
 
 /// Most sessions whose jails are remembered; what is forgotten is staged once more.
 const SESSIONS_MAX: usize = 4096;
-
-/// Directories that staging uses, made while the worker has its rights.
-#[derive(Debug)]
-pub struct Rooms(Vec<PathBuf>);
 
 /// Where credentials can be found.
 #[derive(Debug)]
@@ -71,8 +65,12 @@ pub enum SetupError {
     Roots(#[from] RootsError),
     #[error(transparent)]
     Git(#[from] GitError),
-    #[error("cannot use {path} for staging")]
-    Directory { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    #[error("cannot start git within its bounds: this program is not for everybody")]
+    Starter,
+    #[error("{0:#}")]
+    Rooms(anyhow::Error),
 }
 
 impl SetupError {
@@ -82,7 +80,11 @@ impl SetupError {
             SetupError::Keys(error) => Some(error.hint()),
             SetupError::Roots(_) => Some("name a directory"),
             SetupError::Git(_) => Some("install git, or name it in the configuration: `stage.git`"),
-            SetupError::Directory { .. } => None,
+            SetupError::Budget(error) => Some(error.hint()),
+            SetupError::Starter => {
+                Some("make the file of `worker` executable by everybody (mode 755)")
+            }
+            SetupError::Rooms(_) => None,
         }
     }
 
@@ -113,70 +115,11 @@ pub fn prepare(
     let roots = Roots::open(policy)?;
     let git = policy.stage.rules.iter().any(|rule| matches!(rule.kind, StageKind::Git { .. }));
     let git = git.then(|| Git::find(config.stage.git.as_deref())).transpose()?;
-    let (rooms, room) = rooms(options, policy)?;
+    let budget = Budget::new(config.stage.fetch_size, policy)?;
+    let opened = Rooms::open(&options.state_dir, options.level, policy);
+    let (rooms, room) = opened.map_err(SetupError::Rooms)?;
     let kept = Kept { config: config.stage.clone(), secrets };
-    Ok(Some((Prepared { room, roots, git, keys }, kept, rooms)))
-}
-
-/// In memory, unless sessions have their workspaces on a disk: no input rests where the workspace
-/// itself would not.
-fn rooms(options: &JailOptions, policy: &Policy) -> Result<(Rooms, Room), SetupError> {
-    let JailOptions { level, state_dir, .. } = options;
-    let memory = match level {
-        Level::Root => PathBuf::from("/run/stockade-staging"),
-        Level::Rootless => {
-            let memory = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-            let memory = memory.filter(|path| path.is_absolute());
-            memory.unwrap_or_else(|| state_dir.clone()).join("stockade-staging")
-        }
-    };
-    let scratch = memory.join(name_of(state_dir));
-    let files = match policy.filesystem.workspace_storage.value {
-        Storage::Memory => scratch.clone(),
-        Storage::Disk => state_dir.join("staging"),
-    };
-    let unusable = |path: &Path| {
-        let path = path.to_owned();
-        move |source| SetupError::Directory { path, source }
-    };
-    for path in [&memory, &scratch, &files] {
-        jail::control_side_directory(path, *level).map_err(unusable(path))?;
-    }
-    // What an earlier worker left.
-    empty(&scratch).map_err(unusable(&scratch))?;
-    let room = Room::open(&files, &scratch).map_err(unusable(&files))?;
-    let mut made = vec![scratch.clone(), memory];
-    if files != scratch {
-        made.push(files);
-    }
-    Ok((Rooms(made), room))
-}
-
-/// Repositories of a worker that was killed.
-fn empty(directory: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => std::fs::remove_dir_all(entry.path())?,
-            false => std::fs::remove_file(entry.path())?,
-        }
-    }
-    Ok(())
-}
-
-impl Rooms {
-    /// Removes them at the end of a run, as far as the control side may.
-    pub fn leave(&self) {
-        if let Some(scratch) = self.0.first()
-            && let Err(error) = empty(scratch)
-        {
-            tracing::warn!(event = "stage.not_removed", error = %error, "files of staging are left");
-        }
-        for path in &self.0 {
-            // Those of other workers keep the one above.
-            let _kept = std::fs::remove_dir(path);
-        }
-    }
+    Ok(Some((Prepared { room, roots, git, keys, budget }, kept, rooms)))
 }
 
 /// Staging of all sessions.

@@ -17,8 +17,9 @@ use crate::credential::hidden::HiddenVariables;
 use crate::daemon::furnish::Furnisher;
 use crate::daemon::jailer::{self, JailOptions, Jailer, PrepareError};
 use crate::daemon::record::Record;
+use crate::daemon::rooms::Rooms;
 use crate::daemon::stage::Secrets;
-use crate::daemon::stage::{Rooms, SetupError};
+use crate::daemon::stage::SetupError;
 use crate::daemon::tools::Tools;
 use crate::queue::{BoxFuture, Ids, OpenError, Opening, Progress, Shutdown, ShutdownWatch};
 
@@ -230,7 +231,7 @@ fn unprepared(error: PrepareError) -> Error {
     let kind = match &error {
         PrepareError::Host { .. }
         | PrepareError::Launcher { .. }
-        | PrepareError::Staging(SetupError::Directory { .. }) => ErrorKind::Host,
+        | PrepareError::Staging(SetupError::Rooms(_)) => ErrorKind::Host,
         _ => ErrorKind::Settings,
     };
     Error::because(kind, "cannot prepare jails", error)

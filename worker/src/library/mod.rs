@@ -39,4 +39,5 @@ pub use worker::{EnvironmentWorker, Outcome, WorkToServe};
 pub fn become_helper_if_asked() {
     stockade_runtime::session::become_launcher_if_asked();
     stockade_runtime::session::become_unjailed_if_asked();
+    crate::stage::git_starter::become_git_starter_if_asked();
 }

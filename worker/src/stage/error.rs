@@ -52,6 +52,9 @@ pub enum Fault {
     /// Git failed.
     #[error("git could not {doing}")]
     Git { doing: &'static str },
+    /// Git would need more memory than it may have.
+    #[error("git needs more memory than {} for it", ByteSize(*max))]
+    GitMemory { max: u64 },
     /// Git was not found at the start.
     #[error("this host has no git that can be used")]
     NoGit,
@@ -88,7 +91,7 @@ impl Fault {
             Fault::Status { .. } => "status",
             Fault::Redirect { .. } => "redirect",
             Fault::Digest => "digest",
-            Fault::TooLarge { .. } => "too-large",
+            Fault::TooLarge { .. } | Fault::GitMemory { .. } => "too-large",
             Fault::TimedOut { .. } => "time",
             Fault::Git { .. } | Fault::NoGit => "git",
             Fault::Local { .. } => "file",
@@ -106,6 +109,7 @@ impl Fault {
             Fault::Value { .. }
             | Fault::Digest
             | Fault::TooLarge { .. }
+            | Fault::GitMemory { .. }
             | Fault::TimedOut { .. } => self.to_string(),
             Fault::Status { status, .. } => format!("its source answered with status {status}"),
             Fault::Redirect { .. } => {

@@ -5,7 +5,8 @@
 //! this file's: nobody's hooks, includes, helpers, filters, attributes or file system monitor take
 //! effect, and the remote's configuration is never read. A repository of this host is not asked to
 //! serve: only its objects are read. Credentials stand in that configuration, a file of the control
-//! side's, and in no argument or variable.
+//! side's, and in no argument or variable. By way of the git starter (`git_starter.rs`) every git has
+//! bounds of its own for memory, files and time, writes below its repository only, and ends with us.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
+use stockade_runtime::jail::GitBounds;
 use stockade_runtime::policy::stage::{Scheme, StagePlace};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
@@ -24,6 +26,7 @@ use tokio::net::unix::pipe;
 use super::Outside;
 use super::dial;
 use super::error::Fault;
+use super::git_starter::{self, Ended};
 use super::request::Wanted;
 use super::sink::{Fetched, Room, Sink};
 use crate::child::Group;
@@ -41,6 +44,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Most files of a repository that are looked at.
 const FILES_MAX: usize = 4096;
 const CHUNK_BYTES: usize = 1 << 18;
+/// Memory of each process of git: as much as may be fetched, within these.
+const MEMORY_MIN: u64 = 192 << 20;
+const MEMORY_MAX: u64 = 1 << 30;
+/// What a file of git's may be larger than what it holds of the fetched bytes.
+const FILE_ALLOWANCE: u64 = 1 << 20;
 
 /// The host's git.
 #[derive(Debug, Clone)]
@@ -97,7 +105,8 @@ impl Git {
     ) -> Result<Fetched, Fault> {
         let commit = wanted.commit.as_deref().ok_or(Fault::Git { doing: "know the commit" })?;
         let kept = |source| Fault::Room { source };
-        let repository = Repository::make(room.scratch()).map_err(kept)?;
+        let bounds = bounds(sink.max(), wanted.rule.time_max);
+        let repository = Repository::make(room.scratch(), bounds).map_err(kept)?;
         let mut config = configuration(commit.len(), &room.authorities());
         match wanted.place.scheme() {
             Scheme::File => {
@@ -125,7 +134,7 @@ impl Git {
                 self.watched(&repository, &fetch, sink.max()).await?;
             }
         }
-        self.verify(&repository, commit).await?;
+        self.verify(&repository, commit, sink.max()).await?;
         self.archive(&repository, commit, sink).await
     }
 
@@ -136,18 +145,15 @@ impl Git {
         words: &[&str],
         max: u64,
     ) -> Result<(), Fault> {
-        let failed = Fault::Git { doing: "fetch the commit" };
         let mut command = self.command(repository, words);
-        let Ok(mut group) = Group::start(command.stdout(Stdio::null())) else { return Err(failed) };
+        let mut group = Group::start(command.stdout(Stdio::null())).map_err(not_run)?;
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut ended = std::pin::pin!(group.wait());
         loop {
             tokio::select! {
                 ended = &mut ended => {
-                    return match ended {
-                        Ok(status) if status.success() => Ok(()),
-                        _ => Err(failed),
-                    };
+                    let ended = Ended::of(ended.map_err(not_run)?);
+                    return judged(ended, max, repository, "fetch the commit");
                 }
                 _ = look.tick() => {
                     let size = size_of(&repository.path, &mut 0);
@@ -160,7 +166,7 @@ impl Git {
     }
 
     /// Whether what was fetched is that commit, and not a tag or something that is not there.
-    async fn verify(&self, repository: &Repository, commit: &str) -> Result<(), Fault> {
+    async fn verify(&self, repository: &Repository, commit: &str, max: u64) -> Result<(), Fault> {
         let name = format!("{commit}^{{commit}}");
         let words = ["rev-parse", "--quiet", "--verify", "--end-of-options", &name];
         let mut said = Vec::new();
@@ -171,9 +177,11 @@ impl Git {
                 return Err(Fault::Git { doing: "tell the commit" });
             }
         }
-        match running.succeeded().await? && said.trim_ascii() == commit.as_bytes() {
+        let doing = "find the commit";
+        judged(running.ended().await?, max, repository, doing)?;
+        match said.trim_ascii() == commit.as_bytes() {
             true => Ok(()),
-            false => Err(Fault::Git { doing: "find the commit" }),
+            false => Err(Fault::Git { doing }),
         }
     }
 
@@ -187,10 +195,9 @@ impl Git {
         while let Some(chunk) = running.chunk().await? {
             sink.push(chunk).await?;
         }
-        match running.succeeded().await? {
-            true => sink.finish().await,
-            false => Err(Fault::Git { doing: "write the commit as an archive" }),
-        }
+        let doing = "write the commit as an archive";
+        judged(running.ended().await?, sink.max(), repository, doing)?;
+        sink.finish().await
     }
 
     /// Runs git; what it prints is to be read.
@@ -203,7 +210,9 @@ impl Git {
     }
 
     fn command(&self, repository: &Repository, words: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command =
+            git_starter::command(&self.program, &repository.bounds, &repository.path, words);
+        // What a server says on standard error is not ours to repeat.
         command
             .env_clear()
             .env("PATH", "/usr/bin:/bin:/usr/local/bin")
@@ -218,9 +227,6 @@ impl Git {
             .env("GIT_NO_LAZY_FETCH", "1")
             .env("GIT_ALLOW_PROTOCOL", "https")
             .current_dir(&repository.path)
-            .args(words)
-            .stdin(Stdio::null())
-            // What a server says there is not ours to repeat.
             .stderr(Stdio::null());
         command
     }
@@ -241,13 +247,48 @@ impl Running {
         Ok((read > 0).then(|| &self.chunk[..read]))
     }
 
-    async fn succeeded(mut self) -> Result<bool, Fault> {
-        Ok(self.group.wait().await.map_err(not_run)?.success())
+    async fn ended(mut self) -> Result<Ended, Fault> {
+        Ok(Ended::of(self.group.wait().await.map_err(not_run)?))
     }
 }
 
 fn not_run(_: io::Error) -> Fault {
     Fault::Git { doing: "run" }
+}
+
+/// Memory that git may use to fetch `bytes_max` bytes.
+pub(super) fn memory_max(bytes_max: u64) -> u64 {
+    bytes_max.clamp(MEMORY_MIN, MEMORY_MAX)
+}
+
+/// What each process of git may use to fetch `bytes_max` bytes within `time_max`: the largest commit,
+/// tree or changed file has to fit into memory.
+fn bounds(bytes_max: u64, time_max: Duration) -> GitBounds {
+    GitBounds {
+        memory_bytes_max: memory_max(bytes_max),
+        file_bytes_max: bytes_max.saturating_add(FILE_ALLOWANCE),
+        cpu_seconds_max: time_max.as_secs() + 1,
+    }
+}
+
+/// What the end of git means that was to do this.
+fn judged(
+    ended: Ended,
+    max: u64,
+    repository: &Repository,
+    doing: &'static str,
+) -> Result<(), Fault> {
+    match ended {
+        Ended::Done => Ok(()),
+        Ended::Failed => Err(Fault::Git { doing }),
+        Ended::NotStarted => Err(Fault::Git { doing: "run within its bounds" }),
+        Ended::Memory => Err(Fault::GitMemory { max: repository.bounds.memory_bytes_max }),
+        Ended::FileSize => Err(Fault::TooLarge { max }),
+        Ended::Time => {
+            let max = Duration::from_secs(repository.bounds.cpu_seconds_max);
+            Err(Fault::TimedOut { max })
+        }
+    }
 }
 
 /// Everything of the configuration that does not depend on the server.
@@ -317,16 +358,18 @@ fn objects_of(place: &StagePlace) -> Result<PathBuf, Fault> {
 #[derive(Debug)]
 struct Repository {
     path: PathBuf,
+    /// Of every git that uses it.
+    bounds: GitBounds,
 }
 
 impl Repository {
-    fn make(scratch: &Path) -> io::Result<Repository> {
+    fn make(scratch: &Path, bounds: GitBounds) -> io::Result<Repository> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = scratch.join(format!("git-{}-{number}", std::process::id()));
         let mut builder = fs::DirBuilder::new();
         builder.mode(0o700).create(&path)?;
-        let repository = Repository { path };
+        let repository = Repository { path, bounds };
         builder.recursive(true).create(repository.path.join("refs/heads"))?;
         builder.create(repository.path.join("objects/info"))?;
         fs::write(repository.path.join("HEAD"), "ref: refs/heads/staged\n")?;
@@ -412,6 +455,15 @@ mod tests {
         ] {
             assert_eq!(version(text), want, "{text}");
         }
+    }
+
+    #[test]
+    fn memory_is_bounded_by_what_may_be_fetched_from_both_sides() {
+        // INV-11.
+        let memory = |bytes| bounds(bytes, Duration::from_secs(5)).memory_bytes_max >> 20;
+        assert_eq!([1, 256 << 20, 64 << 30].map(memory), [192, 256, 1024]);
+        let bounds = bounds(1 << 30, Duration::from_millis(1_500));
+        assert_eq!((bounds.file_bytes_max, bounds.cpu_seconds_max), ((1 << 30) + (1 << 20), 2));
     }
 
     #[test]

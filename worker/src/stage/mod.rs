@@ -10,10 +10,12 @@
 //!
 //! Dropping [`Stager::lay`] ends it: connections close, and a `git` that runs is killed.
 
+mod budget;
 mod destination;
 mod dial;
 mod error;
 mod git;
+pub mod git_starter;
 mod https;
 mod local;
 mod request;
@@ -28,10 +30,11 @@ use std::time::Duration;
 use stockade_runtime::egress::Outbound;
 use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::stage::{StageKind, StageRule};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::stage::Keys;
 
+pub use budget::{Budget, BudgetError, FetchSize};
 pub use destination::{Destination, LayError};
 pub use error::{Fault, StageError, told};
 pub use git::{Git, GitError};
@@ -58,6 +61,7 @@ pub struct Stager {
     room: Room,
     roots: Roots,
     git: Option<Git>,
+    budget: Budget,
 }
 
 /// What fetching over a network needs.
@@ -105,6 +109,8 @@ pub struct Prepared {
     pub git: Option<Git>,
     /// Credentials.
     pub keys: Keys,
+    /// What all sessions together may fetch.
+    pub budget: Budget,
 }
 
 impl Stager {
@@ -117,7 +123,7 @@ impl Stager {
         prepared: Prepared,
         ca_file: Option<&Path>,
     ) -> anyhow::Result<Stager> {
-        let Prepared { room, roots, git, keys } = prepared;
+        let Prepared { room, roots, git, keys, budget } = prepared;
         let (tls, authorities) = dial::tls(ca_file)?;
         if git.is_some() {
             room.write_authorities(&authorities)?;
@@ -133,6 +139,7 @@ impl Stager {
             room,
             roots,
             git,
+            budget,
         })
     }
 
@@ -184,7 +191,9 @@ impl Stager {
         Ok(())
     }
 
-    /// Fetches the input of one rule within its bounds, and checks its digest.
+    /// Fetches the input of one rule within its bounds, and checks its digest. Before that it waits, at
+    /// most until `deadline`, until there is room for it among what other sessions fetch; the room is
+    /// kept until what was fetched is dropped.
     ///
     /// # Errors
     /// Why there is none.
@@ -196,9 +205,11 @@ impl Stager {
         deadline: Instant,
     ) -> Result<Fetched, Fault> {
         let rule = &wanted.rule;
-        let left = deadline.saturating_duration_since(Instant::now());
         let max = rule.size_max.0.min(bytes_max);
-        let sink = || Sink::new(&self.room, max, session_id, &rule.name);
+        let held = timeout_at(deadline, self.budget.hold(session_id, rule, max)).await;
+        let held = held.unwrap_or(Err(Fault::TimedOut { max: TOTAL_TIME_MAX }))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let sink = || Sink::new(&self.room, held, max, session_id, &rule.name);
         let outside = &self.outside;
         let fetching = async {
             match &rule.kind {
@@ -246,7 +257,9 @@ impl Stager {
 }
 
 async fn put(rule: &StageRule, fetched: Fetched, to: &impl Destination) -> Result<(), Fault> {
-    let (file, max) = (fetched.file, rule.size_max.0);
+    let max = rule.size_max.0;
+    // The room is given back when the file is laid.
+    let (file, _held) = fetched.into_parts();
     let laid = match rule.unpack {
         true => to.unpack(file, &rule.to, ENTRIES_MAX, max).await,
         false => to.put(file, &rule.to, FILE_MODE, max).await,

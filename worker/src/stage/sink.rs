@@ -1,9 +1,10 @@
 //! Where fetched bytes go before anybody looks at them: a file without a name, held to a size, with its
-//! SHA-256 as it grows. It is gone when its descriptor is closed, however the worker ends (INV-10).
+//! SHA-256 as it grows. It can have no name later either, is handed on for reading only, and is gone when
+//! its last descriptor is closed, however the worker ends (INV-10).
 
 use std::fs::File;
-use std::io::{self, Seek as _, SeekFrom, Write as _};
-use std::os::fd::OwnedFd;
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
+use super::budget::Held;
 use super::error::Fault;
 
 /// Bytes that are collected before they are written.
@@ -30,12 +32,14 @@ pub struct Room {
 /// What was fetched, checked as far as its digest is known.
 #[derive(Debug)]
 pub struct Fetched {
-    /// All of it, to be read from its beginning.
+    /// All of it, to be read from its beginning, and not to be written.
     pub file: OwnedFd,
     /// How much.
     pub bytes: u64,
     /// Of it.
     pub sha256: [u8; 32],
+    /// Its share of what all sessions may fetch.
+    held: Held,
 }
 
 impl Room {
@@ -68,7 +72,8 @@ impl Room {
     }
 
     fn file(&self) -> io::Result<File> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        // EXCL: nobody who gets hold of it can give it a name. open(2)
+        let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.files, ".", flags, Mode::RUSR | Mode::WUSR)?;
         Ok(File::from(file))
     }
@@ -79,6 +84,7 @@ impl Room {
 pub(super) struct Sink {
     /// None while a batch is being written.
     state: Option<(File, Sha256)>,
+    held: Held,
     batch: Vec<u8>,
     bytes: u64,
     max: u64,
@@ -88,11 +94,18 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// For at most `max` bytes.
-    pub fn new(room: &Room, max: u64, session_id: &str, rule: &str) -> Result<Sink, Fault> {
+    /// For at most `max` bytes, for which room is `held`.
+    pub fn new(
+        room: &Room,
+        held: Held,
+        max: u64,
+        session_id: &str,
+        rule: &str,
+    ) -> Result<Sink, Fault> {
         let file = room.file().map_err(|source| Fault::Room { source })?;
         Ok(Sink {
             state: Some((file, Sha256::new())),
+            held,
             batch: Vec::new(),
             bytes: 0,
             max,
@@ -134,9 +147,14 @@ impl Sink {
     pub async fn finish(mut self) -> Result<Fetched, Fault> {
         self.write().await?;
         let room = |source| Fault::Room { source };
-        let (mut file, hash) = self.state.take().ok_or_else(|| room(broken()))?;
-        file.seek(SeekFrom::Start(0)).map_err(room)?;
-        Ok(Fetched { file: file.into(), bytes: self.bytes, sha256: hash.finalize().into() })
+        let (file, hash) = self.state.take().ok_or_else(|| room(broken()))?;
+        // Whoever unpacks it is in a jail: an open file of its own, from the beginning.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| room(error.into()))?;
+        let sha256 = hash.finalize().into();
+        Ok(Fetched { file, bytes: self.bytes, sha256, held: self.held })
     }
 
     /// Disks are not waited for on a thread of sessions.
@@ -161,8 +179,50 @@ fn broken() -> io::Error {
 }
 
 impl Fetched {
+    /// The file, and its share of what all sessions may fetch.
+    pub fn into_parts(self) -> (OwnedFd, Held) {
+        (self.file, self.held)
+    }
+
     /// The digest as 64 hexadecimal digits.
     pub fn sha256_hex(&self) -> String {
         self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use rustix::fs::{AtFlags, CWD, fcntl_getfl, linkat};
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_fetched_can_be_read_and_neither_written_nor_named() {
+        // INV-5, INV-10: the unpacker has this descriptor, and what it reads is hostile.
+        let place = tempfile::TempDir::new().expect("a directory");
+        let room = Room::open(place.path(), place.path()).expect("a room");
+        let name = place.path().join("name");
+        let link = |file: &dyn std::os::fd::AsFd| {
+            let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+            linkat(CWD, path, CWD, &name, AtFlags::SYMLINK_FOLLOW)
+        };
+        let mut sink = Sink::new(&room, Held::of_nothing(), 64, "s", "r").expect("a sink");
+        sink.push(b"content").await.expect("taken");
+        let fetched = sink.finish().await.expect("fetched");
+        let flags = fcntl_getfl(&fetched.file).expect("flags");
+        assert_eq!(flags & OFlags::RWMODE, OFlags::RDONLY);
+        assert_eq!(rustix::io::write(&fetched.file, b"x"), Err(Errno::BADF));
+        assert_eq!(link(&fetched.file), Err(Errno::NOENT));
+        let mut text = String::new();
+        File::from(fetched.file).read_to_string(&mut text).expect("readable");
+        assert_eq!(text, "content");
+        // The control: a file that is made without the flag can be written and named.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::open(place.path(), flags, Mode::RUSR).expect("made");
+        assert_eq!(rustix::io::write(&file, b"x"), Ok(1));
+        assert_eq!(link(&file), Ok(()));
     }
 }

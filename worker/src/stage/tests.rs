@@ -8,10 +8,12 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stockade_runtime::policy::stage::{StageDigest, ValueError};
 use stockade_runtime::policy::{Policy, Resolver};
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::stage::{StageConfig, open_now};
@@ -72,12 +74,15 @@ fn policy(text: &str) -> Policy {
 }
 
 fn stager(policy: &Policy, scratch: &TempDir) -> Stager {
+    with_room_for(FetchSize::default(), policy, scratch)
+}
+
+fn with_room_for(size: FetchSize, policy: &Policy, scratch: &TempDir) -> Stager {
     let room = Room::open(scratch.path(), scratch.path()).expect("a room");
     let roots = Roots::open(policy).expect("roots");
-    let git = policy.stage.rules.iter().any(|rule| matches!(rule.kind, StageKind::Git { .. }));
-    let git = git.then(|| Git::find(None).expect("git"));
+    let budget = Budget::new(size, policy).expect("room");
     let keys = StageConfig::default().load(&|_| None, &open_now).expect("no keys");
-    Stager::new(policy, Prepared { room, roots, git, keys }, None).expect("a stager")
+    Stager::new(policy, Prepared { room, roots, git: None, keys, budget }, None).expect("a stager")
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -213,6 +218,72 @@ async fn what_is_not_required_is_left_out_and_what_is_not_recorded_is_not_laid()
     assert_eq!(again.text("b"), None);
 }
 
+/// A workspace that takes as long as it is told to.
+struct Slow(Semaphore);
+
+impl Destination for Slow {
+    async fn put(&self, _: OwnedFd, _: &str, _: u32, _: u64) -> Result<(), LayError> {
+        self.0.acquire().await.expect("open").forget();
+        Ok(())
+    }
+
+    async fn unpack(&self, _: OwnedFd, _: &str, _: u64, _: u64) -> Result<(), LayError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_all_sessions_fetch_at_a_time_is_bounded() {
+    // INV-11.
+    let (root, scratch) = (root(), TempDir::new().expect("a directory"));
+    fs::write(root.path().join("a"), "a").expect("written");
+    let space = "[filesystem]\nworkspace_size = \"1GiB\"\n";
+    let policy = policy(&format!(
+        "{space}[[stage]]\nname = \"a\"\nkind = \"local\"\nfrom = {:?}\nto = \"a\"\n\
+         size_max = \"40MiB\"\n",
+        root.path().join("a")
+    ));
+    let size = |text: &str| FetchSize::try_from(text.to_owned()).expect("a size");
+    for (room, at_once) in [("64MiB", 1), ("80MiB", 2)] {
+        let stager = Arc::new(with_room_for(size(room), &policy, &scratch));
+        let to = Arc::new(Slow(Semaphore::new(0)));
+        let fetched = Arc::new(AtomicUsize::new(0));
+        let lay = || {
+            let (stager, to) = (Arc::clone(&stager), Arc::clone(&to));
+            let fetched = Arc::clone(&fetched);
+            tokio::spawn(async move {
+                let tell = |_: Told<'_>| fetched.fetch_add(1, Ordering::SeqCst) < usize::MAX;
+                stager.lay("s", &BTreeMap::new(), &*to, &tell).await
+            })
+        };
+        let mut all: Vec<_> = (0..3).map(|_| lay()).collect();
+        let enough = async {
+            while fetched.load(Ordering::SeqCst) < at_once {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), enough).await.expect("as many as have room are fetched");
+        // Without the bound the third would have come by now.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(fetched.load(Ordering::SeqCst), at_once, "{room}");
+        // A session that ends while it waits leaves nothing behind.
+        let last = all.pop().expect("three");
+        last.abort();
+        assert!(last.await.is_err_and(|error| error.is_cancelled()));
+        to.0.add_permits(9);
+        all.extend([lay(), lay()]);
+        for one in all {
+            let laid = timeout(Duration::from_secs(10), one).await.expect("the room comes back");
+            laid.expect("no panic").expect("laid");
+        }
+    }
+    let error = Budget::new(size("64MiB"), &super::tests::policy(&format!("{space}{HTTPS}")))
+        .expect_err("too little");
+    let text = error.to_string();
+    assert!(text.contains("`case`") && text.contains("256MiB"), "{text}");
+    assert!(error.hint().contains("stage.fetch_size"));
+}
+
 #[tokio::test]
 async fn a_digest_that_differs_is_refused() {
     let (root, scratch, to) = (root(), TempDir::new().expect("a directory"), Fake::new());
@@ -231,84 +302,6 @@ async fn a_digest_that_differs_is_refused() {
             Err(error) => assert!(!fits && matches!(error.source, Fault::Digest), "{error:?}"),
         }
     }
-}
-
-fn git(at: &Path, words: &[&str]) -> String {
-    let output = Command::new("git")
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin:/usr/local/bin")
-        .env("HOME", at)
-        .args(["-c", "user.name=t", "-c", "user.email=t@example.test", "-C"])
-        .arg(at)
-        .args(words)
-        .output()
-        .expect("git runs");
-    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-#[tokio::test]
-async fn nothing_that_a_repository_of_this_host_is_configured_with_has_an_effect() {
-    let (root, scratch, to) = (root(), TempDir::new().expect("a directory"), Fake::new());
-    let repository = root.path().join("repo");
-    fs::create_dir(&repository).expect("made");
-    git(&repository, &["init", "-q", "-b", "main"]);
-    fs::write(repository.join("word"), "from git").expect("written");
-    fs::write(repository.join(".gitattributes"), "word filter=plant diff=plant\n")
-        .expect("written");
-    git(&repository, &["add", "."]);
-    git(&repository, &["commit", "-q", "-m", "first"]);
-    let commit = git(&repository, &["rev-parse", "HEAD"]);
-    let hit = root.path().join("hit");
-    let plant = root.path().join("plant");
-    fs::write(&plant, format!("#!/bin/sh\necho hit >> {}\ncat\n", hit.display())).expect("written");
-    let made = Command::new("chmod").arg("+x").arg(&plant).status();
-    assert!(made.is_ok_and(|status| status.success()));
-    let hooks = root.path().join("hooks");
-    fs::create_dir(&hooks).expect("made");
-    let program = plant.display();
-    fs::write(
-        root.path().join("included"),
-        format!("[filter \"plant\"]\nsmudge = {program}\nclean = {program}\n[core]\nfsmonitor = {program}\n"),
-    )
-    .expect("written");
-    let config = format!(
-        "[include]\npath = {}\n[core]\nhooksPath = {}\n[uploadpack]\npackObjectsHook = {program}\n\
-         [tar \"tar\"]\ncommand = {program}\n",
-        root.path().join("included").display(),
-        hooks.display()
-    );
-    let file = repository.join(".git/config");
-    let before = fs::read_to_string(&file).expect("read");
-    fs::write(&file, before + &config).expect("written");
-    // The control: plain git runs the plant in that repository.
-    git(&repository, &["status"]);
-    assert!(hit.exists(), "the plant does not work at all");
-    fs::remove_file(&hit).expect("removed");
-
-    let text = |commit: &str| {
-        format!(
-            "[[stage]]\nname = \"code\"\nkind = \"git\"\nfrom = \"file://{}\"\nto = \"code\"\n\
-             commit = \"{commit}\"\n",
-            repository.display()
-        )
-    };
-    let laid = stager(&policy(&text(&commit)), &scratch);
-    laid.lay("s", &pairs(&[]), &to, &|_| true).await.expect("laid");
-    assert!(!hit.exists(), "something that the repository names was run");
-    let (path, archive) = to.unpacked.lock().expect("unlocked").remove(0);
-    assert_eq!(path, "code");
-    let holds = |text: &str| archive.windows(text.len()).any(|window| window == text.as_bytes());
-    assert!(holds("from git") && holds(&commit), "no archive of the commit");
-    // A commit that is not there, and the id of something that is no commit.
-    for wrong in ["0".repeat(40), git(&repository, &["rev-parse", "HEAD^{tree}"])] {
-        let stager = stager(&policy(&text(&wrong)), &scratch);
-        let error = stager.lay("s", &pairs(&[]), &to, &|_| true).await.expect_err(&wrong);
-        assert!(matches!(error.source, Fault::Git { .. }), "{error:?}");
-    }
-    let names = fs::read_dir(scratch.path()).expect("listed");
-    let left: Vec<_> = names.flatten().map(|entry| entry.file_name()).collect();
-    assert_eq!(left, ["authorities.pem"], "INV-10");
 }
 
 #[tokio::test]

@@ -335,6 +335,8 @@ impl Check<'_> {
             "it has an empty component, `.`, `..` or one longer than 255 bytes"
         } else if overlap(text, "skills") {
             "skills lie there"
+        } else if overlap(text, "memory") {
+            "memory stores lie there"
         } else {
             return Ok(());
         };

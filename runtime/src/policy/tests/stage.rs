@@ -63,6 +63,8 @@ fn mistakes_in_a_rule_are_refused_at_their_place() {
         (("to", "\"a\\n\""),                        7, "stage[0].to", "control characters"),
         (("to", "\"\""),                            7, "stage[0].to", "1 to 1024 bytes"),
         (("to", "\"skills/x\""),                    7, "stage[0].to", "skills lie there"),
+        (("to", "\"memory\""),                      7, "stage[0].to", "memory stores lie there"),
+        (("to", "\"memory/notes/a\""),              7, "stage[0].to", "memory stores lie there"),
         (("sha256", "\"abc\""),                     8, "stage[0].sha256", "64 hexadecimal digits"),
         (("sha256", ""),                            4, "stage[0].sha256", "required"),
     ];

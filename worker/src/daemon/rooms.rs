@@ -1,0 +1,245 @@
+//! Directories in which fetched input rests on its way to a jail, and what killed workers left there:
+//! repositories of git, whose configuration holds credentials.
+//!
+//! Made while the worker has its rights, one for each state directory. A worker holds a lock on its own
+//! as long as it lives, however it ends; what is not locked is nobody's. As root they belong to the
+//! control side, so whoever removes something here follows no link on the way.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat, unlinkat};
+use rustix::io::Errno;
+use stockade_runtime::host::Level;
+use stockade_runtime::jail::{self, Sweep};
+use stockade_runtime::policy::{Policy, Storage};
+
+use super::prepare::name_of;
+use crate::stage::Room;
+
+/// Below the directory for files of run time.
+const NAME: &str = "stockade-staging";
+/// How often a directory is made again that a sweep has just removed.
+const TRIES_MAX: usize = 8;
+
+/// Directories that staging uses.
+#[derive(Debug)]
+pub struct Rooms {
+    /// What needs names, the directory above it, and files where they are on a disk.
+    paths: Vec<PathBuf>,
+    /// The first of them, locked.
+    scratch: OwnedFd,
+}
+
+impl Rooms {
+    /// Makes and opens them, without what an earlier worker left. In memory, unless sessions have their
+    /// workspaces on a disk: no input rests where the workspace itself would not.
+    ///
+    /// # Errors
+    /// A sentence: which of them cannot be used.
+    pub fn open(state_dir: &Path, level: Level, policy: &Policy) -> anyhow::Result<(Rooms, Room)> {
+        let memory = memory(level, state_dir);
+        let scratch = memory.join(name_of(state_dir));
+        let files = match policy.filesystem.workspace_storage.value {
+            Storage::Memory => scratch.clone(),
+            Storage::Disk => on_disk(state_dir),
+        };
+        let make = |path: &Path| {
+            jail::control_side_directory(path, level)
+                .with_context(|| format!("cannot use {} for staging", path.display()))
+        };
+        let mut tries = 0;
+        let locked = loop {
+            make(&memory)?;
+            make(&scratch)?;
+            let locked =
+                lock(&memory, &scratch).context("cannot remove what an earlier worker left")?;
+            tries += 1;
+            if let Some(locked) = locked {
+                break locked;
+            }
+            anyhow::ensure!(
+                tries < TRIES_MAX,
+                "cannot use {}: it is removed again and again",
+                scratch.display()
+            );
+        };
+        make(&files)?;
+        let room = Room::open(&files, &scratch).context("cannot open a directory for staging")?;
+        let mut paths = vec![scratch.clone(), memory];
+        if files != scratch {
+            paths.push(files);
+        }
+        Ok((Rooms { paths, scratch: locked }, room))
+    }
+
+    /// Removes them at the end of a run, as far as the control side may.
+    pub fn leave(&self) {
+        if let Err(error) = empty(&self.scratch) {
+            tracing::warn!(event = "stage.not_removed", error = %error, "files of staging are left");
+        }
+        for path in &self.paths {
+            // Those of other workers keep the one above.
+            let _kept = std::fs::remove_dir(path);
+        }
+    }
+}
+
+/// Removes what an earlier worker with this state directory left, whether this one stages or not.
+///
+/// # Errors
+/// If something is there that cannot be removed.
+pub fn forget(state_dir: &Path, level: Level) -> io::Result<()> {
+    let memory = memory(level, state_dir);
+    if let Some(above) = directory(&memory)? {
+        remove(&above, &name_of(state_dir))?;
+        drop(std::fs::remove_dir(&memory));
+    }
+    drop(std::fs::remove_dir(on_disk(state_dir)));
+    Ok(())
+}
+
+/// Removes what killed workers of root or of the caller left, whatever their state directories are, and
+/// adds it to `done`. What live workers use is not touched.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn sweep(level: Level, done: &mut Sweep) -> io::Result<()> {
+    let memory = match level {
+        Level::Root => memory(level, Path::new("/")),
+        Level::Rootless => match runtime_directory() {
+            Some(directory) => directory.join(NAME),
+            // Below the state directory then, which the next start knows.
+            None => return Ok(()),
+        },
+    };
+    let Some(above) = directory(&memory)? else { return Ok(()) };
+    for entry in Dir::read_from(&above)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        if matches!(name, "." | "..") {
+            continue;
+        }
+        match remove(&above, name) {
+            Ok(true) => done.removed.push(format!("staging {name}")),
+            Ok(false) => {}
+            Err(_) => done.left.push(memory.join(name).display().to_string()),
+        }
+    }
+    drop(std::fs::remove_dir(&memory));
+    Ok(())
+}
+
+/// The directory above all scratch directories of this user.
+fn memory(level: Level, state_dir: &Path) -> PathBuf {
+    match level {
+        Level::Root => Path::new("/run").join(NAME),
+        Level::Rootless => runtime_directory().unwrap_or_else(|| state_dir.to_owned()).join(NAME),
+    }
+}
+
+fn runtime_directory() -> Option<PathBuf> {
+    std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+fn on_disk(state_dir: &Path) -> PathBuf {
+    state_dir.join("staging")
+}
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The directory at `path`, if there is one.
+fn directory(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match rustix::fs::open(path, DIRECTORY, Mode::empty()) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Locks a scratch directory for as long as the result is open, and empties it if nobody else uses it.
+/// `None` if it is gone.
+fn lock(memory: &Path, scratch: &Path) -> io::Result<Option<OwnedFd>> {
+    let Some(above) = directory(memory)? else { return Ok(None) };
+    let name = scratch.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let opened = match openat(&above, name, DIRECTORY, Mode::empty()) {
+        Ok(opened) => opened,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => empty(&opened)?,
+        // Another worker with the same state directory.
+        Err(Errno::WOULDBLOCK) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    flock(&opened, FlockOperation::LockShared)?;
+    Ok((fstat(&opened)?.st_nlink > 0).then_some(opened))
+}
+
+/// Removes the scratch directory `name`; whether it was there and nobody's.
+fn remove(above: &OwnedFd, name: &str) -> io::Result<bool> {
+    let opened = match openat(above, name, DIRECTORY, Mode::empty()) {
+        Ok(opened) => opened,
+        Err(Errno::NOENT) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    };
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    }
+    empty(&opened)?;
+    unlinkat(above, name, AtFlags::REMOVEDIR)?;
+    Ok(true)
+}
+
+/// Removes everything in `directory`, by way of its descriptor.
+fn empty(directory: &OwnedFd) -> io::Result<()> {
+    for entry in std::fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()))? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => std::fs::remove_dir_all(entry.path())?,
+            false => std::fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_live_worker_uses_is_not_removed_and_no_link_is_followed() {
+        // INV-10.
+        let place = tempfile::TempDir::new().expect("a directory");
+        let (memory, scratch) = (place.path().join("m"), place.path().join("m/own"));
+        let (config, kept) = (scratch.join("git-1-0/config"), place.path().join("kept"));
+        let make = || {
+            std::fs::create_dir_all(scratch.join("git-1-0")).expect("made");
+            std::fs::write(&config, "secret").expect("written");
+        };
+        std::fs::create_dir(&kept).expect("made");
+        std::fs::write(kept.join("file"), "kept").expect("written");
+        make();
+        let first = lock(&memory, &scratch).expect("locked").expect("there");
+        assert!(!config.exists(), "what an earlier worker left");
+        make();
+        std::os::unix::fs::symlink(&kept, scratch.join("link")).expect("linked");
+        std::os::unix::fs::symlink(&kept, memory.join("out")).expect("linked");
+        let above = directory(&memory).expect("opened").expect("there");
+        let second = lock(&memory, &scratch).expect("locked").expect("there");
+        assert!(!remove(&above, "own").expect("looked at"));
+        assert!(config.exists(), "two workers use it");
+        drop((first, second));
+        assert!(remove(&above, "own").expect("removed"), "the control: nobody does");
+        assert!(!scratch.exists());
+        assert!(!remove(&above, "own").expect("looked at"), "it is gone");
+        remove(&above, "out").expect_err("a link");
+        assert!(kept.join("file").exists());
+    }
+}
