@@ -20,10 +20,13 @@ use super::record::Record;
 use crate::cli::policy::chain;
 use crate::config::MemoryConfig;
 use crate::memory::{
-    Access, Counts, DownloadError, Engine, Folder, FolderError, Happened, Marker, Removed, Scan,
-    Scanned, SessionMemory, Store, StoreApi, StorePlace, Witness, marker, places,
+    Access, Counts, DownloadError, Engine, Folder, FolderError, Happened, Marker, READ_BYTES_MAX,
+    Removed, Scan, Scanned, SessionMemory, Store, StoreApi, StorePlace, Witness, marker, places,
 };
 use crate::queue::{Ids, ItemApi, ItemEnd, Level, OpenError, Opening, ShutdownWatch};
+
+// What may be uploaded must be told by its content.
+const _: () = assert!(READ_BYTES_MAX <= porter::HASHED_BYTES_MAX);
 
 /// Stores of all sessions of this worker.
 pub struct Memories {
@@ -133,14 +136,17 @@ impl Memories {
     }
 
     /// The passes at the end and the receipt (MEM-31, MEM-32). No process of the session runs any more.
-    pub async fn finish(&self, mounted: &Mounted, how: ItemEnd) {
+    /// Returns whether its folders are empty now, so that the jail may be kept.
+    pub async fn finish(&self, mounted: &Mounted, how: ItemEnd) -> bool {
         // Whoever is cut off by a lost lease, an error or a signal may still upload what it wrote:
         // preconditions make that safe (LEASE-16). Deletions that did not have their time stay.
         let cleanly = matches!(how, ItemEnd::Idle | ItemEnd::SessionEnded | ItemEnd::StopRequested);
-        let mut shutdown = self.shutdown.clone();
-        let memory = &mounted.memory;
-        memory.finish(cleanly, async move { shutdown.reached(Level::Cancel).await }).await;
-        memory.dispose().await;
+        let hurry = || {
+            let mut shutdown = self.shutdown.clone();
+            async move { shutdown.reached(Level::Cancel).await }
+        };
+        mounted.memory.finish(cleanly, hurry()).await;
+        mounted.memory.dispose(hurry()).await
     }
 }
 

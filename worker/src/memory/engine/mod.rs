@@ -10,6 +10,8 @@ mod delete;
 mod pull;
 mod push;
 
+pub use push::READ_BYTES_MAX;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

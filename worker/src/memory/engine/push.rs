@@ -14,7 +14,7 @@ use crate::queue::{ContentHash, Memory, MemoryError};
 /// Uploads on their way at a time (MEM-31).
 const UPLOADS_MAX: usize = 32;
 /// Longest file that is read and sent. The server takes 100 KiB (MEMAPI-1); that is for it to say.
-const READ_BYTES_MAX: u64 = 1 << 20;
+pub const READ_BYTES_MAX: u64 = 1 << 20;
 
 /// One upload on its way, and what came of it.
 struct Upload {

@@ -178,18 +178,50 @@ async fn a_receipt_counts_what_is_not_on_the_server() {
         session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1"), ("/b", "1")]))
             .await;
     site.folder.put("a", "2");
-    memory.dispose().await;
+    memory.dispose(pending()).await;
     assert_eq!(site.heard.all(), ["disposed 1"]);
     assert_eq!(site.folder.state().files.len(), 0);
     let (memory, site) =
         session(Site::new(Access::ReadOnly, Deletions::Enabled, &[("/a", "1")])).await;
     site.folder.put("a", "2");
-    memory.dispose().await;
+    memory.dispose(pending()).await;
     assert_eq!(site.heard.all(), ["disposed 0"], "nothing of it was to be uploaded");
     let (memory, site) =
         session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")])).await;
     site.folder.wipe();
     site.folder.put("x", "x");
-    memory.dispose().await;
+    memory.dispose(pending()).await;
     assert_eq!(site.heard.all(), ["disposed 1"], "what was left alone is not on the server");
+}
+
+#[tokio::test(start_paused = true)]
+async fn receipts_take_bounded_time_whatever_is_in_the_folders() {
+    // SHUT-4, SHUT-5, INV-11: all stores within one limit, and a second signal ends it.
+    for (hurry, seconds) in [(None, 10), (Some(0), 1), (Some(3), 4), (Some(9), 10)] {
+        let (site, other) = (
+            Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")]),
+            Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")]),
+        );
+        let engines = vec![site.engine, other.engine];
+        let memory = SessionMemory::download(engines, Duration::from_secs(15)).await;
+        let memory = memory.expect("downloaded");
+        site.heard.forget();
+        other.heard.forget();
+        site.folder.state().slow = Some(Duration::from_secs(120));
+        other.folder.put("b", "new");
+        let hurry = async {
+            match hurry {
+                Some(after) => tokio::time::sleep(Duration::from_secs(after)).await,
+                None => pending().await,
+            }
+        };
+        let began = Instant::now();
+        assert!(!memory.dispose(hurry).await, "a folder that is not empty");
+        assert_eq!(began.elapsed(), Duration::from_secs(seconds), "{seconds}");
+        assert_eq!(site.heard.all().len(), 1, "a receipt all the same");
+        assert_eq!(other.heard.all(), ["disposed 1"], "the other is not held up");
+        // The control.
+        site.folder.state().slow = None;
+        assert!(memory.dispose(pending()).await);
+    }
 }
