@@ -423,10 +423,20 @@ impl StoreWitness {
                     files
                 );
             }
-            Happened::Disposed { unsynced: 0 } => {
+            Happened::Disposed { unsynced: Some(0) } => {
                 log!(self, store, debug, "memory.disposed", "a memory store's folder is gone");
             }
-            Happened::Disposed { unsynced } => {
+            Happened::Disposed { unsynced: None } => {
+                log!(
+                    self,
+                    store,
+                    warn,
+                    "memory.disposed",
+                    "a memory store's folder is gone; whether with changes that are not on the server is unknown",
+                    unsynced = "unknown"
+                );
+            }
+            Happened::Disposed { unsynced: Some(unsynced) } => {
                 log!(
                     self,
                     store,

@@ -202,7 +202,7 @@ impl<F: Folder, R: Remote> SessionMemory<F, R> {
         set.shutdown().await;
         for (store, _) in self.stores.iter().zip(waiting).filter(|(_, waiting)| *waiting) {
             emptied = false;
-            store.lock().await.tell(&Happened::Disposed { unsynced: 0 });
+            store.lock().await.tell(&Happened::Disposed { unsynced: None });
         }
         emptied
     }
@@ -242,7 +242,7 @@ impl<F: Folder, R: Remote> SessionMemory<F, R> {
 
 /// The receipt of one folder; whether it is empty now.
 async fn dispose<F: Folder, R: Remote>(engine: &Engine<F, R>) -> bool {
-    let unsynced = engine.unsynced().await.unwrap_or(0);
+    let unsynced = engine.unsynced().await;
     let cleared = engine.clear().await.is_ok();
     if !cleared {
         // As a rule the jail has ended, and its memory with it.

@@ -205,10 +205,13 @@ impl<F: Folder, R: Remote> Engine<F, R> {
     /// How many files have changes that the server does not have, for the receipt; `None` if that
     /// cannot be said.
     pub async fn unsynced(&self) -> Option<u64> {
-        let files = match (self.store.access, self.look().await.ok()?) {
-            (Access::ReadOnly, _) | (_, Look::Destroyed) => return Some(0),
-            (_, Look::Foreign { files }) => return Some(files),
-            (_, Look::Trusted(files)) => files,
+        if self.store.access == Access::ReadOnly {
+            return Some(0);
+        }
+        let files = match self.look().await.ok()? {
+            Look::Destroyed => return Some(0),
+            Look::Foreign { files } => return Some(files),
+            Look::Trusted(files) => files,
         };
         let differs = |(path, file): &(&String, &Scanned)| {
             self.baseline.get(*path) != Some(&ContentHash::from(file.sha256))

@@ -458,7 +458,8 @@ impl Witness for Heard {
             Happened::Recovered { memories } => format!("recovered {memories}"),
             Happened::Failed { pass, reason } => format!("failed {} {reason}", pass.label()),
             Happened::CutOff { pass, files } => format!("cut off {} {files}", pass.label()),
-            Happened::Disposed { unsynced } => format!("disposed {unsynced}"),
+            Happened::Disposed { unsynced: Some(files) } => format!("disposed {files}"),
+            Happened::Disposed { unsynced: None } => "disposed unknown".to_owned(),
         };
         heard.0.push(text);
         heard.2

@@ -195,6 +195,27 @@ async fn a_receipt_counts_what_is_not_on_the_server() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_receipt_of_a_folder_that_cannot_be_looked_at_says_that_it_does_not_know() {
+    // MEM-32, OBS-2: a number that nobody counted would be a promise.
+    for gone in [true, false] {
+        let (memory, site) =
+            session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")])).await;
+        site.folder.put("a", "2");
+        match gone {
+            true => site.folder.state().gone = true,
+            false => drop(site.folder.state().broken.insert("scan")),
+        }
+        assert_eq!(memory.dispose(pending()).await, !gone);
+        assert_eq!(site.heard.all(), ["disposed unknown"], "{gone}");
+    }
+    let (memory, site) =
+        session(Site::new(Access::ReadOnly, Deletions::Enabled, &[("/a", "1")])).await;
+    site.folder.state().gone = true;
+    memory.dispose(pending()).await;
+    assert_eq!(site.heard.all(), ["disposed 0"], "nothing of it is ever uploaded");
+}
+
+#[tokio::test(start_paused = true)]
 async fn receipts_take_bounded_time_whatever_is_in_the_folders() {
     // SHUT-4, SHUT-5, INV-11: all stores within one limit, and a second signal ends it.
     for (hurry, seconds) in [(None, 10), (Some(0), 1), (Some(3), 4), (Some(9), 10)] {
@@ -218,7 +239,7 @@ async fn receipts_take_bounded_time_whatever_is_in_the_folders() {
         let began = Instant::now();
         assert!(!memory.dispose(hurry).await, "a folder that is not empty");
         assert_eq!(began.elapsed(), Duration::from_secs(seconds), "{seconds}");
-        assert_eq!(site.heard.all().len(), 1, "a receipt all the same");
+        assert_eq!(site.heard.all(), ["disposed unknown"], "a receipt all the same");
         assert_eq!(other.heard.all(), ["disposed 1"], "the other is not held up");
         // The control.
         site.folder.state().slow = None;
