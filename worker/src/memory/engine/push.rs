@@ -161,14 +161,7 @@ impl<F: Folder, R: Remote> Engine<F, R> {
             }
             Look::Destroyed => return Ok(None),
         };
-        // A file whose upload was never answered counts also if it is as before: the server may be
-        // ahead of it.
-        let dirty = |(path, file): &(&String, &Scanned)| {
-            let hash = ContentHash::from(file.sha256);
-            let differs = self.baseline.get(*path) != Some(&hash) || self.sent.contains_key(*path);
-            differs && self.refused.get(*path) != Some(&hash)
-        };
-        let dirty: Vec<String> = files.iter().filter(dirty).map(|(path, _)| path.clone()).collect();
+        let dirty = self.dirty(&files);
         if dirty.is_empty() {
             return Ok(None);
         }
@@ -200,6 +193,19 @@ impl<F: Folder, R: Remote> Engine<F, R> {
         }
         self.upload_all(creates, updates, &files, &mut counts).await?;
         Ok(Some(counts))
+    }
+
+    /// The files that are not known to be on the server and may be uploaded, in order of paths.
+    ///
+    /// A file whose upload was never answered counts also if it is as before: the server may be ahead of
+    /// it.
+    pub(super) fn dirty(&self, files: &BTreeMap<String, Scanned>) -> Vec<String> {
+        let dirty = |(path, file): &(&String, &Scanned)| {
+            let hash = ContentHash::from(file.sha256);
+            let differs = self.baseline.get(*path) != Some(&hash) || self.sent.contains_key(*path);
+            differs && self.refused.get(*path) != Some(&hash)
+        };
+        files.iter().filter(dirty).map(|(path, _)| path.clone()).collect()
     }
 
     /// How many files have changes that the server does not have, for the receipt; `None` if that

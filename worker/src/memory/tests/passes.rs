@@ -115,7 +115,37 @@ async fn a_pass_that_takes_too_long_is_cut_off_and_counted() {
     // The flush had time for a listing and one round of 32 uploads.
     assert_eq!(site.server.texts().len(), 33);
     let told = site.heard.all();
-    assert_eq!(told, ["cut off final 0", "sending 40 0 0", "cut off flush 8"]);
+    assert_eq!(told, ["cut off final 40", "sending 40 0 0", "cut off flush 8"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_sync_that_is_cut_off_counts_what_it_had_left() {
+    // MEM-33: in the midst of its uploads, and after them.
+    for (takes, left) in [(12, 8), (9, 0)] {
+        let (memory, site) =
+            session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1"), ("/b", "1")]))
+                .await;
+        site.server.put("/a", "theirs");
+        site.folder.put("a", "mine");
+        for n in 0..40 {
+            site.folder.put(&n.to_string(), "new");
+        }
+        site.server.state().takes = Duration::from_secs(takes);
+        let limit = tokio::time::sleep(Duration::from_secs(if left > 0 { 25 } else { 29 }));
+        memory.finish(true, limit).await;
+        let told = site.heard.all();
+        assert!(told.contains(&format!("cut off final {left}")), "{takes}: {told:?}");
+    }
+    // The control, and a store that nothing is uploaded to.
+    for access in [Access::ReadWrite, Access::ReadOnly] {
+        let (memory, site) = session(Site::new(access, Deletions::Enabled, &[("/a", "1")])).await;
+        if access == Access::ReadOnly {
+            site.folder.put("a", "mine");
+        }
+        site.server.fault("list", Fault::Hang);
+        memory.finish(true, pending()).await;
+        assert_eq!(site.heard.all(), ["cut off final 0"], "{access:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
