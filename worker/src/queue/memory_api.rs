@@ -4,6 +4,7 @@
 //! own (HDR-2). What an error means is read off its status, never off its text; a conflict is an answer
 //! and is not asked for again.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -283,6 +284,7 @@ pub struct Pages {
     pages: usize,
     memories: usize,
     next: Option<String>,
+    cursors: HashSet<String>,
 }
 
 impl Pages {
@@ -294,7 +296,8 @@ impl Pages {
     /// Takes a page in; whether there is another.
     ///
     /// # Errors
-    /// [`MemoryError::TooMany`].
+    /// [`MemoryError::TooMany`]; [`MemoryError::Failed`] for a cursor that was here before: it leads round
+    /// in a circle, and to take it for the end would make what is missing look deleted.
     pub fn turn(&mut self, page: &mut MemoryPage) -> Result<bool, MemoryError> {
         self.pages += 1;
         self.memories += page.memories.len();
@@ -302,6 +305,11 @@ impl Pages {
         let more = self.next.is_some();
         if self.memories > MEMORIES_MAX || (more && self.pages >= PAGES_MAX) {
             return Err(MemoryError::TooMany);
+        }
+        if let Some(next) = &self.next
+            && !self.cursors.insert(next.clone())
+        {
+            return Err(unreadable("a listing that ends"));
         }
         Ok(more)
     }
@@ -412,11 +420,21 @@ mod tests {
 
     #[test]
     fn a_listing_that_does_not_end_is_left() {
-        // INV-11.
+        // INV-11, API-4.
+        let page = |next: String| MemoryPage { next: Some(next), ..MemoryPage::default() };
+        let turns = |name: &dyn Fn(usize) -> String| {
+            let mut pages = Pages::default();
+            let mut turns = (0..=PAGES_MAX).map(|at| pages.turn(&mut page(name(at))));
+            let at = turns.position(|turn| turn.is_err()).expect("an end");
+            (at, pages.turn(&mut page("new".to_owned())).is_ok())
+        };
+        assert_eq!(turns(&|at| at.to_string()).0, PAGES_MAX - 1, "always another");
+        assert_eq!(turns(&|_| "p2".to_owned()), (1, true), "the same once more");
+        assert_eq!(turns(&|at| format!("p{}", at % 3)), (3, true), "in a circle");
         let mut pages = Pages::default();
-        let page = || MemoryPage { next: Some("again".to_owned()), ..MemoryPage::default() };
-        let turns = (0..=PAGES_MAX).map(|_| pages.turn(&mut page())).take_while(Result::is_ok);
-        assert_eq!(turns.count(), PAGES_MAX - 1);
+        assert!(pages.turn(&mut page("p2".to_owned())).expect("another"));
+        let error = pages.turn(&mut page("p2".to_owned())).expect_err("a circle");
+        assert!(matches!(error, MemoryError::Failed { .. }), "transient: {error}");
         let mut empty = MemoryPage::default();
         assert!(!Pages::default().turn(&mut empty).expect("short"), "an end");
     }
