@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use super::api::ItemApi;
 use super::client::{ApiError, Reply};
 use super::credential::Credential;
+use super::random::{Random, request_backoff};
 use super::request::{BadId, Request};
 
 /// HDR-2.
@@ -32,6 +33,8 @@ const BYTES_MAX: usize = 4 << 20;
 /// Pages of one listing, and memories on all of them; a store has 2,000 memories at most.
 const PAGES_MAX: usize = 2_000;
 const MEMORIES_MAX: usize = 20_000;
+/// Attempts to read one page that is there.
+const UNREADABLE_MAX: u32 = 3;
 /// MEMAPI-1, with room for a server that allows more.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -192,7 +195,7 @@ impl ItemApi {
     /// E-MLIST, one page.
     ///
     /// # Errors
-    /// [`MemoryError`]; also for a page that is none.
+    /// [`MemoryError`]; also for a page that is none, three times over (§0).
     pub async fn memory_page(
         &self,
         store: &str,
@@ -210,8 +213,17 @@ impl ItemApi {
         if let Some(page) = page {
             request = request.query("page", page);
         }
-        let reply = self.client.send(&self.credential, &request).await?;
-        parse_page(&reply.body)
+        // What cannot be read is as transient as what does not arrive, which the client asks for again.
+        for attempt in 0..UNREADABLE_MAX {
+            let reply = self.client.send(&self.credential, &request).await?;
+            if let Ok(page) = parse_page(&reply.body) {
+                return Ok(page);
+            }
+            if attempt + 1 < UNREADABLE_MAX {
+                tokio::time::sleep(request_backoff(attempt, &Random::system())).await;
+            }
+        }
+        Err(unreadable("a page of memories"))
     }
 
     /// E-MGET, with its text.
