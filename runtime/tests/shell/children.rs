@@ -55,11 +55,8 @@ fn close_and_stay() -> io::Result<()> {
 }
 
 fn helper_role() -> ! {
-    let mut helper = FileHelper {
-        roots: vec!["/".into()],
-        read_only: Vec::new(),
-        confine: &mut close_and_stay,
-    };
+    let mut helper =
+        FileHelper { roots: vec!["/".into()], read_only: Vec::new(), confine: &mut close_and_stay };
     let (never, _held) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
     let result = helper.run("read", b"{}", never.as_fd());
     print!("{result:?}");

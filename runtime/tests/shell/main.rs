@@ -18,7 +18,8 @@ fn main() {
     if tree::is_keeper() {
         tree::keeper_role();
     }
-    let tests = [children::TESTS, custom::TESTS, texts::TESTS, endings::TESTS, hostile::TESTS].concat();
+    let tests =
+        [children::TESTS, custom::TESTS, texts::TESTS, endings::TESTS, hostile::TESTS].concat();
     let measurements = speed::MEASUREMENTS.iter().map(|test| trial(test).with_ignored_flag(true));
     let trials = tests.iter().map(trial).chain(measurements).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

@@ -17,6 +17,7 @@ use stockade_runtime::spec::{SpecError, StoreAccess, StoreRequest};
 
 use super::jails::JailError;
 use super::record::Record;
+use super::unnamed::without_names;
 use crate::cli::policy::chain;
 use crate::config::MemoryConfig;
 use crate::memory::{
@@ -207,18 +208,10 @@ impl JailFolder {
 
 /// Without what a refusal says of a path: that is the name of a memory (INV-12).
 fn folder_error(error: PorterError) -> FolderError {
-    use porter::Refusal;
-    let reason = match error {
-        PorterError::Refused { reason } => match reason {
-            Refusal::System { errno, .. } => std::io::Error::from_raw_os_error(errno).to_string(),
-            Refusal::TooMuch { limit, unit, .. } => format!("more than {limit} {unit}"),
-            Refusal::TooLong { seconds } => format!("not done within {seconds} s"),
-            Refusal::Path { .. } => "a path that cannot be used".to_owned(),
-            _ => "the porter refuses".to_owned(),
-        },
-        _ => return FolderError::Gone,
-    };
-    FolderError::Refused { reason }
+    match error {
+        PorterError::Refused { reason } => FolderError::Refused { reason: without_names(&reason) },
+        _ => FolderError::Gone,
+    }
 }
 
 impl Folder for JailFolder {

@@ -27,6 +27,7 @@ mod signals;
 mod skills;
 mod stage;
 pub mod tools;
+mod unnamed;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,11 +13,12 @@ use stockade_runtime::jail;
 use stockade_runtime::policy::stage::StageKind;
 use stockade_runtime::policy::{Policy, Storage};
 use stockade_runtime::session::{
-    Executables, Place, Porter, PorterError, Refusal, Replace, Session, Unpack, Wrapper,
+    Executables, Place, Porter, PorterError, Replace, Session, Unpack, Wrapper,
 };
 
 use super::prepare::name_of;
 use super::record::Record;
+use super::unnamed::without_names;
 use crate::config::Config;
 use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
@@ -272,19 +273,7 @@ impl Destination for Workspace<'_> {
 /// What the porter says, without names of files: those are content (INV-12).
 fn refused(error: &PorterError) -> LayError {
     let reason = match error {
-        PorterError::Refused { reason: Refusal::Member { reason, .. } } => {
-            format!("a member of the archive {reason}")
-        }
-        PorterError::Refused { reason: Refusal::Archive { .. } } => {
-            "it is no archive that can be read".to_owned()
-        }
-        PorterError::Refused { reason: Refusal::Path { reason, .. } } => {
-            format!("its path cannot be used: {reason}")
-        }
-        PorterError::Refused { reason: Refusal::System { errno, .. } } => {
-            std::io::Error::from_raw_os_error(*errno).to_string()
-        }
-        PorterError::Refused { reason: Refusal::Exists { .. } } => "something is there".to_owned(),
+        PorterError::Refused { reason } => without_names(reason),
         other => other.to_string(),
     };
     LayError { reason }
