@@ -2,7 +2,7 @@
 //! is killed or must end at once, a jail that is replaced or kept (protocol §8.6).
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::play::{SOON, bash, expect, gives, passed};
 use e2e::poll::wait_for;
@@ -166,4 +166,32 @@ fn a_second_signal_leaves_a_moment_for_what_was_written() {
     let ran = worker.wait().ended(131);
     assert_eq!(texts(&server, "memstore_1"), json!({"/a": "2"}), "{}", ran.stderr);
     assert!(ran.elapsed < Duration::from_secs(15), "{:?}", ran.elapsed);
+}
+
+#[test]
+fn files_of_holes_cost_their_own_store_and_nobody_else_anything() {
+    // SHUT-4, SHUT-5, INV-11, MEM-10: no scan reads what no memory can be, and the slot is free at once.
+    for level in Level::here() {
+        let server = server(&json!({"/a": "1"}));
+        server.dev("POST", "memory_stores", &json!({"id": "memstore_2", "memories": {"/b": "1"}}));
+        let act = "cd /mnt/memory; truncate -s 7E notes/x && printf 2 > notes/a && printf 2 > more/b \
+            && stat -c %s notes/x";
+        let stores = [
+            ("memstore_1", "read_write", "/mnt/memory/notes"),
+            ("memstore_2", "read_write", "/mnt/memory/more"),
+        ];
+        let size = (7_u64 << 60).to_string();
+        server.push(&with_stores("holes", &stores, [gives(bash(act), &size)]));
+        let worker = poll(level, "").serve(&server);
+        worker.wait_for_event("call.ended", SOON);
+        let began = Instant::now();
+        server.wait_done(2 * SOON);
+        assert!(began.elapsed() < SOON, "{:?}: {}", began.elapsed(), worker.said());
+        let ran = worker.stop().ended(0);
+        assert_eq!(texts(&server, "memstore_1"), json!({"/a": "2"}), "{}", ran.stderr);
+        assert_eq!(texts(&server, "memstore_2"), json!({"/b": "2"}), "{}", ran.stderr);
+        passed(server.end(), &ran.stderr);
+        assert_eq!(logged(&ran, "memory.synced", "refused"), 1, "the file itself, once");
+        assert_eq!(ran.audited("memory.disposed").len(), 2);
+    }
 }

@@ -225,12 +225,12 @@ fn of_two_skills_with_one_name_the_later_one_stays() {
 
 #[test]
 fn a_hostile_archive_reaches_nothing() {
-    // SKILL-6, SKILL-7, SKILL-9, INV-7.
+    // SKILL-6, SKILL-7, SKILL-9, INV-7, INV-12.
     require!(Need::Tool("python3"));
     let good = json!(["x/SKILL.md", "file", 0o644, "good"]);
     let refused: &[(&str, &str, Value)] = &[
         ("zip_dots", "zip", json!([good, ["x/../../../evil", "file", 0o644, "e"]])),
-        ("tar_dots", "tar", json!([good, ["../evil", "file", 0o644, "e"]])),
+        ("tar_dots", "tar", json!([good, ["../\u{202e}evil\u{200b}", "file", 0o644, "e"]])),
         ("zip_root", "zip", json!([good, ["/workspace/evil", "file", 0o644, "e"]])),
         ("tar_root", "tar", json!([good, ["/workspace/evil", "file", 0o644, "e"]])),
         ("zip_back", "zip", json!([good, ["x\\..\\..\\evil", "file", 0o644, "e"]])),
@@ -287,6 +287,12 @@ fn a_hostile_archive_reaches_nothing() {
         let reasons: Vec<&str> = failed.iter().map(|(_, reason)| reason.as_str()).collect();
         assert_eq!(reasons, ["archive"; 7], "{failed:?}");
         assert_eq!(laid, ["zip_links", "tar_links", "tar_modes"]);
+        // The author's names are not for the log, and their invisible characters even less.
+        let log = &played.ran.stderr;
+        assert!(log.contains("a member of the archive"), "{log}");
+        for planted in ["evil", "\u{202e}", "\u{200b}", "\\u{202e}", "\\u202e", "SKILL.md"] {
+            assert!(!log.contains(planted), "{planted} is in the log: {log}");
+        }
         let skipped: Vec<&Value> =
             played.ran.audited("skill.laid").into_iter().map(|laid| &laid["skipped"]).collect();
         assert_eq!(skipped, [&json!(2), &json!(4), &json!(0)]);

@@ -133,7 +133,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("memory.untrusted",        "the folder of memory store {store_id} lost its marker and is not synced"),
     ("memory.sync_failed",      "memory store {store_id} could not be synced ({pass})"),
     ("memory.cut_off",          "the time for a sync of memory store {store_id} was over: {files} files not uploaded ({pass})"),
-    ("memory.disposed",         "memory store {store_id} let go with {unsynced} changed files that are not on the server"),
+    ("memory.disposed",         "memory store {store_id} let go; changed files that are not on the server: {unsynced}"),
     ("memory.disposed",         "memory store {store_id} let go"),
     ("stage.not_removed",       "files of staging are left: {error}"),
     ("session.not_reopened",    "no new jail for the session: {error}"),

@@ -443,8 +443,9 @@ pub enum Event {
     MemoryDisposed {
         /// The store.
         store: Name,
-        /// Files in it whose changes are not on the server.
-        unsynced: u64,
+        /// Files in it whose changes are not on the server; absent if nobody could tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unsynced: Option<u64>,
     },
     /// The work item belongs to this worker no more.
     #[serde(rename = "lease.lost")]

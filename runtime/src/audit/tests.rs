@@ -43,6 +43,23 @@ fn a_log_as_written_verifies_and_its_repair_is_told() {
 }
 
 #[test]
+fn a_receipt_that_does_not_know_a_number_leaves_it_out() {
+    // MEM-32; a record with the number reads as it always did.
+    let mut bytes = Vec::new();
+    let mut chain = Chain::new(b"");
+    for unsynced in [Some(0), Some(3), None] {
+        let event = Event::MemoryDisposed { store: "memstore_1".into(), unsynced };
+        let now = SystemTime::UNIX_EPOCH;
+        chain.append(&mut bytes, now, &Ids::default(), &event).expect("memory");
+    }
+    let text = String::from_utf8(bytes.clone()).expect("text");
+    let unsynced: Vec<Option<&str>> =
+        text.lines().map(|line| line.split_once("\"unsynced\":")?.1.get(..1)).collect();
+    assert_eq!(unsynced, [Some("0"), Some("3"), None], "{text}");
+    assert_eq!((check(&bytes).problem, check(&bytes).records), (None, 3));
+}
+
+#[test]
 fn a_flip_of_any_bit_is_found() {
     let bytes = log(4);
     for at in 0..bytes.len() {

@@ -135,7 +135,8 @@ pub struct Scanned {
     pub path: String,
     /// Its length.
     pub bytes: u64,
-    /// SHA-256 of its content.
+    /// SHA-256 of its content; of its length and time if it is longer than
+    /// [`store::HASHED_BYTES_MAX`].
     pub sha256: [u8; 32],
 }
 

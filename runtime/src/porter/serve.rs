@@ -10,13 +10,14 @@ use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::sys::{self, Forked};
 use crate::tool::frame;
+use crate::tool::reap::reap;
 
 use super::message::{Answer, Order, Request};
 use super::unpack::{Staging, fill, settle};
@@ -162,12 +163,7 @@ impl Porter<'_> {
             // It is dead already, or is to be.
             let _dead = nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL);
         }
-        let status = loop {
-            match waitpid(child, None) {
-                Err(nix::errno::Errno::EINTR) => {}
-                other => break other,
-            }
-        };
+        let status = reap(child);
         let answer = gathered?;
         match (decoded(&answer), status) {
             (Some(outcome), Ok(WaitStatus::Exited(_, 0))) => outcome,

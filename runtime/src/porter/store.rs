@@ -5,7 +5,8 @@
 //! must never look like one that was removed (RACE-18). Nothing is remembered from scan to scan: a
 //! tmpfs does not note the time of writes to a page that is mapped already, so unchanged times prove
 //! nothing, and a store is small enough to be hashed as a whole (MEM-10 allows a cache, and does not
-//! ask for one).
+//! ask for one). What is too long to be a memory is not read at all: a file of holes can be longer than
+//! anybody can read.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -36,6 +37,14 @@ const FILE_MODE: u32 = 0o600;
 const ENTRIES_MAX: u64 = 100_000;
 /// Bytes of all paths of a scan.
 const NAMES_BYTES_MAX: u64 = 16 << 20;
+/// Longest file that is told by its content. A longer one is no memory (MEMAPI-1), may be all holes, and
+/// is told by its length and the time of its last write.
+pub const HASHED_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of holes in the hashed files of a scan. Holes cost whoever makes them nothing, so the size of
+/// the folder does not bound them.
+const HOLES_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a block of `st_blocks`, on every file system.
+const BLOCK_BYTES: u64 = 512;
 /// Bytes hashed at a time.
 const CHUNK: usize = 128 << 10;
 /// How often an open that meets something else than was listed is tried again.
@@ -73,6 +82,7 @@ pub fn scan(store: BorrowedFd<'_>, marker: &[u8], watch: &mut dyn Watch) -> Resu
         skipped: 0,
         entries: 0,
         names: 0,
+        holes: 0,
         ahead: vec![String::new()],
     };
     while let Some(directory) = walk.ahead.pop() {
@@ -152,7 +162,7 @@ pub fn remove(
     let Some((mut file, opened)) = open_file(parent.as_fd(), Path::new(name), path)? else {
         return Ok(Removed::Changed);
     };
-    let (_, found) = hash(&mut file, path, watch)?;
+    let (_, found) = hash(&mut file, &opened, path, watch)?;
     let same = |status: &Stat| {
         beneath::same_file(status, &opened)
             && (status.st_size, status.st_mtime, status.st_mtime_nsec)
@@ -245,8 +255,17 @@ fn unlock_way(root: BorrowedFd<'_>, below: &Path) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Length and digest of what can be read now.
-fn hash(file: &mut File, path: &str, watch: &mut dyn Watch) -> Result<(u64, [u8; 32]), Refusal> {
+/// Length and digest of a file: of its content, or, where it is longer than [`HASHED_BYTES_MAX`], of what
+/// its status says. Reads no more than that, however it grows meanwhile.
+fn hash(
+    file: &mut File,
+    status: &Stat,
+    path: &str,
+    watch: &mut dyn Watch,
+) -> Result<(u64, [u8; 32]), Refusal> {
+    if beneath::bytes(status) > HASHED_BYTES_MAX {
+        return Ok(by_status(status));
+    }
     let (mut digest, mut bytes) = (Sha256::new(), 0_u64);
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -259,9 +278,24 @@ fn hash(file: &mut File, path: &str, watch: &mut dyn Watch) -> Result<(u64, [u8;
             }
         };
         bytes += read as u64;
+        if bytes > HASHED_BYTES_MAX {
+            let now = fstat(&*file);
+            let now = now.map_err(|e| Refusal::system(format!("read {}", shortened(path)), e))?;
+            let (length, told) = by_status(&now);
+            return Ok((length.max(bytes), told));
+        }
         digest.update(&buffer[..read]);
         watch.go_on()?;
     }
+}
+
+/// Length and digest of a file that is not read. Not the digest of any content that is likely.
+fn by_status(status: &Stat) -> (u64, [u8; 32]) {
+    let mut digest = Sha256::new_with_prefix(b"a file too long to be a memory\0");
+    digest.update(status.st_size.to_le_bytes());
+    digest.update(status.st_mtime.to_le_bytes());
+    digest.update(status.st_mtime_nsec.to_le_bytes());
+    (beneath::bytes(status), digest.finalize().into())
 }
 
 struct Walk<'a> {
@@ -271,6 +305,7 @@ struct Walk<'a> {
     skipped: u64,
     entries: u64,
     names: u64,
+    holes: u64,
     /// Directories that are still to be listed, by their paths: depth costs no descriptors.
     ahead: Vec<String>,
 }
@@ -345,21 +380,19 @@ impl Walk<'_> {
         Ok(Some(found))
     }
 
+    fn too_much(limit: u64, unit: &str) -> Result<(), Refusal> {
+        let (what, unit) = ("scan the store".to_owned(), unit.to_owned());
+        Err(Refusal::TooMuch { what, limit, unit })
+    }
+
     fn count(&mut self, name_bytes: usize) -> Result<(), Refusal> {
-        let too_much = |limit, unit: &str| {
-            Err(Refusal::TooMuch {
-                what: "scan the store".to_owned(),
-                limit,
-                unit: unit.to_owned(),
-            })
-        };
         self.entries += 1;
         if self.entries > ENTRIES_MAX {
-            return too_much(ENTRIES_MAX, "entries");
+            return Walk::too_much(ENTRIES_MAX, "entries");
         }
         self.names += name_bytes.min(NAME_BYTES_MAX) as u64;
         if self.names > NAMES_BYTES_MAX {
-            return too_much(NAMES_BYTES_MAX, "bytes of names");
+            return Walk::too_much(NAMES_BYTES_MAX, "bytes of names");
         }
         if self.entries.is_multiple_of(64) { self.watch.go_on() } else { Ok(()) }
     }
@@ -373,10 +406,18 @@ impl Walk<'_> {
     }
 
     fn file(&mut self, path: String) -> Result<(), Refusal> {
-        let Some((mut file, _)) = open_file(self.store, Path::new(&path), &path)? else {
+        let Some((mut file, status)) = open_file(self.store, Path::new(&path), &path)? else {
             return Ok(()); // gone, or something else by now
         };
-        let found = hash(&mut file, &path, self.watch)?;
+        let bytes = beneath::bytes(&status);
+        if bytes <= HASHED_BYTES_MAX {
+            let filled = u64::try_from(status.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
+            self.holes += bytes.saturating_sub(filled);
+        }
+        if self.holes > HOLES_BYTES_MAX {
+            return Walk::too_much(HOLES_BYTES_MAX, "bytes of holes");
+        }
+        let found = hash(&mut file, &status, &path, self.watch)?;
         self.files.insert(path, found);
         Ok(())
     }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
+pub use crate::porter::store::HASHED_BYTES_MAX;
 use crate::porter::{Answer, Order, Request};
 pub use crate::porter::{
     Executables, Marker, Place, Refusal, Removed, Replace, Scan, Scanned, Unpack, Unpacked, Wrapper,

@@ -17,6 +17,7 @@ use crate::sys::{self, Forked};
 use super::call::{CallFacts, ToolResult};
 use super::files::{self, FileLimits, Roots};
 use super::frame;
+use super::reap::reap;
 
 /// Starts file helpers.
 pub struct FileHelper<'a> {
@@ -65,7 +66,8 @@ impl FileHelper<'_> {
             // It is dead already, or is to be.
             let _dead = nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL);
         }
-        while nix::sys::wait::waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
+        // Its result counts, if it is complete, and not how it ended.
+        let _status = reap(child);
         match (end, result_in(&gathered)) {
             (End::Cancelled, _) => ToolResult {
                 facts: CallFacts { cancelled: true, ..CallFacts::default() },

@@ -12,6 +12,7 @@ mod executor;
 pub mod files;
 pub mod frame;
 mod helper;
+pub mod reap;
 pub mod shell;
 pub mod unjailed;
 

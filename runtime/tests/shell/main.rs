@@ -3,6 +3,7 @@
 //! The keeper is this test binary, executed anew by unshare(1): see [`tree`]. It has to be
 //! single-threaded, which no test of the usual harness is; hence the `main` of our own.
 
+mod children;
 mod custom;
 mod endings;
 mod hostile;
@@ -13,10 +14,12 @@ mod tree;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() {
+    children::take_role();
     if tree::is_keeper() {
         tree::keeper_role();
     }
-    let tests = [custom::TESTS, texts::TESTS, endings::TESTS, hostile::TESTS].concat();
+    let tests =
+        [children::TESTS, custom::TESTS, texts::TESTS, endings::TESTS, hostile::TESTS].concat();
     let measurements = speed::MEASUREMENTS.iter().map(|test| trial(test).with_ignored_flag(true));
     let trials = tests.iter().map(trial).chain(measurements).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

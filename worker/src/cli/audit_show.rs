@@ -90,6 +90,9 @@ fn memory(record: &Value) -> String {
             out.push_str(&format!(", {count} {}", name.replace('_', " ")));
         }
     }
+    if record["event"] == "memory.disposed" && record["unsynced"].is_null() {
+        out.push_str(", unsynced: unknown");
+    }
     out
 }
 
@@ -336,6 +339,23 @@ half a line
         let log = r#"{"time":"2026-11-02T08:00:05.000000Z","event":"memory.synced","store":"memstore_1","pass":"final","created":2,"updated":0,"edits_lost":1,"session":"sesn_1"}"#;
         let out = shown(log, None, false);
         assert!(out.ends_with("memstore_1, final, 2 created, 1 edits lost\n"), "{out}");
+    }
+
+    #[test]
+    fn a_receipt_of_a_memory_store_says_what_is_unknown() {
+        // MEM-32: zero, a number, and a folder that nobody could look at.
+        for (unsynced, want) in [
+            (r#","unsynced":0"#, "memstore_1\n"),
+            (r#","unsynced":3"#, "memstore_1, 3 unsynced\n"),
+            ("", "memstore_1, unsynced: unknown\n"),
+            (r#","unsynced":null"#, "memstore_1, unsynced: unknown\n"),
+        ] {
+            let log = format!(
+                r#"{{"time":"2026-11-02T08:00:05.000000Z","event":"memory.disposed","store":"memstore_1"{unsynced},"session":"sesn_1"}}"#
+            );
+            let out = shown(&log, None, false);
+            assert!(out.ends_with(want), "{unsynced}: {out}");
+        }
     }
 
     #[test]

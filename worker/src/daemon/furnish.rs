@@ -132,11 +132,12 @@ impl Furnishing {
             tracing::warn!(event = "jail.not_quiet", session_id, error = %error,
                 "the session's processes may still run");
         }
-        if let Some(mounted) = &self.mounted {
-            mounted.finish(how, self.shutdown.clone()).await;
-        }
+        let emptied = match &self.mounted {
+            Some(mounted) => mounted.finish(how, self.shutdown.clone()).await,
+            None => true,
+        };
         if let Some(mut session) = session {
-            let keep = keeps && self.skills.clear(&mut session).await;
+            let keep = keeps && emptied && self.skills.clear(&mut session).await;
             let Furnishing { jails, ids, session_id, needs, .. } = self;
             jails.close(&ids, &session_id, session, needs, keep).await;
         }

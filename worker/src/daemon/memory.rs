@@ -17,13 +17,17 @@ use stockade_runtime::spec::{SpecError, StoreAccess, StoreRequest};
 
 use super::jails::JailError;
 use super::record::{Record, audit_ids};
+use super::unnamed::without_names;
 use crate::cli::policy::chain;
 use crate::config::MemoryConfig;
 use crate::memory::{
-    Access, Counts, DownloadError, Engine, Folder, FolderError, Happened, Marker, Removed, Scan,
-    Scanned, SessionMemory, Store, StoreApi, StorePlace, Witness, marker, places,
+    Access, Counts, DownloadError, Engine, Folder, FolderError, Happened, Marker, READ_BYTES_MAX,
+    Removed, Scan, Scanned, SessionMemory, Store, StoreApi, StorePlace, Witness, marker, places,
 };
 use crate::queue::{Ids, ItemApi, ItemEnd, Level, OpenError, Opening, ShutdownWatch};
+
+// What may be uploaded must be told by its content.
+const _: () = assert!(READ_BYTES_MAX <= porter::HASHED_BYTES_MAX);
 
 /// Stores of all sessions of this worker.
 pub struct Memories {
@@ -128,14 +132,18 @@ impl Memories {
 
 impl Mounted {
     /// The passes at the end and the receipt (MEM-31, MEM-32), cut short when `shutdown` says so. No
-    /// process of the session runs any more.
-    pub async fn finish(&self, how: ItemEnd, mut shutdown: ShutdownWatch) {
+    /// process of the session runs any more. Returns whether its folders are empty now, so that the jail
+    /// may be kept.
+    pub async fn finish(&self, how: ItemEnd, shutdown: ShutdownWatch) -> bool {
         // Whoever is cut off by a lost lease, an error or a signal may still upload what it wrote:
         // preconditions make that safe (LEASE-16). Deletions that did not have their time stay.
         let cleanly = matches!(how, ItemEnd::Idle | ItemEnd::SessionEnded | ItemEnd::StopRequested);
-        let memory = &self.memory;
-        memory.finish(cleanly, async move { shutdown.reached(Level::Cancel).await }).await;
-        memory.dispose().await;
+        let hurry = || {
+            let mut shutdown = shutdown.clone();
+            async move { shutdown.reached(Level::Cancel).await }
+        };
+        self.memory.finish(cleanly, hurry()).await;
+        self.memory.dispose(hurry()).await
     }
 
     /// The session has another jail now, whose folders are empty: fills them.
@@ -200,18 +208,10 @@ impl JailFolder {
 
 /// Without what a refusal says of a path: that is the name of a memory (INV-12).
 fn folder_error(error: PorterError) -> FolderError {
-    use porter::Refusal;
-    let reason = match error {
-        PorterError::Refused { reason } => match reason {
-            Refusal::System { errno, .. } => std::io::Error::from_raw_os_error(errno).to_string(),
-            Refusal::TooMuch { limit, unit, .. } => format!("more than {limit} {unit}"),
-            Refusal::TooLong { seconds } => format!("not done within {seconds} s"),
-            Refusal::Path { .. } => "a path that cannot be used".to_owned(),
-            _ => "the porter refuses".to_owned(),
-        },
-        _ => return FolderError::Gone,
-    };
-    FolderError::Refused { reason }
+    match error {
+        PorterError::Refused { reason } => FolderError::Refused { reason: without_names(&reason) },
+        _ => FolderError::Gone,
+    }
 }
 
 impl Folder for JailFolder {
@@ -416,10 +416,20 @@ impl StoreWitness {
                     files
                 );
             }
-            Happened::Disposed { unsynced: 0 } => {
+            Happened::Disposed { unsynced: Some(0) } => {
                 log!(self, store, debug, "memory.disposed", "a memory store's folder is gone");
             }
-            Happened::Disposed { unsynced } => {
+            Happened::Disposed { unsynced: None } => {
+                log!(
+                    self,
+                    store,
+                    warn,
+                    "memory.disposed",
+                    "a memory store's folder is gone; whether with changes that are not on the server is unknown",
+                    unsynced = "unknown"
+                );
+            }
+            Happened::Disposed { unsynced: Some(unsynced) } => {
                 log!(
                     self,
                     store,

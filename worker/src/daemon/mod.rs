@@ -28,6 +28,7 @@ mod signals;
 mod skills;
 pub mod stage;
 pub mod tools;
+mod unnamed;
 
 use std::sync::Arc;
 use std::time::Duration;

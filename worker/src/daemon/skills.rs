@@ -16,6 +16,7 @@ use super::held::Held;
 use super::jails::{JailError, Jails};
 use super::needs::Needs;
 use super::record::Record;
+use super::unnamed::without_names;
 use crate::cli::policy::chain;
 use crate::config::skills::SkillsConfig;
 use crate::queue::{ItemApi, Opening, SkillRef};
@@ -232,7 +233,7 @@ impl Shelf for JailShelf<'_> {
                 replaced: done.replaced,
             }),
             Err(PorterError::Refused { reason }) => {
-                Err(ShelfError::Refused { reason: reason.to_string() })
+                Err(ShelfError::Refused { reason: without_names(&reason) })
             }
             Err(_) => Err(ShelfError::Gone),
         }

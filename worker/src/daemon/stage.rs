@@ -2,7 +2,6 @@
 //! effect, and done once for each jail.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,12 +10,13 @@ use stockade_runtime::audit::{Event, Ids as AuditIds, Text};
 use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::stage::StageKind;
 use stockade_runtime::session::{
-    Executables, Place, Porter, PorterError, Refusal, Replace, Session, Unpack, Wrapper,
+    Executables, Place, Porter, PorterError, Replace, Session, Unpack, Wrapper,
 };
 
 use super::jailer::JailOptions;
 use super::record::Record;
 use super::rooms::Rooms;
+use super::unnamed::without_names;
 use crate::config::Config;
 use crate::config::stage::{Keys, KeysError, StageConfig, open_now};
 use crate::credential::Again;
@@ -287,19 +287,7 @@ impl Destination for Workspace<'_> {
 /// What the porter says, without names of files: those are content (INV-12).
 fn refused(error: &PorterError) -> LayError {
     let reason = match error {
-        PorterError::Refused { reason: Refusal::Member { reason, .. } } => {
-            format!("a member of the archive {reason}")
-        }
-        PorterError::Refused { reason: Refusal::Archive { .. } } => {
-            "it is no archive that can be read".to_owned()
-        }
-        PorterError::Refused { reason: Refusal::Path { reason, .. } } => {
-            format!("its path cannot be used: {reason}")
-        }
-        PorterError::Refused { reason: Refusal::System { errno, .. } } => {
-            io::Error::from_raw_os_error(*errno).to_string()
-        }
-        PorterError::Refused { reason: Refusal::Exists { .. } } => "something is there".to_owned(),
+        PorterError::Refused { reason } => without_names(reason),
         other => other.to_string(),
     };
     LayError { reason }

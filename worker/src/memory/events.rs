@@ -63,8 +63,8 @@ pub enum Happened<'a> {
     },
     /// The folder is gone.
     Disposed {
-        /// Files in it whose changes are not on the server.
-        unsynced: u64,
+        /// Files in it whose changes are not on the server; `None` if nobody could tell.
+        unsynced: Option<u64>,
     },
 }
 

@@ -68,7 +68,8 @@ pub struct Scanned {
     pub path: String,
     /// Its size.
     pub bytes: u64,
-    /// Of its content.
+    /// Of its content. That of a file above [`READ_BYTES_MAX`](super::READ_BYTES_MAX), which is never
+    /// uploaded, may be of anything that changes with the file.
     pub sha256: [u8; 32],
 }
 

@@ -17,7 +17,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, Store};
+pub use engine::{Engine, READ_BYTES_MAX, Store};
 pub use events::{Counts, Happened, Witness};
 pub use folder::{Folder, FolderError, Marker, Removed, Scan, Scanned};
 pub use merge::Access;

@@ -22,6 +22,10 @@ use super::remote::Remote;
 const PASS_MAX: Duration = Duration::from_secs(30);
 /// What is left for the flush of a worker that must end at once (SHUT-4).
 const HURRIED_MAX: Duration = Duration::from_secs(2);
+/// Longest time for all receipts together: a look at each folder.
+const DISPOSE_MAX: Duration = Duration::from_secs(10);
+/// What is left for them then.
+const HURRIED_DISPOSE_MAX: Duration = Duration::from_secs(1);
 
 /// A store that could not be filled (MEM-7).
 #[derive(Debug, thiserror::Error)]
@@ -163,17 +167,44 @@ impl<F: Folder, R: Remote> SessionMemory<F, R> {
         self.cut_off(Pass::Flush).await;
     }
 
-    /// The receipt of every folder, and an empty one where the jail is kept (MEM-32).
-    pub async fn dispose(&self) {
-        for store in &self.stores {
-            let engine = store.lock().await;
-            let unsynced = engine.unsynced().await.unwrap_or(0);
-            if engine.clear().await.is_err() {
-                // The jail has ended, and its memory with it.
-                tracing::debug!(event = "memory.not_cleared", "the folder is gone already");
-            }
-            engine.tell(&Happened::Disposed { unsynced });
+    /// The receipt of every folder, and an empty one where the jail is kept (MEM-32): all of it within ten
+    /// seconds, or one when `hurry` completes. Returns whether every folder is empty now: a jail in which
+    /// one is not must not be kept.
+    pub async fn dispose(&self, hurry: impl Future<Output = ()>) -> bool {
+        let limit = tokio::time::sleep(DISPOSE_MAX);
+        tokio::pin!(limit, hurry);
+        let mut set = JoinSet::new();
+        for (number, store) in self.stores.iter().enumerate() {
+            let store = Arc::clone(store);
+            set.spawn(async move { (number, dispose(&*store.lock().await).await) });
         }
+        let (mut waiting, mut emptied) = (vec![true; self.stores.len()], true);
+        let mut hurried = false;
+        loop {
+            tokio::select! {
+                disposed = set.join_next() => match disposed {
+                    None => break,
+                    Some(Ok((number, is_empty))) => {
+                        waiting[number] = false;
+                        emptied &= is_empty;
+                    }
+                    // Nobody aborts them: it has no receipt yet.
+                    Some(Err(_)) => emptied = false,
+                },
+                () = &mut limit => break,
+                () = &mut hurry, if !hurried => {
+                    hurried = true;
+                    let soon = limit.deadline().min(Instant::now() + HURRIED_DISPOSE_MAX);
+                    limit.as_mut().reset(soon);
+                }
+            }
+        }
+        set.shutdown().await;
+        for (store, _) in self.stores.iter().zip(waiting).filter(|(_, waiting)| *waiting) {
+            emptied = false;
+            store.lock().await.tell(&Happened::Disposed { unsynced: None });
+        }
+        emptied
     }
 
     /// One pass over all stores at a time; dropping it ends all of them.
@@ -207,4 +238,16 @@ impl<F: Folder, R: Remote> SessionMemory<F, R> {
     fn lock(&self) -> std::sync::MutexGuard<'_, Cadence> {
         self.cadence.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The receipt of one folder; whether it is empty now.
+async fn dispose<F: Folder, R: Remote>(engine: &Engine<F, R>) -> bool {
+    let unsynced = engine.unsynced().await;
+    let cleared = engine.clear().await.is_ok();
+    if !cleared {
+        // As a rule the jail has ended, and its memory with it.
+        tracing::debug!(event = "memory.not_cleared", "the folder is gone already");
+    }
+    engine.tell(&Happened::Disposed { unsynced });
+    cleared
 }

@@ -4,6 +4,7 @@
 //! own (HDR-2). What an error means is read off its status, never off its text; a conflict is an answer
 //! and is not asked for again.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use super::api::ItemApi;
 use super::client::{ApiError, Reply};
 use super::credential::Credential;
+use super::random::{Random, request_backoff};
 use super::request::{BadId, Request};
 
 /// HDR-2.
@@ -31,6 +33,8 @@ const BYTES_MAX: usize = 4 << 20;
 /// Pages of one listing, and memories on all of them; a store has 2,000 memories at most.
 const PAGES_MAX: usize = 2_000;
 const MEMORIES_MAX: usize = 20_000;
+/// Attempts to read one page that is there.
+const UNREADABLE_MAX: u32 = 3;
 /// MEMAPI-1, with room for a server that allows more.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -191,7 +195,7 @@ impl ItemApi {
     /// E-MLIST, one page.
     ///
     /// # Errors
-    /// [`MemoryError`]; also for a page that is none.
+    /// [`MemoryError`]; also for a page that is none, three times over (§0).
     pub async fn memory_page(
         &self,
         store: &str,
@@ -209,8 +213,17 @@ impl ItemApi {
         if let Some(page) = page {
             request = request.query("page", page);
         }
-        let reply = self.client.send(&self.credential, &request).await?;
-        parse_page(&reply.body)
+        // What cannot be read is as transient as what does not arrive, which the client asks for again.
+        for attempt in 0..UNREADABLE_MAX {
+            let reply = self.client.send(&self.credential, &request).await?;
+            if let Ok(page) = parse_page(&reply.body) {
+                return Ok(page);
+            }
+            if attempt + 1 < UNREADABLE_MAX {
+                tokio::time::sleep(request_backoff(attempt, &Random::system())).await;
+            }
+        }
+        Err(unreadable("a page of memories"))
     }
 
     /// E-MGET, with its text.
@@ -283,6 +296,7 @@ pub struct Pages {
     pages: usize,
     memories: usize,
     next: Option<String>,
+    cursors: HashSet<String>,
 }
 
 impl Pages {
@@ -294,7 +308,8 @@ impl Pages {
     /// Takes a page in; whether there is another.
     ///
     /// # Errors
-    /// [`MemoryError::TooMany`].
+    /// [`MemoryError::TooMany`]; [`MemoryError::Failed`] for a cursor that was here before: it leads round
+    /// in a circle, and to take it for the end would make what is missing look deleted.
     pub fn turn(&mut self, page: &mut MemoryPage) -> Result<bool, MemoryError> {
         self.pages += 1;
         self.memories += page.memories.len();
@@ -302,6 +317,11 @@ impl Pages {
         let more = self.next.is_some();
         if self.memories > MEMORIES_MAX || (more && self.pages >= PAGES_MAX) {
             return Err(MemoryError::TooMany);
+        }
+        if let Some(next) = &self.next
+            && !self.cursors.insert(next.clone())
+        {
+            return Err(unreadable("a listing that ends"));
         }
         Ok(more)
     }
@@ -417,11 +437,21 @@ mod tests {
 
     #[test]
     fn a_listing_that_does_not_end_is_left() {
-        // INV-11.
+        // INV-11, API-4.
+        let page = |next: String| MemoryPage { next: Some(next), ..MemoryPage::default() };
+        let turns = |name: &dyn Fn(usize) -> String| {
+            let mut pages = Pages::default();
+            let mut turns = (0..=PAGES_MAX).map(|at| pages.turn(&mut page(name(at))));
+            let at = turns.position(|turn| turn.is_err()).expect("an end");
+            (at, pages.turn(&mut page("new".to_owned())).is_ok())
+        };
+        assert_eq!(turns(&|at| at.to_string()).0, PAGES_MAX - 1, "always another");
+        assert_eq!(turns(&|_| "p2".to_owned()), (1, true), "the same once more");
+        assert_eq!(turns(&|at| format!("p{}", at % 3)), (3, true), "in a circle");
         let mut pages = Pages::default();
-        let page = || MemoryPage { next: Some("again".to_owned()), ..MemoryPage::default() };
-        let turns = (0..=PAGES_MAX).map(|_| pages.turn(&mut page())).take_while(Result::is_ok);
-        assert_eq!(turns.count(), PAGES_MAX - 1);
+        assert!(pages.turn(&mut page("p2".to_owned())).expect("another"));
+        let error = pages.turn(&mut page("p2".to_owned())).expect_err("a circle");
+        assert!(matches!(error, MemoryError::Failed { .. }), "transient: {error}");
         let mut empty = MemoryPage::default();
         assert!(!Pages::default().turn(&mut empty).expect("short"), "an end");
     }

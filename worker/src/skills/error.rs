@@ -7,8 +7,7 @@ use stockade_runtime::audit::Digest;
 use super::ShelfError;
 use crate::queue::ApiError;
 
-/// Why a skill is not in the jail. Nothing in it comes out of the archive, but for what the porter
-/// says about one that it refuses.
+/// Why a skill is not in the jail. Nothing in it comes out of the archive.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SkillError {

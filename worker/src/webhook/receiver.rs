@@ -12,14 +12,14 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Body;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::seen::{Of, Seen};
-use super::signature::{Refused, Verifier};
+use super::signature::{Claim, Refused, Verifier};
 use crate::queue::{Level, ShutdownWatch, Trigger};
 
 /// Longest body. Real ones have a few hundred bytes.
-pub const BODY_BYTES_MAX: usize = 1 << 20;
+pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// Refusals are told by the log at most this often: anybody can cause them.
 const REFUSALS_TOLD: Duration = Duration::from_secs(60);
 /// Ids in the log are not longer.
@@ -40,23 +40,6 @@ pub struct Receiver {
 struct Refusals {
     told: Option<Instant>,
     untold: u64,
-}
-
-/// The part of a delivery that is looked at (HOOK-6).
-#[derive(Debug, Deserialize)]
-struct Delivery {
-    #[serde(default)]
-    id: Option<String>,
-    #[serde(default)]
-    data: Data,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Data {
-    #[serde(default, rename = "type")]
-    kind: Option<String>,
-    #[serde(default)]
-    id: Option<String>,
 }
 
 /// The one kind of event that means work.
@@ -92,49 +75,67 @@ impl Receiver {
             _ if head.method != Method::POST => not_allowed("POST"),
             // Sent again later, to a worker that runs then.
             _ if self.ends() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-            _ => match Limited::new(body, BODY_BYTES_MAX).collect().await {
-                Ok(body) => self.deliver(&head.headers, &body.to_bytes(), SystemTime::now()),
-                Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                    self.refused("the body is too large");
-                    status(StatusCode::PAYLOAD_TOO_LARGE, "too large")
-                }
-                Err(_) => status(StatusCode::BAD_REQUEST, "unreadable"),
+            // Of those who do not even know what the headers are, no body is read.
+            _ => match Claim::of(&head.headers, SystemTime::now()) {
+                Ok(claim) => self.delivery(claim, body).await,
+                Err(refused) => self.unauthorized(refused),
             },
         })
+    }
+
+    async fn delivery<B>(&self, claim: Claim<'_>, body: B) -> Answer
+    where
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    {
+        match Limited::new(body, BODY_BYTES_MAX).collect().await {
+            Ok(body) => self.deliver(claim, &body.to_bytes()),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                self.refused("the body is too large");
+                status(StatusCode::PAYLOAD_TOO_LARGE, "too large")
+            }
+            Err(_) => status(StatusCode::BAD_REQUEST, "unreadable"),
+        }
     }
 
     fn ends(&self) -> bool {
         self.shutdown.level() > Level::Run
     }
 
-    fn deliver(&self, headers: &hyper::HeaderMap, body: &[u8], now: SystemTime) -> Answer {
-        let id = match self.verifier.verify(headers, body, now) {
+    fn unauthorized(&self, refused: Refused) -> Answer {
+        self.refused(match refused {
+            Refused::Stale => "the timestamp is too old or in the future",
+            _ => "the signature is not right",
+        });
+        status(StatusCode::UNAUTHORIZED, "unauthorized")
+    }
+
+    fn deliver(&self, claim: Claim<'_>, body: &[u8]) -> Answer {
+        let id = match self.verifier.verify(claim, body) {
             Ok(id) => id,
-            Err(refused) => {
-                self.refused(match refused {
-                    Refused::Stale => "the timestamp is too old or in the future",
-                    _ => "the signature is not right",
-                });
-                return status(StatusCode::UNAUTHORIZED, "unauthorized");
-            }
+            Err(refused) => return self.unauthorized(refused),
         };
-        let Ok(delivery) = serde_json::from_slice::<Delivery>(body) else {
-            return status(StatusCode::BAD_REQUEST, "unreadable");
+        let unreadable = || status(StatusCode::BAD_REQUEST, "unreadable");
+        let Ok(Value::Object(delivery)) = serde_json::from_slice(body) else {
+            return unreadable();
         };
-        let kind = delivery.data.kind.as_deref().unwrap_or_default();
+        // What other kinds of events have in `data`, and of which types, is theirs (HOOK-6).
+        let data = delivery.get("data").unwrap_or(&Value::Null);
+        let kind = data["type"].as_str().unwrap_or_default();
         if kind != RUN_STARTED {
             let kind = short(kind);
             tracing::debug!(event = "webhook.ignored", kind, "a delivery that tells of no work");
             return status(StatusCode::OK, "ignored");
         }
+        let Some(session) = data["id"].as_str() else { return unreadable() };
         let new = {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             let delivery_is_new = seen.is_new(Of::Delivery, id);
             // Both are remembered, whichever is known.
-            let event_is_new = delivery.id.as_deref().is_none_or(|id| seen.is_new(Of::Event, id));
+            let event = delivery.get("id").and_then(Value::as_str);
+            let event_is_new = event.is_none_or(|id| seen.is_new(Of::Event, id));
             delivery_is_new && event_is_new
         };
-        let session_id = short(delivery.data.id.as_deref().unwrap_or_default());
+        let session_id = short(session);
         if !new {
             tracing::debug!(event = "webhook.repeated", session_id, "a delivery came again");
             return status(StatusCode::OK, "duplicate");
@@ -189,9 +190,16 @@ fn text(code: StatusCode, text: &str) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll};
+
+    use hyper::body::Frame;
+    use hyper::header::HeaderName;
+    use secrecy::SecretString;
+
     use super::*;
     use crate::queue::Shutdown;
-    use secrecy::SecretString;
 
     const KEY: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
@@ -202,15 +210,16 @@ mod tests {
         (Receiver::new(verifier, "/webhook", trigger, watch), shutdown)
     }
 
-    fn signed(id: &str, body: &str) -> Request<Full<Bytes>> {
+    fn signed(id: &str, body: impl AsRef<[u8]>) -> Request<Full<Bytes>> {
+        let body = body.as_ref();
         let verifier = Verifier::new(&SecretString::from(KEY)).expect("a key");
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
         let time = i64::try_from(now.as_secs()).expect("a time");
         Request::post("/webhook")
             .header("webhook-id", id)
             .header("webhook-timestamp", time)
-            .header("webhook-signature", verifier.sign(id, time, body.as_bytes()).expect("text"))
-            .body(Full::new(Bytes::from(body.to_owned())))
+            .header("webhook-signature", verifier.sign(id, time, body))
+            .body(Full::new(Bytes::copy_from_slice(body)))
             .expect("a request")
     }
 
@@ -239,15 +248,15 @@ mod tests {
         let (receiver, _shutdown) = receiver();
         let ok = (200, r#"{"status":"ok"}"#.to_owned());
         let again = (200, r#"{"status":"duplicate"}"#.to_owned());
-        assert_eq!(answered(&receiver, signed("msg_1", &started("whe_1"))).await, ok);
+        assert_eq!(answered(&receiver, signed("msg_1", started("whe_1"))).await, ok);
         assert!(fired(&receiver).await && !fired(&receiver).await);
         // The same delivery, and the same event in another one.
-        assert_eq!(answered(&receiver, signed("msg_1", &started("whe_1"))).await, again);
-        assert_eq!(answered(&receiver, signed("msg_2", &started("whe_1"))).await, again);
-        assert_eq!(answered(&receiver, signed("msg_1", &started("whe_2"))).await, again);
+        assert_eq!(answered(&receiver, signed("msg_1", started("whe_1"))).await, again);
+        assert_eq!(answered(&receiver, signed("msg_2", started("whe_1"))).await, again);
+        assert_eq!(answered(&receiver, signed("msg_1", started("whe_2"))).await, again);
         assert!(!fired(&receiver).await);
-        assert_eq!(answered(&receiver, signed("msg_3", &started("whe_3"))).await, ok);
-        assert_eq!(answered(&receiver, signed("msg_4", &started("whe_4"))).await, ok);
+        assert_eq!(answered(&receiver, signed("msg_3", started("whe_3"))).await, ok);
+        assert_eq!(answered(&receiver, signed("msg_4", started("whe_4"))).await, ok);
         assert!(fired(&receiver).await && !fired(&receiver).await, "two triggers are one");
     }
 
@@ -255,15 +264,30 @@ mod tests {
     async fn each_request_has_its_answer() {
         // HOOK-6, HOOK-7.
         let (receiver, shutdown) = receiver();
-        let other = r#"{"id":"whe_9","data":{"type":"vault.created","id":"v"}}"#;
         let ignored = (200, r#"{"status":"ignored"}"#.to_owned());
-        assert_eq!(answered(&receiver, signed("msg_1", other)).await, ignored);
-        assert_eq!(answered(&receiver, signed("msg_2", "{}")).await, ignored);
-        for unreadable in ["", "not json", "[1]", r#"{"data":7}"#] {
-            let got = answered(&receiver, signed("msg_3", unreadable)).await;
-            assert_eq!(got.0, 400, "{unreadable}: {}", got.1);
+        for other in [
+            r#"{"id":"whe_9","data":{"type":"vault.created","id":"v"}}"#,
+            r#"{"data":{"type":"vault.created","id":7}}"#,
+            r#"{"data":{"type":["of","its","own"]},"id":{}}"#,
+            r#"{"data":null}"#,
+            r#"{"data":7}"#,
+            "{}",
+        ] {
+            assert_eq!(answered(&receiver, signed("msg_1", other)).await, ignored, "{other}");
         }
-        let mut forged = signed("msg_4", &started("whe_4"));
+        let (odd, none) = (
+            format!(r#"{{"data":{{"type":"{RUN_STARTED}","id":7}}}}"#),
+            format!(r#"{{"data":{{"type":"{RUN_STARTED}"}}}}"#),
+        );
+        // HOOK-3, HOOK-7: genuine, also if it is no text.
+        for unreadable in [b"" as &[u8], b"not json", b"[1]", b"{\"\xff\":1}", b"\xff"]
+            .into_iter()
+            .chain([odd.as_bytes(), none.as_bytes()])
+        {
+            let got = answered(&receiver, signed("msg_3", unreadable)).await;
+            assert_eq!(got.0, 400, "{}: {}", String::from_utf8_lossy(unreadable), got.1);
+        }
+        let mut forged = signed("msg_4", started("whe_4"));
         *forged.body_mut() = Full::new(Bytes::from(started("whe_5")));
         assert_eq!(answered(&receiver, forged).await.0, 401);
         let bare = |method: Method, path: &str| {
@@ -285,11 +309,64 @@ mod tests {
         }
         let large = "x".repeat(BODY_BYTES_MAX + 1);
         assert_eq!(answered(&receiver, signed("msg_6", &large)).await.0, 413);
+        let (room, most) = (started("whe_6"), BODY_BYTES_MAX);
+        let largest = room.replace("sesn_1", &"x".repeat(most - room.len() + "sesn_1".len()));
+        assert_eq!(largest.len(), most);
+        let mut forged = signed("msg_6", "{}");
+        *forged.body_mut() = Full::new(Bytes::from(largest));
+        assert_eq!(answered(&receiver, forged).await.0, 401, "read as a whole");
         assert!(!fired(&receiver).await, "none of them tells of work");
         shutdown.drain();
-        assert_eq!(answered(&receiver, signed("msg_7", &started("whe_7"))).await.0, 503);
+        assert_eq!(answered(&receiver, signed("msg_7", started("whe_7"))).await.0, 503);
         assert_eq!(answered(&receiver, bare(Method::GET, "/readyz")).await.0, 503);
         assert_eq!(answered(&receiver, bare(Method::GET, "/healthz")).await.0, 200);
+    }
+
+    /// A body that notes whether it was asked for.
+    struct Noted(Arc<AtomicBool>);
+
+    impl Body for Noted {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.store(true, Ordering::Relaxed);
+            Poll::Ready(None)
+        }
+    }
+
+    #[tokio::test]
+    async fn of_strangers_no_body_is_read() {
+        // INV-11, HOOK-1, HOOK-4, HOOK-7: it would be kept until the signature is found to be wrong.
+        let (receiver, _shutdown) = receiver();
+        let right = signed("msg_1", "{}").into_parts().0.headers;
+        for (header, value, read) in [
+            ("webhook-id", None, false),
+            ("webhook-timestamp", None, false),
+            ("webhook-signature", None, false),
+            ("webhook-timestamp", Some("1"), false),
+            ("webhook-timestamp", Some("soon"), false),
+            ("webhook-timestamp", Some("9999999999"), false),
+            // The control.
+            ("webhook-signature", Some("v1,wrong"), true),
+        ] {
+            let asked = Arc::new(AtomicBool::new(false));
+            let mut request = Request::post("/webhook").body(Noted(Arc::clone(&asked)));
+            let headers = request.as_mut().expect("a request").headers_mut();
+            *headers = right.clone();
+            headers.remove(header);
+            headers.extend(
+                value.map(|value| {
+                    (HeaderName::from_static(header), HeaderValue::from_static(value))
+                }),
+            );
+            let answer = receiver.answer(request.expect("a request")).await.expect("infallible");
+            assert_eq!(answer.status().as_u16(), 401, "{header} {value:?}");
+            assert_eq!(asked.load(Ordering::Relaxed), read, "{header} {value:?}");
+        }
     }
 
     #[test]

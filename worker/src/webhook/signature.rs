@@ -1,16 +1,20 @@
-//! Whether a delivery is genuine and fresh (HOOK-1 to HOOK-5): Standard Webhooks, by the crate of its
-//! authors.
+//! Whether a delivery is genuine and fresh (HOOK-1 to HOOK-5): Standard Webhooks.
 //!
-//! The crate makes the signature. What is decided here: that each header is there exactly once, that
-//! the time is within the tolerance (of a clock that tests can set), and that one of the signatures is
-//! ours, compared without telling by the time it takes how much of it was right.
+//! In two steps. What the headers say is judged before a byte of the body is read: each is there exactly
+//! once, and the time is within the tolerance (of a clock that tests can set). Then one of the signatures
+//! has to be ours, compared without telling by the time it takes how much of it was right. It is over the
+//! bytes of the body, whatever they are; the crate of the standard's authors, which takes text only, is
+//! what tests compare it with.
 
 use std::hint::black_box;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac_sha256::HMAC;
 use hyper::HeaderMap;
 use secrecy::{ExposeSecret as _, SecretString};
-use standardwebhooks::Webhook;
+use zeroize::Zeroizing;
 
 /// HOOK-4: in both directions, inclusive.
 const TOLERANCE_S: i64 = 300;
@@ -21,12 +25,20 @@ const ID_BYTES_MAX: usize = 256;
 const SIGNATURES_MAX: usize = 16;
 
 /// Verifies deliveries.
-pub struct Verifier(Webhook);
+pub struct Verifier(Zeroizing<Vec<u8>>);
 
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Verifier")
     }
+}
+
+/// What the headers of a fresh delivery say; nothing of it is known to be true.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    id: &'a str,
+    timestamp: i64,
+    signatures: &'a str,
 }
 
 /// A signing key that cannot be used. No text holds a byte of it.
@@ -61,19 +73,40 @@ impl Verifier {
         if text.strip_prefix("whsec_").unwrap_or(text).is_empty() {
             return Err(KeyProblem::Empty);
         }
-        Webhook::new(text).map(Verifier).map_err(|_| KeyProblem::NotBase64)
+        let key = STANDARD.decode(text.strip_prefix("whsec_").unwrap_or(text));
+        key.map(|key| Verifier(Zeroizing::new(key))).map_err(|_| KeyProblem::NotBase64)
     }
 
     /// The id of a genuine delivery. Looks at the bytes of the body only (HOOK-3).
     ///
     /// # Errors
-    /// [`Refused`].
-    pub fn verify<'a>(
-        &self,
-        headers: &'a HeaderMap,
-        body: &[u8],
-        now: SystemTime,
-    ) -> Result<&'a str, Refused> {
+    /// [`Refused::Signature`].
+    pub fn verify<'a>(&self, claim: Claim<'a>, body: &[u8]) -> Result<&'a str, Refused> {
+        let Claim { id, timestamp, signatures } = claim;
+        let right = self.sign(id, timestamp, body);
+        // All of them, whichever is right.
+        let mut found = false;
+        for signature in signatures.split(' ').take(SIGNATURES_MAX) {
+            found |= same(signature.as_bytes(), right.as_bytes());
+        }
+        if found { Ok(id) } else { Err(Refused::Signature) }
+    }
+
+    /// The signature with its version.
+    pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
+        let mut mac = HMAC::new(self.0.as_slice());
+        mac.update(format!("{id}.{timestamp}."));
+        mac.update(body);
+        format!("v1,{}", STANDARD.encode(mac.finalize()))
+    }
+}
+
+impl Claim<'_> {
+    /// What `headers` say, without a look at the body (HOOK-1, HOOK-4).
+    ///
+    /// # Errors
+    /// [`Refused`], but not [`Refused::Signature`].
+    pub fn of(headers: &HeaderMap, now: SystemTime) -> Result<Claim<'_>, Refused> {
         let id = one(headers, "webhook-id").filter(|id| id.len() <= ID_BYTES_MAX);
         let id = id.ok_or(Refused::Header)?;
         let timestamp = one(headers, "webhook-timestamp").ok_or(Refused::Header)?;
@@ -86,18 +119,7 @@ impl Verifier {
         if (now - timestamp).abs() > TOLERANCE_S {
             return Err(Refused::Stale);
         }
-        let right = self.sign(id, timestamp, body).ok_or(Refused::Signature)?;
-        // All of them, whichever is right.
-        let mut found = false;
-        for signature in signatures.split(' ').take(SIGNATURES_MAX) {
-            found |= same(signature.as_bytes(), right.as_bytes());
-        }
-        if found { Ok(id) } else { Err(Refused::Signature) }
-    }
-
-    /// The signature with its version; none for a body that is no text.
-    pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
-        self.0.sign(id, timestamp, body).ok()
+        Ok(Claim { id, timestamp, signatures })
     }
 }
 
@@ -147,7 +169,8 @@ mod tests {
             ("WEBHOOK-SIGNATURE", signature),
         ]);
         let verifier = verifier("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD").expect("a key");
-        verifier.verify(&headers, body, at(now)).map(|id| assert_eq!(id, ID))
+        let claim = Claim::of(&headers, at(now))?;
+        verifier.verify(claim, body).map(|id| assert_eq!(id, ID))
     }
 
     #[test]
@@ -155,7 +178,23 @@ mod tests {
         // HOOK-1, HOOK-2, HOOK-3, HOOK-5.
         assert_eq!(verdict(SIGNATURE, BODY, TIME), Ok(()));
         let bare = verifier("C2FVsBQIhrscChlQIMV+b5sSYspob7oD").expect("without a prefix");
-        assert_eq!(bare.sign(ID, TIME as i64, BODY).as_deref(), Some(SIGNATURE));
+        assert_eq!(bare.sign(ID, TIME as i64, BODY), SIGNATURE);
+    }
+
+    #[test]
+    fn a_signature_is_that_of_the_standards_own_crate_and_covers_any_bytes() {
+        // HOOK-3: raw bytes, before anything is read of them.
+        let key = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+        let (ours, theirs) = (verifier(key), standardwebhooks::Webhook::new(key));
+        let (ours, theirs) = (ours.expect("a key"), theirs.expect("a key"));
+        for body in ["", "{}", "ö", &"x".repeat(1000)] {
+            let want = theirs.sign(ID, 7, body.as_bytes()).expect("text");
+            assert_eq!(ours.sign(ID, 7, body.as_bytes()), want, "{body}");
+        }
+        let signature = ours.sign(ID, TIME as i64, b"\xff\0");
+        assert_eq!(verdict(&signature, b"\xff\0", TIME), Ok(()));
+        assert_eq!(verdict(&signature, b"\xfe\0", TIME), Err(Refused::Signature));
+        assert_eq!(verdict(&signature, "\u{fffd}\0".as_bytes(), TIME), Err(Refused::Signature));
     }
 
     #[test]
@@ -198,7 +237,8 @@ mod tests {
                 ("webhook-timestamp", time),
                 ("webhook-signature", SIGNATURE),
             ]);
-            let got = verifier.verify(&headers, BODY, at(TIME));
+            let claim = Claim::of(&headers, at(TIME)).expect("fresh");
+            let got = verifier.verify(claim, BODY);
             assert_eq!(got, Err(Refused::Signature), "{id} {time}");
         }
     }
@@ -225,7 +265,8 @@ mod tests {
             [("webhook-id", ID), ("webhook-timestamp", &*time), ("webhook-signature", SIGNATURE)];
         let verifier = verifier("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD").expect("a key");
         let verdict = |pairs: &[(&'static str, &str)]| {
-            verifier.verify(&headers(pairs), BODY, at(TIME)).map(drop)
+            let headers = headers(pairs);
+            verifier.verify(Claim::of(&headers, at(TIME))?, BODY).map(drop)
         };
         assert_eq!(verdict(&all), Ok(()));
         for left_out in 0..3 {

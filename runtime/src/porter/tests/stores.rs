@@ -202,3 +202,56 @@ fn names_deeper_or_longer_than_a_memory_can_have_are_counted() {
     assert_eq!(paths(&scanned), ["a"]);
     assert_eq!(scanned.skipped, 1);
 }
+
+/// Goes on for so many steps of a walk.
+struct Steps(u32);
+
+impl Watch for Steps {
+    fn go_on(&mut self) -> Result<(), Refusal> {
+        self.0 = self.0.checked_sub(1).ok_or(Refusal::TooLong { seconds: 0 })?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_too_long_to_be_a_memory_is_not_read() {
+    // INV-11, MEM-10: a file of holes costs nothing to make, and would take years to read.
+    let ground = prepared();
+    let huge = fs::File::create(ground.path("huge")).expect("made");
+    huge.set_len(4 << 40).expect("holes");
+    fs::write(ground.path("a"), "1").expect("written");
+    let scan = |steps| store::scan(ground.fd(), MARK, &mut Steps(steps));
+    let scanned = scan(100).expect("in a hundred steps of 128 KiB");
+    assert_eq!(paths(&scanned), ["a", "huge"]);
+    assert_eq!(scanned.files[0].sha256, sum("1"));
+    assert_eq!(scanned.files[1].bytes, 4 << 40);
+    let told = scanned.files[1].sha256;
+    assert_eq!(scan(100).expect("again").files[1].sha256, told, "as it was");
+    let remove = |sha256| store::remove(ground.fd(), "huge", sha256, &mut Steps(100));
+    assert_eq!(remove(sum("x")), Ok(Removed::Changed));
+    // MEM-22: another try once it has changed.
+    huge.set_modified(std::time::UNIX_EPOCH).expect("another time");
+    let written = scan(100).expect("scanned").files[1].sha256;
+    assert_ne!(written, told);
+    huge.set_len(5 << 40).expect("longer");
+    huge.set_modified(std::time::UNIX_EPOCH).expect("the same time");
+    assert_ne!(scan(100).expect("scanned").files[1].sha256, written);
+    // The control: the longest that is read.
+    let longest = vec![b'x'; 1 << 20];
+    fs::write(ground.path("a"), &longest).expect("written");
+    let scanned = scan(100).expect("scanned");
+    assert_eq!(scanned.files[0].sha256, <[u8; 32]>::from(Sha256::digest(&longest)));
+}
+
+#[test]
+fn many_files_of_holes_are_too_much_at_once() {
+    // INV-11: each is short enough to be hashed; the store's size bounds none of them.
+    let ground = prepared();
+    for n in 0..65 {
+        fs::File::create(ground.path(&n.to_string())).expect("made").set_len(1 << 20).expect("set");
+    }
+    let refused = store::scan(ground.fd(), MARK, &mut Patient).expect_err("65 MiB of holes");
+    assert!(matches!(refused, Refusal::TooMuch { limit, .. } if limit == 64 << 20), "{refused}");
+    fs::remove_file(ground.path("0")).expect("removed");
+    assert_eq!(scan(&ground).files.len(), 64);
+}

@@ -10,6 +10,8 @@ mod delete;
 mod pull;
 mod push;
 
+pub use push::READ_BYTES_MAX;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -82,7 +84,7 @@ pub struct Engine<F, R> {
     sent: BTreeMap<String, ContentHash>,
     /// Since when files are seen to be gone (MEM-26).
     absent: BTreeMap<String, Instant>,
-    /// Changed files that the flush has not dealt with yet (MEM-33).
+    /// Changed files that the pass has not dealt with yet (MEM-33).
     unsent: u64,
 }
 
@@ -120,7 +122,8 @@ impl<F: Folder, R: Remote> Engine<F, R> {
         &self.store
     }
 
-    /// Changed files that a flush which was cut off had not dealt with.
+    /// Changed files that a pass which was cut off had not dealt with, as far as it had got to know of
+    /// them.
     pub fn unsent(&self) -> u64 {
         self.unsent
     }
@@ -144,6 +147,7 @@ impl<F: Folder, R: Remote> Engine<F, R> {
     }
 
     async fn sync_once(&mut self, pass: Pass) -> Result<Option<Counts>, SyncError> {
+        self.unsent = 0;
         let files = match self.look().await? {
             Look::Trusted(files) => files,
             Look::Foreign { files } => {
@@ -152,6 +156,9 @@ impl<F: Folder, R: Remote> Engine<F, R> {
             }
             Look::Destroyed => return self.recover().await.map(|()| None),
         };
+        if self.store.access == Access::ReadWrite {
+            self.unsent = self.dirty(&files).len() as u64;
+        }
         let mut counts = Counts::default();
         let listing = self.list(&mut counts).await?;
         self.settle(&listing);
@@ -165,6 +172,8 @@ impl<F: Folder, R: Remote> Engine<F, R> {
         let work = self.decide(&files, &listing, &mut counts);
         let mut creates = work.creates;
         self.remove_files(work.removals, &mut creates, &mut counts).await?;
+        // What the server's text is written over is no upload that is missing.
+        self.unsent = (creates.len() + work.updates.len()) as u64;
         self.upload_all(creates, work.updates, &files, &mut counts).await?;
         self.delete_memories(work.deletions, cap, pass, &mut counts).await?;
         self.pull_all(work.pulls, &mut counts).await?;

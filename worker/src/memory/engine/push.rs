@@ -14,7 +14,7 @@ use crate::queue::{ContentHash, Memory, MemoryError};
 /// Uploads on their way at a time (MEM-31).
 const UPLOADS_MAX: usize = 32;
 /// Longest file that is read and sent. The server takes 100 KiB (MEMAPI-1); that is for it to say.
-const READ_BYTES_MAX: u64 = 1 << 20;
+pub const READ_BYTES_MAX: u64 = 1 << 20;
 
 /// One upload on its way, and what came of it.
 struct Upload {
@@ -161,14 +161,7 @@ impl<F: Folder, R: Remote> Engine<F, R> {
             }
             Look::Destroyed => return Ok(None),
         };
-        // A file whose upload was never answered counts also if it is as before: the server may be
-        // ahead of it.
-        let dirty = |(path, file): &(&String, &Scanned)| {
-            let hash = ContentHash::from(file.sha256);
-            let differs = self.baseline.get(*path) != Some(&hash) || self.sent.contains_key(*path);
-            differs && self.refused.get(*path) != Some(&hash)
-        };
-        let dirty: Vec<String> = files.iter().filter(dirty).map(|(path, _)| path.clone()).collect();
+        let dirty = self.dirty(&files);
         if dirty.is_empty() {
             return Ok(None);
         }
@@ -202,13 +195,29 @@ impl<F: Folder, R: Remote> Engine<F, R> {
         Ok(Some(counts))
     }
 
+    /// The files that are not known to be on the server and may be uploaded, in order of paths.
+    ///
+    /// A file whose upload was never answered counts also if it is as before: the server may be ahead of
+    /// it.
+    pub(super) fn dirty(&self, files: &BTreeMap<String, Scanned>) -> Vec<String> {
+        let dirty = |(path, file): &(&String, &Scanned)| {
+            let hash = ContentHash::from(file.sha256);
+            let differs = self.baseline.get(*path) != Some(&hash) || self.sent.contains_key(*path);
+            differs && self.refused.get(*path) != Some(&hash)
+        };
+        files.iter().filter(dirty).map(|(path, _)| path.clone()).collect()
+    }
+
     /// How many files have changes that the server does not have, for the receipt; `None` if that
     /// cannot be said.
     pub async fn unsynced(&self) -> Option<u64> {
-        let files = match (self.store.access, self.look().await.ok()?) {
-            (Access::ReadOnly, _) | (_, Look::Destroyed) => return Some(0),
-            (_, Look::Foreign { files }) => return Some(files),
-            (_, Look::Trusted(files)) => files,
+        if self.store.access == Access::ReadOnly {
+            return Some(0);
+        }
+        let files = match self.look().await.ok()? {
+            Look::Destroyed => return Some(0),
+            Look::Foreign { files } => return Some(files),
+            Look::Trusted(files) => files,
         };
         let differs = |(path, file): &(&String, &Scanned)| {
             self.baseline.get(*path) != Some(&ContentHash::from(file.sha256))

@@ -26,6 +26,8 @@ pub struct FolderState {
     pub unwritable: BTreeSet<String>,
     /// Operations that fail, such as `scan`.
     pub broken: BTreeSet<&'static str>,
+    /// How long a scan takes.
+    pub slow: Option<Duration>,
     /// The jail has ended.
     pub gone: bool,
     /// Called with every operation and path before it is done.
@@ -124,6 +126,10 @@ impl Folder for FakeFolder {
     }
 
     async fn scan(&self) -> Result<Scan, FolderError> {
+        let slow = self.state().slow;
+        if let Some(slow) = slow {
+            tokio::time::sleep(slow).await;
+        }
         let state = self.begin("scan", "")?;
         let files = state.files.iter().filter(|(path, _)| *path != MARKER_PATH);
         let files = files.map(|(path, bytes)| Scanned {
@@ -452,7 +458,8 @@ impl Witness for Heard {
             Happened::Recovered { memories } => format!("recovered {memories}"),
             Happened::Failed { pass, reason } => format!("failed {} {reason}", pass.label()),
             Happened::CutOff { pass, files } => format!("cut off {} {files}", pass.label()),
-            Happened::Disposed { unsynced } => format!("disposed {unsynced}"),
+            Happened::Disposed { unsynced: Some(files) } => format!("disposed {files}"),
+            Happened::Disposed { unsynced: None } => "disposed unknown".to_owned(),
         };
         heard.0.push(text);
         heard.2

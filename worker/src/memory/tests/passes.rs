@@ -115,7 +115,37 @@ async fn a_pass_that_takes_too_long_is_cut_off_and_counted() {
     // The flush had time for a listing and one round of 32 uploads.
     assert_eq!(site.server.texts().len(), 33);
     let told = site.heard.all();
-    assert_eq!(told, ["cut off final 0", "sending 40 0 0", "cut off flush 8"]);
+    assert_eq!(told, ["cut off final 40", "sending 40 0 0", "cut off flush 8"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_sync_that_is_cut_off_counts_what_it_had_left() {
+    // MEM-33: in the midst of its uploads, and after them.
+    for (takes, left) in [(12, 8), (9, 0)] {
+        let (memory, site) =
+            session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1"), ("/b", "1")]))
+                .await;
+        site.server.put("/a", "theirs");
+        site.folder.put("a", "mine");
+        for n in 0..40 {
+            site.folder.put(&n.to_string(), "new");
+        }
+        site.server.state().takes = Duration::from_secs(takes);
+        let limit = tokio::time::sleep(Duration::from_secs(if left > 0 { 25 } else { 29 }));
+        memory.finish(true, limit).await;
+        let told = site.heard.all();
+        assert!(told.contains(&format!("cut off final {left}")), "{takes}: {told:?}");
+    }
+    // The control, and a store that nothing is uploaded to.
+    for access in [Access::ReadWrite, Access::ReadOnly] {
+        let (memory, site) = session(Site::new(access, Deletions::Enabled, &[("/a", "1")])).await;
+        if access == Access::ReadOnly {
+            site.folder.put("a", "mine");
+        }
+        site.server.fault("list", Fault::Hang);
+        memory.finish(true, pending()).await;
+        assert_eq!(site.heard.all(), ["cut off final 0"], "{access:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,18 +208,71 @@ async fn a_receipt_counts_what_is_not_on_the_server() {
         session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1"), ("/b", "1")]))
             .await;
     site.folder.put("a", "2");
-    memory.dispose().await;
+    memory.dispose(pending()).await;
     assert_eq!(site.heard.all(), ["disposed 1"]);
     assert_eq!(site.folder.state().files.len(), 0);
     let (memory, site) =
         session(Site::new(Access::ReadOnly, Deletions::Enabled, &[("/a", "1")])).await;
     site.folder.put("a", "2");
-    memory.dispose().await;
+    memory.dispose(pending()).await;
     assert_eq!(site.heard.all(), ["disposed 0"], "nothing of it was to be uploaded");
     let (memory, site) =
         session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")])).await;
     site.folder.wipe();
     site.folder.put("x", "x");
-    memory.dispose().await;
+    memory.dispose(pending()).await;
     assert_eq!(site.heard.all(), ["disposed 1"], "what was left alone is not on the server");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receipt_of_a_folder_that_cannot_be_looked_at_says_that_it_does_not_know() {
+    // MEM-32, OBS-2: a number that nobody counted would be a promise.
+    for gone in [true, false] {
+        let (memory, site) =
+            session(Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")])).await;
+        site.folder.put("a", "2");
+        match gone {
+            true => site.folder.state().gone = true,
+            false => drop(site.folder.state().broken.insert("scan")),
+        }
+        assert_eq!(memory.dispose(pending()).await, !gone);
+        assert_eq!(site.heard.all(), ["disposed unknown"], "{gone}");
+    }
+    let (memory, site) =
+        session(Site::new(Access::ReadOnly, Deletions::Enabled, &[("/a", "1")])).await;
+    site.folder.state().gone = true;
+    memory.dispose(pending()).await;
+    assert_eq!(site.heard.all(), ["disposed 0"], "nothing of it is ever uploaded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn receipts_take_bounded_time_whatever_is_in_the_folders() {
+    // SHUT-4, SHUT-5, INV-11: all stores within one limit, and a second signal ends it.
+    for (hurry, seconds) in [(None, 10), (Some(0), 1), (Some(3), 4), (Some(9), 10)] {
+        let (site, other) = (
+            Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")]),
+            Site::new(Access::ReadWrite, Deletions::Enabled, &[("/a", "1")]),
+        );
+        let engines = vec![site.engine, other.engine];
+        let memory = SessionMemory::download(engines, Duration::from_secs(15)).await;
+        let memory = memory.expect("downloaded");
+        site.heard.forget();
+        other.heard.forget();
+        site.folder.state().slow = Some(Duration::from_secs(120));
+        other.folder.put("b", "new");
+        let hurry = async {
+            match hurry {
+                Some(after) => tokio::time::sleep(Duration::from_secs(after)).await,
+                None => pending().await,
+            }
+        };
+        let began = Instant::now();
+        assert!(!memory.dispose(hurry).await, "a folder that is not empty");
+        assert_eq!(began.elapsed(), Duration::from_secs(seconds), "{seconds}");
+        assert_eq!(site.heard.all(), ["disposed unknown"], "a receipt all the same");
+        assert_eq!(other.heard.all(), ["disposed 1"], "the other is not held up");
+        // The control.
+        site.folder.state().slow = None;
+        assert!(memory.dispose(pending()).await);
+    }
 }

@@ -9,6 +9,7 @@ mod http;
 mod journal;
 mod lease;
 mod log;
+mod memory;
 mod modes;
 mod operate;
 mod platform;
