@@ -95,7 +95,9 @@ fn the_keeper_cannot_be_traced_read_or_weakened() {
                 wrong.push(format!("INV-6 {level:?}: `{act}` gave `{got}`"));
             }
         }
-        let own = session.bash("sleep 300 & echo $!").text;
+        // Not while it is still becoming `sleep`: then it has no environment to read.
+        let start = "sleep 300 & until grep -q . /proc/$!/environ; do :; done; echo $!";
+        let own = session.bash(start).text;
         let with_control = ON_THE_KEEPER
             .iter()
             .filter(|(act, _)| !NO_CONTROL.iter().any(|start| act.starts_with(start)));

@@ -187,7 +187,7 @@ impl Reader {
         let level = if rustix::process::geteuid().is_root() { "root" } else { "rootless" };
         let child = Command::new(WORKER)
             .arg0("stockade-key-reader")
-            .args([level, "owner"])
+            .args([level, "[\"EnvironmentKey\",\"Owner\"]"])
             .arg(key)
             .env_clear()
             .stdin(Stdio::piped())
@@ -209,8 +209,13 @@ impl Reader {
         (header[0], String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// For the first file, and only one.
     fn ask(&mut self) -> (u8, String) {
-        self.0.stdin.as_mut().expect("piped").write_all(b"\n").expect("asked");
+        self.ask_for(0)
+    }
+
+    fn ask_for(&mut self, number: u8) -> (u8, String) {
+        self.0.stdin.as_mut().expect("piped").write_all(&[number]).expect("asked");
         self.answer()
     }
 }
@@ -220,7 +225,9 @@ fn the_key_reader_reads_a_new_key_with_the_checks_of_the_first_time() {
     let place = Place::new();
     let key = place.key("first\n");
     let mut reader = Reader::start(&key);
-    assert_eq!(reader.ask(), (b'v', "first".to_owned()));
+    assert_eq!(reader.ask(), (b'v', "first\n".to_owned()), "as it is: whoever asks takes it apart");
+    let (kind, error) = reader.ask_for(1);
+    assert!(kind == b'e' && !error.contains("first"), "it was not started for a second: {error}");
     write_key(&place.path("new"), "second");
     fs::rename(place.path("new"), &key).expect("replaced");
     assert_eq!(reader.ask(), (b'v', "second".to_owned()));
