@@ -91,6 +91,8 @@ impl Limits {
 
 /// Time for the post when the drain limit killed the call.
 const POST_AFTER_LIMIT: Duration = Duration::from_secs(5);
+/// How long the answer to a post that was sent may still take when everything ends at once (SHUT-4).
+const ANSWER_AFTER_KILL: Duration = Duration::from_millis(250);
 
 impl<H: Host> Performer<H> {
     /// Performs one call. `primary` is the session's primary thread, where it is known.
@@ -220,12 +222,21 @@ impl<H: Host> Performer<H> {
             return self.settle(call, Finish::Moot);
         }
         let id = call.id.as_str();
+        // Often the stream tells of the session's end, and so of ours, before the answer is here.
+        let answered_late = async {
+            to.kill.cancelled().await;
+            to.moot.cancel();
+            tokio::time::sleep(ANSWER_AFTER_KILL).await;
+        };
         let posted = tokio::select! {
             biased;
-            () = to.kill.cancelled() => return Finish::Unanswered,
-            () = reached(to.until.clone(), POST_AFTER_LIMIT) => return Finish::Unanswered,
             posted = self.poster.post(id, body, &to.until, &to.moot) => posted,
+            () = answered_late => return Finish::Unanswered,
+            () = reached(to.until.clone(), POST_AFTER_LIMIT) => return Finish::Unanswered,
         };
+        if posted == Posted::Moot && to.kill.is_cancelled() {
+            return Finish::Unanswered;
+        }
         let failed = |for_good| Progress::PostFailed { call: id, for_good };
         match posted {
             Posted::Done => {

@@ -284,3 +284,21 @@ async fn a_history_that_fails_after_it_released_the_last_hold_leaves_the_session
         "asked after five minutes: {stopped:?}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_was_accepted_is_told_as_posted_though_the_session_ends_first() {
+    // RUN-12, EV-1: the stream is faster than the answer. What is not answered soon is not waited for.
+    for (late, posted) in [(100, 1), (400, 0)] {
+        let world = World::new();
+        world.plane.state().history.push(call("t"));
+        let answer = Answer::Late(Duration::from_millis(late), Box::new(ok()));
+        world.plane.state().posts.push_back(answer);
+        let session = world.serve();
+        world.plane.until("a post", |plane| !plane.posted().is_empty()).await;
+        world.plane.emit(json!({"type":"session.status_terminated"}));
+        let began = tokio::time::Instant::now();
+        assert_eq!(session.await.expect("an end"), ItemEnd::SessionEnded);
+        assert!(began.elapsed() < SECOND / 2, "{:?}", began.elapsed());
+        assert_eq!(world.host.noted("Posted").len(), posted, "{late} ms");
+    }
+}
