@@ -78,7 +78,11 @@ def talk(host, port, send=(), pause=0, hold=2.0, limit=1 << 20, until=(), finish
     Hears until one of the words of `until` came, the other side ended, or `hold` seconds are over.
     """
     pieces = [piece.encode("latin-1") * times for piece in ([send] if isinstance(send, str) else send)]
-    connection = dial(host, port, timeout, bind)
+    try:
+        connection = dial(host, port, timeout, bind)
+    except ConnectionResetError:
+        # Connected and reset, before this process looked: the error of the socket tells of both.
+        return {"text": "", "count": 0, "how": "reset", "send": None}
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         refused = send_pieces(connection, pieces, pause)

@@ -117,7 +117,7 @@ pub struct Jailer {
 
 impl Jailer {
     /// Starts what starts custom tools on the host, and looks at the host. To be called with one
-    /// thread. `variable` has what credentials of staging may be asked for by name.
+    /// thread. `secrets` has the credentials of staging.
     ///
     /// # Errors
     /// [`PrepareError`].

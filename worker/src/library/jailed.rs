@@ -17,9 +17,8 @@ use crate::credential::hidden::HiddenVariables;
 use crate::daemon::furnish::Furnisher;
 use crate::daemon::jailer::{self, JailOptions, Jailer, PrepareError};
 use crate::daemon::record::Record;
-use crate::daemon::rooms::Rooms;
-use crate::daemon::stage::Secrets;
-use crate::daemon::stage::SetupError;
+use crate::daemon::rooms::{self, Rooms};
+use crate::daemon::stage::{Secrets, SetupError};
 use crate::daemon::tools::Tools;
 use crate::queue::{BoxFuture, Ids, OpenError, Opening, Progress, Shutdown, ShutdownWatch};
 
@@ -92,6 +91,7 @@ impl JailPolicy {
     /// | `memory.store_size` | one store in a jail | 256 MiB | 1 MiB to 16 GiB |
     /// | `memory.store_files` | files and directories in it | 8,192 | 16 to 100,000 |
     /// | `stage.git` | the host's git | the first of three places | |
+    /// | `stage.fetch_size` | what all sessions may be fetching at the same time | 4 GiB | 64 MiB to 1 TiB |
     /// | `stage.credential`, `stage.s3` | who may read what is staged | none | 64 of each |
     ///
     /// `[[custom_tool]]` is refused: functions are a program's custom tools
@@ -169,6 +169,9 @@ impl Jailed {
         let (shutdown, unusable) = Shutdown::new();
         let shutdown = Arc::new(shutdown);
         let record = Arc::new(Record::new(audit, Arc::clone(&shutdown)));
+        // Of an earlier program with this log, whether this one stages or not.
+        rooms::forget(&options.state_dir, level)
+            .map_err(host("cannot remove staged input that an earlier program left"))?;
         let secrets = Secrets { hidden: HiddenVariables::of_environment(), again: None };
         let jailer =
             Jailer::prepare(options, launcher, policy, config, secrets).map_err(unprepared)?;
