@@ -154,6 +154,10 @@ fn level_of_this_process() -> io::Result<Level> {
     Ok(if whole && admin { Level::Root } else { Level::Rootless })
 }
 
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
+}
+
 /// The entries of `directory` that are directories, files or links, by name.
 fn entries(directory: &Path) -> io::Result<Vec<HostEntry>> {
     let mut found = Vec::new();
@@ -162,7 +166,11 @@ fn entries(directory: &Path) -> io::Result<Vec<HostEntry>> {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let kind = entry.file_type()?;
         let kind = if kind.is_symlink() {
-            EntryKind::Link(fs::read_link(entry.path())?)
+            match fs::read_link(entry.path()) {
+                // Removed or replaced since it was listed; it is a link no more.
+                Err(error) if is_gone(&error) => continue,
+                target => EntryKind::Link(target?),
+            }
         } else if kind.is_dir() {
             EntryKind::Directory
         } else if kind.is_file() {

@@ -13,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::host::Level;
 
@@ -128,8 +129,14 @@ impl RunDirectory {
             let path = entry?.path();
             let Some(slot) = slot_of(&path) else { continue };
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let directory = rustix::fs::open(&path, flags, Mode::empty())?;
-            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            // Whoever gives a number back takes no lock for it: it may go at any moment, also between
+            // these calls. Nobody else can have taken it meanwhile.
+            let directory = match rustix::fs::open(&path, flags, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                opened => opened?,
+            };
+            let free = rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive);
+            if free.is_ok() && rustix::fs::fstat(&directory)?.st_nlink > 0 {
                 claims.push(Claim { slot, path, _lock: File::from(directory) });
             }
         }
@@ -223,6 +230,29 @@ mod tests {
             claim.release().expect("released");
         }
         assert!(directory.slots().expect("list").is_empty());
+        fs::remove_dir_all(path).expect("cleaned");
+    }
+
+    #[test]
+    fn numbers_that_are_given_back_while_one_looks_are_neither_an_error_nor_abandoned() {
+        let path = scratch("race");
+        let directory = RunDirectory::open(Level::Rootless, &path).expect("run directory");
+        let rounds = || {
+            for _ in 0..30 {
+                let claims: Vec<_> =
+                    (0..100).map(|_| directory.claim().expect("claimed")).collect();
+                for claim in claims {
+                    claim.release().expect("given back");
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let claiming = [scope.spawn(rounds), scope.spawn(rounds)];
+            while claiming.iter().any(|thread| !thread.is_finished()) {
+                let found = directory.abandoned().expect("every look succeeds");
+                assert!(found.is_empty(), "{found:?}");
+            }
+        });
         fs::remove_dir_all(path).expect("cleaned");
     }
 

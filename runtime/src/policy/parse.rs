@@ -35,8 +35,10 @@ impl Source {
             let (file, bytes) = (self.file.clone(), self.text.len());
             return Err(PolicyError::TooLong { file, bytes, max: BYTES_MAX });
         }
-        let document = DeTable::parse(&self.text).map_err(|error| self.not_toml(&error))?;
-        toml::from_str(&self.text).map_err(|error| self.explain(&error, document.get_ref()))
+        toml::from_str(&self.text).map_err(|error| match DeTable::parse(&self.text) {
+            Ok(document) => self.explain(&error, document.get_ref()),
+            Err(error) => self.not_toml(&error),
+        })
     }
 
     /// The values as written, as JSON. Keys and types are not checked.
@@ -64,7 +66,7 @@ impl Source {
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         Origin {
             file: self.file.clone(),
-            line: before.matches('\n').count() + 1,
+            line: before.bytes().filter(|byte| *byte == b'\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
         }
     }

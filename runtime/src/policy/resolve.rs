@@ -55,23 +55,26 @@ impl Resolver<'_> {
     /// # Errors
     /// The first [`PolicyError`] found in the file or in one that it extends.
     pub fn resolve(&self, reference: &str) -> Result<Policy, PolicyError> {
-        let chain = self.chain(self.source(reference)?)?;
-        let base = self.link(Shipped::find("base").expect("base is shipped").source())?;
+        let mut chain = self.chain(self.source(reference)?)?;
+        let outermost = &chain[0];
+        let name = outermost.file.name.as_ref().map(|name| name.get().clone());
+        let name = name.unwrap_or_else(|| outermost.source.stem());
+        let mut sources: Vec<_> = chain.iter().map(|link| link.source.file.clone()).collect();
+        let shipped = Shipped::find("base").expect("base is shipped").source();
+        let (base, mut mode) = match chain.pop_if(|root| root.source == shipped) {
+            Some(root) => (root, Mode::Narrow),
+            None => {
+                sources.push(shipped.file.clone());
+                (self.link(shipped)?, Mode::Replace)
+            }
+        };
         let mut policy = floor(&base.source, &base.file)?;
         narrow::apply(&mut policy, &base.source, &base.file, Mode::Replace, self.groups)?;
-        let mut mode = Mode::Replace;
         for link in chain.iter().rev() {
             narrow::apply(&mut policy, &link.source, &link.file, mode, self.groups)?;
             mode = Mode::Narrow;
         }
-        let outermost = &chain[0];
-        let name = outermost.file.name.as_ref().map(|name| name.get().clone());
-        policy.name = name.unwrap_or_else(|| outermost.source.stem());
-        let ends_in_base = chain.last().is_some_and(|link| link.source == base.source);
-        policy.sources = chain.into_iter().map(|link| link.source.file).collect();
-        if !ends_in_base {
-            policy.sources.push(base.source.file);
-        }
+        (policy.name, policy.sources) = (name, sources);
         Ok(policy)
     }
 

@@ -76,20 +76,36 @@ audit log does not verify or cannot be written, 9 a credential is refused, 10 an
 succeeded. `exec` returns the command's own status: 124 wall clock, 126 or 127 not runnable, 128+n \
 signal n. `poll`, `run` and `serve` return 128+n if signal n ended them at once.";
 
+// The arguments of a command are made when it is the one that was asked for; to make all takes longer
+// than to read a policy. What the list of commands says is therefore here as well (held by a test).
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
+    /// Run the sessions of a self-hosted environment, each in a jail of its own
     Poll(Box<poll::PollArgs>),
+    /// Serve one work item that somebody else has claimed, in a jail
     Run(Box<run::RunArgs>),
+    /// Run the sessions of an environment when a webhook tells of them
     Serve(Box<serve::ServeArgs>),
+    /// Run a command in a jail
     Exec(exec::ExecArgs),
+    /// Check what this host can give, by making real jails on it
     Doctor(doctor::DoctorArgs),
+    /// Show, check and describe policies
     Policy(policy::PolicyArgs),
+    /// Explain whether a policy lets a jail reach a destination, or what was decided in a session
     Why(why::WhyArgs),
+    /// Read audit logs
     Audit(audit::AuditArgs),
+    /// Show what sessions connected to, and what they were refused
     Egress(egress::EgressArgs),
+    /// Look at an environment's queue, stop work items, label them
     Queue(Box<queue::QueueArgs>),
+    /// Check what a policy's staging rules bring into workspaces
     Stage(stage::StageArgs),
+    /// Remove what killed workers left behind
     Sweep(sweep::SweepArgs),
+    /// Run a control plane on this machine, for development and tests
     Devserver(devserver::DevserverArgs),
     /// Print the version
     Version {
@@ -249,6 +265,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_list_of_commands_says_what_each_says_of_itself() {
+        let about = |command: &clap::Command| {
+            let about = command.get_about().map(ToString::to_string);
+            (command.get_name().to_owned(), about.expect("every command says what it does"))
+        };
+        let listed: Vec<_> = Cli::command().get_subcommands().map(about).collect();
+        let mut built = Cli::command();
+        built.build();
+        let own: Vec<_> = built.get_subcommands().map(about).collect();
+        // clap's own `help` comes last, when all is built.
+        assert_eq!(listed[..], own[..own.len() - 1]);
     }
 
     // INV-11, INV-12: a flood of resets of HTTP/2 is a warning of its library for each connection.

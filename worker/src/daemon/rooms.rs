@@ -117,7 +117,11 @@ pub fn sweep(level: Level, done: &mut Sweep) -> io::Result<()> {
     };
     let Some(above) = directory(&memory)? else { return Ok(()) };
     for entry in Dir::read_from(&above)? {
-        let entry = entry?;
+        let entry = match entry {
+            // Another sweep or start has removed the directory.
+            Err(Errno::NOENT) => break,
+            entry => entry?,
+        };
         let Ok(name) = entry.file_name().to_str() else { continue };
         if matches!(name, "." | "..") {
             continue;
@@ -170,14 +174,24 @@ fn lock(memory: &Path, scratch: &Path) -> io::Result<Option<OwnedFd>> {
         Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
+    hold(opened)
+}
+
+fn hold(opened: OwnedFd) -> io::Result<Option<OwnedFd>> {
     match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) if is_gone(&opened)? => return Ok(None),
         Ok(()) => empty(&opened)?,
         // Another worker with the same state directory.
         Err(Errno::WOULDBLOCK) => {}
         Err(errno) => return Err(errno.into()),
     }
     flock(&opened, FlockOperation::LockShared)?;
-    Ok((fstat(&opened)?.st_nlink > 0).then_some(opened))
+    Ok((!is_gone(&opened)?).then_some(opened))
+}
+
+/// Whether somebody removed it since it was opened. A lock on it is worth nothing then.
+fn is_gone(directory: &OwnedFd) -> io::Result<bool> {
+    Ok(fstat(directory)?.st_nlink == 0)
 }
 
 /// Removes the scratch directory `name`; whether it was there and nobody's.
@@ -187,12 +201,17 @@ fn remove(above: &OwnedFd, name: &str) -> io::Result<bool> {
         Err(Errno::NOENT) => return Ok(false),
         Err(errno) => return Err(errno.into()),
     };
-    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+    remove_opened(above, name, &opened)
+}
+
+fn remove_opened(above: &OwnedFd, name: &str, opened: &OwnedFd) -> io::Result<bool> {
+    match flock(opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) if is_gone(opened)? => return Ok(false),
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => return Ok(false),
         Err(errno) => return Err(errno.into()),
     }
-    empty(&opened)?;
+    empty(opened)?;
     unlinkat(above, name, AtFlags::REMOVEDIR)?;
     Ok(true)
 }
@@ -212,6 +231,28 @@ fn empty(directory: &OwnedFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_another_removed_between_is_gone_and_no_error() {
+        // INV-10: two that start or sweep at the same time.
+        let place = tempfile::TempDir::new().expect("a directory");
+        let scratch = place.path().join("own");
+        let above = directory(place.path()).expect("opened").expect("there");
+        let opened = || {
+            std::fs::create_dir(&scratch).expect("made");
+            directory(&scratch).expect("opened").expect("there")
+        };
+        let gone = || {
+            let opened = opened();
+            std::fs::remove_dir(&scratch).expect("removed");
+            opened
+        };
+        assert!(hold(gone()).expect("looked at").is_none());
+        assert!(!remove_opened(&above, "own", &gone()).expect("looked at"));
+        // The controls: it is there.
+        assert!(remove_opened(&above, "own", &opened()).expect("removed"));
+        assert!(hold(opened()).expect("locked").is_some());
+    }
 
     #[test]
     fn what_a_live_worker_uses_is_not_removed_and_no_link_is_followed() {

@@ -88,11 +88,9 @@ pub(super) fn request(head: &mut Parts, target: &Target) -> Result<(), Refused> 
     };
     let refused = || Refused { reason: Reason::Malformed, named: Some(named.host.clone()) };
     let path = match head.uri.path_and_query() {
-        // `http://name?query`: written, it has its slash.
-        Some(path) if path.as_str().starts_with('?') => {
-            PathAndQuery::try_from(path.to_string()).map_err(|_| refused())?
-        }
-        Some(path) => path.clone(),
+        // Written anew: only so do `http://name?query` and `http://name#fragment` have their slash, and
+        // nobody a fragment (RFC 9112, 3.2).
+        Some(path) => PathAndQuery::try_from(path.to_string()).map_err(|_| refused())?,
         None => PathAndQuery::from_static("/"),
     };
     let asterisk = path == "*" && head.method == Method::OPTIONS;
@@ -253,6 +251,11 @@ mod tests {
             ("GET", "HTTP://API.example.com:80/a", "api.example.com", Ok("/a")),
             ("GET", "http://api.example.com", "api.example.com:80", Ok("/")),
             ("GET", "http://api.example.com?q", "api.example.com", Ok("/?q")),
+            ("GET", "http://api.example.com#f", "api.example.com", Ok("/")),
+            ("GET", "http://api.example.com:80#@evil.test/", "api.example.com", Ok("/")),
+            ("GET", "http://api.example.com?q#f", "api.example.com", Ok("/?q")),
+            ("GET", "http://api.example.com/a#f", "api.example.com", Ok("/a")),
+            ("GET", "/a#f", "api.example.com", Ok("/a")),
             ("OPTIONS", "*", "api.example.com", Ok("*")),
             ("GET", "//evil.test/a", "api.example.com", Ok("//evil.test/a")), // a path like any other
             ("GET", "*", "api.example.com", Err(Reason::Malformed)),
