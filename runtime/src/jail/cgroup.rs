@@ -417,7 +417,7 @@ pub(crate) fn delegated_place(name: &str, level: Level) -> Option<PathBuf> {
 }
 
 /// Kills what is in the cgroup of jail `name` and in the one beside it, and removes both from every
-/// hierarchy, and from where its launcher `noted` it.
+/// hierarchy, and from where its launcher `noted` it. Whether there was one.
 ///
 /// # Errors
 /// The path that is left if something remains after `grace`.
@@ -426,7 +426,7 @@ pub(crate) fn remove_by_name(
     noted: Option<PathBuf>,
     level: Level,
     grace: Duration,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let beside = |jail: PathBuf| {
         let outside = jail.with_file_name(Members::Outside.group_of(name));
         [outside, jail]
@@ -437,7 +437,7 @@ pub(crate) fn remove_by_name(
         .chain(noted)
         .flat_map(beside)
         .filter(|directory| directory.exists())
-        .try_for_each(|directory| remove_group(&directory, grace))
+        .try_fold(false, |_, directory| remove_group(&directory, grace).map(|()| true))
 }
 
 /// Our group in every hierarchy, whether it exists or not.

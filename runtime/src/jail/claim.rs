@@ -102,23 +102,27 @@ impl RunDirectory {
     /// Claims an unused number. It is given back by [`Claim::release`], or by a sweep after this
     /// process is gone.
     pub fn claim(&self) -> io::Result<Claim> {
-        let _shared = self.lock(FlockOperation::LockShared)?;
         let mut number = [0u8; 4];
         for _ in 0..TRIES {
             rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
-            let slot = u32::from_le_bytes(number) % SLOTS;
-            let path = self.jails().join(slot.to_string());
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    let directory = File::open(&path)?;
-                    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
-                    return Ok(Claim { slot, path, _lock: directory });
-                }
+            if let Some(claim) = self.take(u32::from_le_bytes(number) % SLOTS)? {
+                return Ok(claim);
             }
         }
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// Claims this number; `None` if it is taken, by the living or the dead.
+    pub fn take(&self, slot: u32) -> io::Result<Option<Claim>> {
+        let _shared = self.lock(FlockOperation::LockShared)?;
+        let path = self.jails().join(slot.to_string());
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            made => made?,
+        }
+        let directory = File::open(&path)?;
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Some(Claim { slot, path, _lock: directory }))
     }
 
     /// Every claim whose launcher is gone, held so that nobody else takes it.
@@ -141,12 +145,6 @@ impl RunDirectory {
             }
         }
         Ok(claims)
-    }
-
-    /// Numbers of all jails that have a directory, live or abandoned.
-    pub fn slots(&self) -> io::Result<Vec<u32>> {
-        let entries = fs::read_dir(self.jails())?;
-        Ok(entries.flatten().filter_map(|entry| slot_of(&entry.path())).collect())
     }
 }
 
@@ -194,8 +192,14 @@ impl Claim {
 }
 
 /// The name that belongs to a number.
-pub(crate) fn jail_name(slot: u32) -> String {
+fn jail_name(slot: u32) -> String {
     format!("jail-{slot:05}")
+}
+
+/// The number that has this name, if one has.
+pub(crate) fn slot_named(name: &str) -> Option<u32> {
+    let slot = name.strip_prefix("jail-")?.parse().ok().filter(|slot| *slot < SLOTS)?;
+    (jail_name(slot) == name).then_some(slot)
 }
 
 /// Whether `directory` is locked by nobody, for tests.
@@ -229,7 +233,24 @@ mod tests {
         for claim in abandoned {
             claim.release().expect("released");
         }
-        assert!(directory.slots().expect("list").is_empty());
+        assert_eq!(fs::read_dir(directory.jails()).expect("list").count(), 0);
+        fs::remove_dir_all(path).expect("cleaned");
+    }
+
+    #[test]
+    fn a_number_is_taken_once_and_has_one_name() {
+        let path = scratch("take");
+        let directory = RunDirectory::open(Level::Rootless, &path).expect("run directory");
+        let claim = directory.take(7).expect("looked at").expect("free");
+        assert!(directory.take(7).expect("looked at").is_none(), "by the living");
+        assert_eq!(claim.name(), "jail-00007");
+        assert_eq!(slot_named("jail-00007"), Some(7));
+        for name in ["jail-7", "jail-000007", "jail-", "jail-65536", "jail-+0007", "outside-00007"]
+        {
+            assert_eq!(slot_named(name), None, "{name}");
+        }
+        drop(claim);
+        assert!(directory.take(7).expect("looked at").is_none(), "by the dead");
         fs::remove_dir_all(path).expect("cleaned");
     }
 

@@ -3,13 +3,13 @@
 //! name and go with the last process.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::host::Level;
 
 use super::cgroup;
-use super::claim::{RunDirectory, jail_name};
+use super::claim::{Claim, RunDirectory, slot_named};
 
 /// How long the processes of one abandoned jail may take to die.
 const GRACE: Duration = Duration::from_secs(5);
@@ -30,12 +30,25 @@ pub struct Sweep {
 pub fn sweep(level: Level, rootless_run_directory: &Path) -> io::Result<Sweep> {
     let run = RunDirectory::open(level, rootless_run_directory)?;
     let mut done = repair(&run, level)?;
-    // Cgroups first: a jail that starts now has its claim before its cgroup, so a cgroup seen here
-    // without a claim seen afterwards has none.
-    let groups = cgroup::existing(level);
-    let claimed: Vec<_> = run.slots()?.into_iter().map(jail_name).collect();
-    for name in groups.into_iter().filter(|name| !claimed.contains(name)) {
-        settle(&mut done, name, None, level);
+    for name in cgroup::existing(level) {
+        // Whoever holds the number has the cgroup. Held here, it is no jail's that starts meanwhile.
+        let claim = match slot_named(&name) {
+            Some(slot) => match run.take(slot)? {
+                Some(claim) => Some(claim),
+                None => continue,
+            },
+            None => None,
+        };
+        match cgroup::remove_by_name(&name, None, level, GRACE) {
+            Ok(true) => done.removed.push(name),
+            // Its jail has ended since.
+            Ok(false) => {}
+            Err(path) => {
+                done.left.push(path);
+                continue;
+            }
+        }
+        release(&mut done, claim);
     }
     Ok(done)
 }
@@ -44,25 +57,22 @@ pub fn sweep(level: Level, rootless_run_directory: &Path) -> io::Result<Sweep> {
 pub(super) fn repair(run: &RunDirectory, level: Level) -> io::Result<Sweep> {
     let mut done = Sweep::default();
     for claim in run.abandoned()? {
-        // Ids and name stay claimed as long as something of the jail is there.
-        if !settle(&mut done, claim.name(), claim.noted_cgroup(), level) {
-            continue;
-        }
-        let path = claim.path().display().to_string();
-        if claim.release().is_err() {
-            done.left.push(path);
+        match cgroup::remove_by_name(&claim.name(), claim.noted_cgroup(), level, GRACE) {
+            Ok(_) => {
+                done.removed.push(claim.name());
+                release(&mut done, Some(claim));
+            }
+            // Ids and name stay claimed as long as something of the jail is there.
+            Err(path) => done.left.push(path),
         }
     }
     Ok(done)
 }
 
-/// Removes the cgroup of one jail; whether nothing is left of it.
-fn settle(done: &mut Sweep, name: String, noted: Option<PathBuf>, level: Level) -> bool {
-    let outcome = cgroup::remove_by_name(&name, noted, level, GRACE);
-    let gone = outcome.is_ok();
-    match outcome {
-        Ok(()) => done.removed.push(name),
-        Err(path) => done.left.push(path),
+fn release(done: &mut Sweep, claim: Option<Claim>) {
+    let Some(claim) = claim else { return };
+    let path = claim.path().display().to_string();
+    if claim.release().is_err() {
+        done.left.push(path);
     }
-    gone
 }
