@@ -350,7 +350,7 @@ impl Session {
     pub async fn end(self) -> io::Result<End> {
         // Its connections first: nothing may leave once the end has begun, and their ends are recorded
         // before the jail's.
-        if let Some(network) = self.network.and_then(Arc::into_inner) {
+        if let Some(network) = &self.network {
             network.close().await;
         }
         self.host.end().await

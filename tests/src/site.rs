@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use serde_json::Value;
+
 use crate::exec::{Place, parents, status_field};
 use crate::leftover::Snapshot;
 use crate::session::{Processes, below_launcher};
@@ -92,6 +94,13 @@ impl Site {
         let worker = Worker { child, report, log };
         worker.wait_for("the worker", || worker.log().contains("waiting for work").then_some(()));
         worker
+    }
+
+    /// The receipts of jails in the audit log, in their order.
+    pub fn receipts(&self) -> Vec<Value> {
+        let log = fs::read_to_string(self.state.path().join("audit")).unwrap_or_default();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["event"] == "session.disposed").collect()
     }
 
     /// What is left on the host of all runs of this site.

@@ -104,7 +104,12 @@ fn holds(input: &[u8], reply: &Message, scope: &Scope) -> Result<(), String> {
             if !question.name().eq_case(&only.name) {
                 return Err("an answer about another name".to_owned());
             }
-            let text = question.name().to_ascii();
+            // Its bytes: as text a label would have backslashes, also before a hyphen in front.
+            let labels: Vec<&[u8]> = question.name().iter().collect();
+            if labels.iter().any(|label| label.contains(&b'.')) {
+                return Err("an answer about a label with a dot".to_owned());
+            }
+            let text = String::from_utf8_lossy(&labels.join(&b'.')).into_owned();
             match (&only.data, question.query_type()) {
                 (RData::A(data), RecordType::A) => belongs(&text, IpAddr::V4(data.0), scope),
                 (RData::AAAA(data), RecordType::AAAA) => belongs(&text, IpAddr::V6(data.0), scope),

@@ -3,8 +3,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 /// Controllers that are handed down, where the parent has them.
 const V2_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "io"];
@@ -83,19 +86,29 @@ fn kill_members(directory: &Path) {
     if write(&directory.join("cgroup.kill"), "1").is_ok() {
         return; // Linux 5.14, v2
     }
+    // By descriptor, and only what is still listed once that is open: a number may be somebody else's
+    // by the time it is signalled. What ended since is what is wanted.
+    let found = members(directory).into_iter().filter_map(|pid| {
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Some((pid, pidfd))
+    });
+    let found: Vec<(Pid, OwnedFd)> = found.collect();
+    let still = members(directory);
+    for (_, pidfd) in found.iter().filter(|(pid, _)| still.contains(pid)) {
+        let _gone = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    }
+}
+
+/// What is in a cgroup; nothing if that is gone.
+fn members(directory: &Path) -> Vec<Pid> {
     let mut text = String::new();
     let read = File::open(directory.join("cgroup.procs"))
         .and_then(|file| file.take(1 << 20).read_to_string(&mut text));
     if read.is_err() {
-        return; // gone meanwhile
+        return Vec::new();
     }
-    for pid in text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
-        // A process that ended since it was listed is what is wanted.
-        let _gone = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGKILL,
-        );
-    }
+    let pids = text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1);
+    pids.filter_map(Pid::from_raw).collect()
 }
 
 pub(super) fn write(path: &Path, value: &str) -> Result<(), (String, io::Error)> {

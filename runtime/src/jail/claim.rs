@@ -27,6 +27,8 @@ const IDS_PER_JAIL: u32 = 16;
 const SLOTS: u32 = 0x1_0000;
 /// How often a taken number is passed over before giving up.
 const TRIES: u32 = 4096;
+/// Abandoned claims that one process looks after at a time.
+const ABANDONED_AT_ONCE: usize = 128;
 /// File of a claim that names the jail's cgroup, where that depends on the worker's own.
 const CGROUP_NOTE: &str = "cgroup";
 
@@ -125,7 +127,8 @@ impl RunDirectory {
         Ok(Some(Claim { slot, path, _lock: directory }))
     }
 
-    /// Every claim whose launcher is gone, held so that nobody else takes it.
+    /// Claims whose launcher is gone, held so that nobody else takes them; the first of them if there
+    /// are many, because each takes a descriptor.
     pub fn abandoned(&self) -> io::Result<Vec<Claim>> {
         let _exclusive = self.lock(FlockOperation::LockExclusive)?;
         let mut claims = Vec::new();
@@ -142,6 +145,9 @@ impl RunDirectory {
             let free = rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive);
             if free.is_ok() && rustix::fs::fstat(&directory)?.st_nlink > 0 {
                 claims.push(Claim { slot, path, _lock: File::from(directory) });
+            }
+            if claims.len() == ABANDONED_AT_ONCE {
+                break;
             }
         }
         Ok(claims)
@@ -274,6 +280,26 @@ mod tests {
                 assert!(found.is_empty(), "{found:?}");
             }
         });
+        fs::remove_dir_all(path).expect("cleaned");
+    }
+
+    #[test]
+    fn however_many_are_abandoned_they_are_found_a_few_at_a_time() {
+        // INV-10: a descriptor each, of which a process may have few.
+        let path = scratch("many");
+        let directory = RunDirectory::open(Level::Rootless, &path).expect("run directory");
+        let claims: Vec<_> = (0..300).map(|_| directory.claim().expect("claimed")).collect();
+        drop(claims);
+        let mut rounds = Vec::new();
+        loop {
+            let found = directory.abandoned().expect("list");
+            if found.is_empty() {
+                break;
+            }
+            rounds.push(found.len());
+            found.into_iter().for_each(|claim| claim.release().expect("released"));
+        }
+        assert_eq!(rounds, [128, 128, 44]);
         fs::remove_dir_all(path).expect("cleaned");
     }
 

@@ -334,9 +334,26 @@ pub fn drop_to_control_side(level: Level) -> Result<(), StepFailure> {
 /// # Errors
 /// `EACCES` if it exists and is a link, or others can write to it.
 pub fn control_side_directory(path: &Path, level: Level) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
+    /// How often it is made again that somebody else's end has just removed.
+    const TRIES_MAX: usize = 8;
+    let mut tries = 0;
+    loop {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        tries += 1;
+        match control_side_subdirectory(path, level) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES_MAX => {}
+            done => return done,
+        }
     }
+}
+
+/// The same where the directory above must be there.
+///
+/// # Errors
+/// As [`control_side_directory`], and `ENOENT`, also if somebody removes it at the same time.
+pub fn control_side_subdirectory(path: &Path, level: Level) -> io::Result<()> {
     let made = std::fs::DirBuilder::new().mode(0o700).create(path);
     if let Err(error) = made
         && error.kind() != io::ErrorKind::AlreadyExists

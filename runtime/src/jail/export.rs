@@ -9,7 +9,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -257,35 +257,57 @@ impl Export<'_> {
     /// Takes setuid and setgid bits from the payload's files below `tree`.
     fn scrub(&mut self, tree: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
         for name in names(tree)? {
-            let stat = match statat(tree, &*name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                Err(error) => {
-                    self.fail(&name, &error.to_string());
-                    continue;
-                }
-            };
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            let own = stat.st_uid == rustix::process::geteuid().as_raw();
-            if own && kind == FileType::RegularFile && stat.st_mode & 0o6000 != 0 {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = openat(tree, &*name, flags, Mode::empty())?;
-                rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o1777))?;
-                self.report.scrubbed += 1;
-            }
-            if kind == FileType::Directory {
-                if depth >= DEPTH_MAX {
-                    self.fail(&name, "too deep");
-                    continue;
-                }
-                let below = open_directory(tree, &name)?;
-                self.path.push(name);
-                let outcome = self.scrub(below.as_fd(), depth + 1);
-                self.path.pop();
-                outcome?;
+            match self.scrub_entry(tree, &name, depth) {
+                // Another jail, or the host, works in the same directory.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => self.fail(&name, &error.to_string()),
+                Ok(()) => {}
             }
         }
         Ok(())
     }
+
+    fn scrub_entry(&mut self, tree: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Result<()> {
+        // Whatever the name stands for afterwards, this stays what was looked at.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = openat(tree, name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&entry)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let own = stat.st_uid == rustix::process::geteuid().as_raw();
+        if own && kind == FileType::RegularFile && stat.st_mode & 0o6000 != 0 {
+            set_mode(&entry, stat.st_mode)?;
+            self.report.scrubbed += 1;
+        }
+        if kind != FileType::Directory {
+            return Ok(());
+        }
+        if depth >= DEPTH_MAX {
+            self.fail(name, "too deep");
+            return Ok(());
+        }
+        // The payload may have shut itself out; it stays so.
+        let shut = own && stat.st_mode & 0o500 != 0o500;
+        if shut {
+            set_mode(&entry, stat.st_mode | 0o700)?;
+        }
+        let outcome = open_directory(entry.as_fd(), c".").and_then(|below| {
+            self.path.push(name.to_owned());
+            let outcome = self.scrub(below.as_fd(), depth + 1);
+            self.path.pop();
+            outcome
+        });
+        if shut {
+            set_mode(&entry, stat.st_mode)?;
+        }
+        outcome
+    }
+}
+
+/// Sets the mode of what `entry` names, without the bits that are dangerous outside.
+fn set_mode(entry: &OwnedFd, mode: u32) -> io::Result<()> {
+    let path = format!("/proc/self/fd/{}", entry.as_raw_fd());
+    let mode = Mode::from_raw_mode(mode & 0o1777);
+    Ok(rustix::fs::chmodat(rustix::fs::CWD, path, mode, AtFlags::empty())?)
 }
 
 /// A mount's descriptor names a place and cannot be read from.
@@ -528,6 +550,29 @@ mod tests {
         assert_eq!((report.skipped, report.failed), (1, 0));
         assert_eq!((report.skipped, destination.join("socket").exists()), (1, false));
         assert!(report.skipped_names[0].starts_with("socket"));
+        fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");
+    }
+
+    #[test]
+    fn scrubbing_reaches_what_the_payload_has_shut_and_leaves_it_shut() {
+        let (upper, _destination, mounts) = trees("scrub-shut");
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set")
+        };
+        let (shut, tool, other) = (upper.join("shut"), upper.join("shut/tool"), upper.join("z"));
+        fs::create_dir_all(&shut).expect("made");
+        fs::write(&tool, "").expect("written");
+        fs::write(&other, "").expect("written");
+        mode(&tool, 0o4311);
+        mode(&other, 0o2000);
+        mode(&shut, 0o000);
+        std::os::unix::fs::symlink("nowhere", upper.join("link")).expect("linked");
+        let report = export(&order(ExportKind::Scrub), &mounts[..1]);
+        assert_eq!((report.scrubbed, report.failed), (2, 0), "{report:?}");
+        let found = |path: &Path| fs::metadata(path).expect("there").mode() & 0o7777;
+        assert_eq!((found(&shut), found(&other)), (0o000, 0o000));
+        mode(&shut, 0o700);
+        assert_eq!(found(&tool), 0o311);
         fs::remove_dir_all(upper.parent().expect("base")).expect("cleaned");
     }
 

@@ -52,8 +52,8 @@ pub use bound::{BoundError, inspect};
 pub use cgroup::CgroupEvents;
 pub use cgroup_door::OutsideDoor;
 pub use client::{
-    Event, Launcher, become_launcher_if_asked, control_side_directory, drop_to_control_side,
-    rootless_run_directory,
+    Event, Launcher, become_launcher_if_asked, control_side_directory, control_side_subdirectory,
+    drop_to_control_side, rootless_run_directory,
 };
 pub use export::ExportReport;
 pub use git::{GitBounds, confine_git, end_with};

@@ -56,17 +56,23 @@ pub fn sweep(level: Level, rootless_run_directory: &Path) -> io::Result<Sweep> {
 /// The part of a sweep that every start does: abandoned claims.
 pub(super) fn repair(run: &RunDirectory, level: Level) -> io::Result<Sweep> {
     let mut done = Sweep::default();
-    for claim in run.abandoned()? {
-        match cgroup::remove_by_name(&claim.name(), claim.noted_cgroup(), level, GRACE) {
-            Ok(_) => {
-                done.removed.push(claim.name());
-                release(&mut done, Some(claim));
+    loop {
+        let (found, before) = (run.abandoned()?, done.removed.len());
+        done.left.clear();
+        for claim in found {
+            match cgroup::remove_by_name(&claim.name(), claim.noted_cgroup(), level, GRACE) {
+                Ok(_) => {
+                    done.removed.push(claim.name());
+                    release(&mut done, Some(claim));
+                }
+                // Ids and name stay claimed as long as something of the jail is there.
+                Err(path) => done.left.push(path),
             }
-            // Ids and name stay claimed as long as something of the jail is there.
-            Err(path) => done.left.push(path),
+        }
+        if done.removed.len() == before {
+            return Ok(done);
         }
     }
-    Ok(done)
 }
 
 fn release(done: &mut Sweep, claim: Option<Claim>) {

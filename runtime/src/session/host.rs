@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::jail::{CgroupEvents, End, Event, Launcher};
 
@@ -38,19 +38,14 @@ impl Host {
         act: impl FnOnce(&mut Launcher, &mut Option<End>) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let turn = tokio::time::timeout(TURN_MAX, Arc::clone(&self.0).lock_owned());
-        let mut state = turn.await.map_err(|_| io::ErrorKind::TimedOut)?;
-        let done = tokio::task::spawn_blocking(move || {
-            let State { launcher, over } = &mut *state;
-            act(launcher, over)
-        });
-        done.await.map_err(io::Error::other)?
+        on_thread(turn.await.map_err(|_| io::ErrorKind::TimedOut)?, act).await
     }
 
     /// What the limits have counted so far, of the jail or of tools on the `outside`; `None` if the jail
     /// has ended.
     pub async fn usage(&self, outside: bool) -> io::Result<Option<CgroupEvents>> {
         self.with(move |launcher, over| {
-            launcher.ask_usage(outside)?;
+            or_it_has_ended(launcher.ask_usage(outside))?;
             match launcher.event()? {
                 Event::Usage(events) => Ok(Some(events)),
                 Event::Ended(end) => {
@@ -63,12 +58,15 @@ impl Host {
         .await
     }
 
-    /// Ends the jail unless it has ended; waits until it is gone.
+    /// Ends the jail unless it has ended; waits until it is gone. Also for an exchange of somebody else's
+    /// that takes long: that is the end of a jail that ended by itself, and until then its directories
+    /// are being written. The launcher bounds it.
     pub async fn end(&self) -> io::Result<End> {
-        self.with(|launcher, over| match over.take() {
+        let turn = Arc::clone(&self.0).lock_owned().await;
+        on_thread(turn, |launcher, over| match over.take() {
             Some(end) => Ok(end),
             None => {
-                launcher.end()?;
+                or_it_has_ended(launcher.end())?;
                 last_word(launcher)
             }
         })
@@ -84,6 +82,25 @@ impl Host {
             Ok(())
         })
         .await
+    }
+}
+
+async fn on_thread<T: Send + 'static>(
+    mut state: OwnedMutexGuard<State>,
+    act: impl FnOnce(&mut Launcher, &mut Option<End>) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(move || {
+        let State { launcher, over } = &mut *state;
+        act(launcher, over)
+    });
+    done.await.map_err(io::Error::other)?
+}
+
+/// A launcher whose jail has ended by itself is gone. Its last word is here already, to be read.
+pub(super) fn or_it_has_ended(asked: io::Result<()>) -> io::Result<()> {
+    match asked {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        asked => asked,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::egress::{Attached, Broker, Inside, Ledger, Sink};
 use crate::jail::{Event, Listener, StepFailure};
 use crate::spec::EgressPlan;
 
-use super::host::Host;
+use super::host::{Host, or_it_has_ended};
 
 /// What serves a jail's network.
 #[derive(Debug)]
@@ -65,8 +65,9 @@ impl Network {
         Ok(Some(Arc::new(Network { attached, host: host.clone(), ports })))
     }
 
-    /// Closes every listener and connection and waits, within bounds, until their ends are recorded.
-    pub(super) async fn close(self) {
+    /// Closes every listener and connection for good, whoever else still has this, and waits, within
+    /// bounds, until their ends are recorded.
+    pub(super) async fn close(&self) {
         self.attached.close().await;
     }
 
@@ -100,7 +101,7 @@ impl Network {
             if over.is_some() {
                 return Ok((Vec::new(), None));
             }
-            launcher.listen(&missing)?;
+            or_it_has_ended(launcher.listen(&missing))?;
             let mut made = Vec::new();
             loop {
                 match launcher.event()? {

@@ -126,7 +126,7 @@ impl Ground<'_> {
             keeper.abort();
         }
         if let Some(jails) = &jails {
-            jails.expire(true).await;
+            jails.expire_all().await;
         }
         let lives = jails.as_ref().is_none_or(|jails| jails.launcher_lives());
         let (exit, reason) = match (self.record.has_failed(), lives) {

@@ -38,7 +38,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(session) = self.session.take() {
-            self.jails.abandon(self.ids.clone(), session);
+            self.jails.abandon(&self.ids, session);
         }
     }
 }

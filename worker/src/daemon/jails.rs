@@ -1,16 +1,18 @@
 //! Makes and ends the jails of sessions, and keeps those that may come back.
 
-use std::collections::HashMap;
+mod disposal;
+
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError, Weak};
 use std::time::Duration;
 
-use stockade_runtime::audit::{Event, Ids as AuditIds, Kept, List, Text};
+use stockade_runtime::audit::{Event, Ids as AuditIds, Text};
 use stockade_runtime::egress::{Broker, Sink};
 use stockade_runtime::host::HostFacts;
-use stockade_runtime::jail::{End, EnforcementReport, Failure, Launcher};
+use stockade_runtime::jail::{EnforcementReport, Failure, Launcher};
 use stockade_runtime::policy::Policy;
 use stockade_runtime::policy::network::DenyDetail;
 use stockade_runtime::session::{Egress, Network, Session, StartError};
@@ -18,6 +20,7 @@ use stockade_runtime::spec::{self, BoundRequest, CustomToolPlan, EgressPlan, Req
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::disposal::{Disposal, session_of};
 use super::egress::EgressRecord;
 use super::held::Held;
 use super::needs::Needs;
@@ -107,8 +110,8 @@ pub struct Jails {
     launcher: Mutex<Option<Launcher>>,
     record: Arc<Record>,
     kept: Mutex<HashMap<String, Idle>>,
-    /// Disposals that nobody waits for.
-    abandoned: watch::Sender<usize>,
+    /// How many jails of a session are being disposed of.
+    disposals: watch::Sender<BTreeMap<String, usize>>,
     /// A launcher was killed: what it left is removed before the next jail is made (INV-10).
     repair: AtomicBool,
     /// Raised when no jail can be made any more.
@@ -120,15 +123,6 @@ pub struct Jails {
 struct LiveNetwork {
     record: Arc<EgressRecord>,
     network: Weak<Network>,
-}
-
-/// One disposal that nobody waits for, counted until it ends, however it ends.
-struct Disposal(Arc<Jails>);
-
-impl Drop for Disposal {
-    fn drop(&mut self) {
-        self.0.abandoned.send_modify(|count| *count -= 1);
-    }
 }
 
 #[derive(Debug)]
@@ -152,7 +146,7 @@ impl Jails {
         let (launcher, kept) = (Mutex::new(Some(launcher)), Mutex::default());
         let (repair, launcher_gone) = (AtomicBool::new(false), AtomicBool::new(false));
         let (policy, broker) = (RwLock::new(Arc::new(policy)), Arc::new(broker));
-        let (networks, abandoned) = (Mutex::default(), watch::Sender::new(0));
+        let (networks, disposals) = (Mutex::default(), watch::Sender::default());
         Jails {
             template,
             policy,
@@ -161,7 +155,7 @@ impl Jails {
             launcher,
             record,
             kept,
-            abandoned,
+            disposals,
             repair,
             shutdown,
             launcher_gone,
@@ -185,14 +179,15 @@ impl Jails {
         };
         // A policy without a network leaves live sessions one that leads nowhere.
         let plan = EgressPlan::of(&policy).unwrap_or_default();
-        let live: Vec<(Arc<EgressRecord>, Arc<Network>)> = {
+        let live: Vec<(Arc<EgressRecord>, Weak<Network>)> = {
             let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
             networks.retain(|live| live.network.strong_count() > 0);
             let live = networks.iter();
-            live.filter_map(|live| Some((Arc::clone(&live.record), live.network.upgrade()?)))
-                .collect()
+            live.map(|live| (Arc::clone(&live.record), Weak::clone(&live.network))).collect()
         };
         for (record, network) in live {
+            // One at a time: each takes its turn with a launcher, and whoever ends meanwhile is over.
+            let Some(network) = network.upgrade() else { continue };
             let session_id = record.session();
             let session_id = session_id.as_deref();
             // Written before the effect. Without a record the worker drains; what is narrower is
@@ -222,7 +217,12 @@ impl Jails {
         if self.launcher_gone.load(Ordering::Relaxed) {
             return false;
         }
-        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
+        let launcher = match self.launcher.try_lock() {
+            Ok(launcher) => launcher,
+            Err(TryLockError::Poisoned(launcher)) => launcher.into_inner(),
+            // Somebody waits for it, and hears it if it ends.
+            Err(TryLockError::WouldBlock) => return true,
+        };
         // It says nothing here: what can be read is its end.
         let lives = launcher
             .as_ref()
@@ -258,26 +258,11 @@ impl Jails {
         session_id: &str,
         needs: &Needs,
     ) -> Result<Held, JailError> {
-        // One of them may have been this session's.
-        self.settle().await;
         Ok(Held::new(self, ids, self.open(ids, session_id, needs).await?))
     }
 
-    /// Disposes of a jail for which nobody waits any more.
-    pub fn abandon(self: &Arc<Self>, ids: AuditIds, session: Session) {
-        self.abandoned.send_modify(|count| *count += 1);
-        let disposal = Disposal(Arc::clone(self));
-        tokio::spawn(async move { disposal.0.dispose(&ids, session).await });
-    }
-
-    /// Waits for disposals that were left to themselves.
-    async fn settle(&self) {
-        // An error means that there is no sender, and we have it.
-        drop(self.abandoned.subscribe().wait_for(|count| *count == 0).await);
-    }
-
     async fn open(
-        &self,
+        self: &Arc<Self>,
         ids: &AuditIds,
         session_id: &str,
         needs: &Needs,
@@ -296,6 +281,11 @@ impl Jails {
             tracing::info!(event = "jail.resumed", session_id, "the session's jail was kept");
             return self.record_launch(ids, session);
         }
+        // What the last one of this session leaves must be there before the next; in a directory that
+        // all have, what any of them leaves. It is counted before it is no longer kept.
+        let session_of = session_of(ids);
+        let same = self.template.workdir.is_none().then_some(session_of.as_str());
+        self.settle(same).await;
         let made = self.make(ids, session_id, needs).await;
         if made.is_err() {
             self.launcher_lives();
@@ -330,8 +320,18 @@ impl Jails {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// On a thread that may block: the launcher may be opening a file for somebody else.
+    async fn another(self: &Arc<Self>) -> std::io::Result<Launcher> {
+        let jails = Arc::clone(self);
+        let another = tokio::task::spawn_blocking(move || {
+            let mut launcher = jails.launcher.lock().unwrap_or_else(PoisonError::into_inner);
+            launcher.as_mut().ok_or(std::io::ErrorKind::NotConnected)?.another()
+        });
+        another.await.map_err(std::io::Error::other)?
+    }
+
     async fn make(
-        &self,
+        self: &Arc<Self>,
         ids: &AuditIds,
         session_id: &str,
         needs: &Needs,
@@ -355,12 +355,7 @@ impl Jails {
             ..Request::default()
         };
         let spec = spec::build(&policy, &template.facts, request)?;
-        let mut own = {
-            let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
-            let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
-            let another = launcher.as_mut().ok_or_else(gone).and_then(Launcher::another);
-            another.map_err(|source| JailError::Launcher { source })?
-        };
+        let mut own = self.another().await.map_err(|source| JailError::Launcher { source })?;
         if self.repair.swap(false, Ordering::Relaxed) {
             own.repair();
         }
@@ -420,7 +415,7 @@ impl Jails {
     /// Keeps the jail for the session's next work item, without its processes, if the policy says so;
     /// ends it otherwise.
     pub async fn close(
-        &self,
+        self: &Arc<Self>,
         ids: &AuditIds,
         session_id: &str,
         mut session: Session,
@@ -445,123 +440,51 @@ impl Jails {
             let full = kept.len() > self.template.retained_max;
             let oldest = kept.iter().min_by_key(|(_, idle)| idle.until);
             let oldest = oldest.map(|(name, _)| name.clone()).filter(|_| full);
-            replaced.or_else(|| kept.remove(&oldest?))
+            let replaced = replaced.or_else(|| kept.remove(&oldest?));
+            replaced.map(|idle| (Disposal::of(self, &idle.ids), idle.session))
         };
         tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
-        if let Some(Idle { session, ids, .. }) = replaced {
-            self.dispose(&ids, session).await;
+        if let Some((disposal, session)) = replaced {
+            drop(disposal.begin(session));
         }
-    }
-
-    /// Ends the jail and records the receipt.
-    pub async fn dispose(&self, ids: &AuditIds, session: Session) {
-        let jail = session.report().jail.clone();
-        match session.end().await {
-            Ok(end) => self.receipt(ids, &jail, &end),
-            Err(error) => {
-                let session_id = ids.session.as_ref().map(|id| id.as_str());
-                tracing::error!(
-                    event = "jail.launcher_gone",
-                    session_id,
-                    jail,
-                    error = %error,
-                    "the launcher is gone"
-                );
-                self.repair.store(true, Ordering::Relaxed);
-                self.launcher_lives();
-                let left = List::of([format!("{jail}: until the next jail or sweep")]);
-                let event = Event::SessionDisposed {
-                    removed: List::of(Vec::<String>::new()),
-                    kept: Vec::new(),
-                    files: None,
-                    bytes: None,
-                    left,
-                };
-                self.record.write(ids, &event);
-            }
-        }
-    }
-
-    fn receipt(&self, ids: &AuditIds, jail: &str, end: &End) {
-        let template = &self.template;
-        let place = |what: &str, found: &Option<BoundRequest>| {
-            found
-                .as_ref()
-                .map(|found| Kept { what: what.into(), path: Text::of(&found.source.display()) })
-        };
-        let kept = [place("workdir", &template.workdir), place("outputs", &template.outputs)];
-        let lost: u64 = end.exports.iter().map(|export| export.failed).sum();
-        tracing::info!(
-            event = "jail.ended",
-            session_id = ids.session.as_ref().map(|id| id.as_str()),
-            jail,
-            memory_peak = end.memory_peak,
-            exported = end.exports.iter().map(|export| export.written).sum::<u64>(),
-            not_exported = lost,
-            teardown_us = end.teardown_us,
-            "jail ended"
-        );
-        for export in end.exports.iter().filter(|export| export.skipped > 0) {
-            tracing::warn!(
-                event = "jail.not_exported",
-                jail,
-                session_id = ids.session.as_ref().map(|id| id.as_str()),
-                skipped = export.skipped,
-                "entries were not copied back"
-            );
-        }
-        let event = Event::SessionDisposed {
-            removed: List::of(["processes", "mounts", "cgroup", "ids", "workspace"]),
-            kept: kept.into_iter().flatten().collect(),
-            files: None,
-            bytes: None,
-            left: List::of(&end.left),
-        };
-        self.record.write(ids, &event);
     }
 
     /// Waits until every jail is taken apart and the launcher is gone, within bounds. No jail can be
     /// made after.
     pub fn end(&self) {
-        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let until = Instant::now() + LAUNCHER_END_MAX;
+        let launcher = loop {
+            match self.launcher.try_lock() {
+                Ok(mut launcher) => break launcher.take(),
+                Err(TryLockError::Poisoned(launcher)) => break launcher.into_inner().take(),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => return slow(),
+            }
+        };
         if let Some(launcher) = launcher
             && !launcher.wait_at_most(LAUNCHER_END_MAX)
         {
-            tracing::warn!(
-                event = "launcher.slow",
-                "the launcher is still taking jails apart; `worker sweep` removes what it leaves"
-            );
+            slow();
         }
     }
 
     /// Looks after jails that are kept, and after their launcher, until it is dropped.
-    pub async fn look_after(&self) -> Infallible {
+    pub async fn look_after(self: &Arc<Self>) -> Infallible {
         loop {
             tokio::time::sleep(EXPIRY).await;
             self.launcher_lives();
-            self.expire(false).await;
+            self.expire();
         }
     }
+}
 
-    /// Ends kept jails whose time is over; all of them if `all`.
-    pub async fn expire(&self, all: bool) {
-        if all {
-            self.settle().await;
-        }
-        let now = Instant::now();
-        let over: Vec<Idle> = {
-            let mut kept = self.kept();
-            let names: Vec<String> = kept
-                .iter()
-                .filter(|(_, idle)| all || idle.until <= now)
-                .map(|(name, _)| name.clone())
-                .collect();
-            names.iter().filter_map(|name| kept.remove(name)).collect()
-        };
-        for Idle { session, ids, .. } in over {
-            self.dispose(&ids, session).await;
-        }
-    }
+fn slow() {
+    tracing::warn!(
+        event = "launcher.slow",
+        "the launcher is still taking jails apart; `worker sweep` removes what it leaves"
+    );
 }
 
 /// A session's id as the name of a directory: what could mean another place becomes `_`.

@@ -46,16 +46,24 @@ impl Rooms {
             Storage::Memory => scratch.clone(),
             Storage::Disk => on_disk(state_dir),
         };
-        let make = |path: &Path| {
-            jail::control_side_directory(path, level)
-                .with_context(|| format!("cannot use {} for staging", path.display()))
-        };
+        let unusable = |path: &Path| format!("cannot use {} for staging", path.display());
+        let make =
+            |path: &Path| jail::control_side_directory(path, level).with_context(|| unusable(path));
         let mut tries = 0;
         let locked = loop {
             make(&memory)?;
-            make(&scratch)?;
-            let locked =
-                lock(&memory, &scratch).context("cannot remove what an earlier worker left")?;
+            // Never with a parent: that would not be the control side's.
+            let made = jail::control_side_subdirectory(&scratch, level);
+            let made = match made {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                made => made.map(|()| true).with_context(|| unusable(&scratch))?,
+            };
+            let locked = match made {
+                true => {
+                    lock(&memory, &scratch).context("cannot remove what an earlier worker left")?
+                }
+                false => None,
+            };
             tries += 1;
             if let Some(locked) = locked {
                 break locked;
@@ -66,6 +74,7 @@ impl Rooms {
                 scratch.display()
             );
         };
+        // Nobody removes it as long as the other is locked.
         make(&files)?;
         let room = Room::open(&files, &scratch).context("cannot open a directory for staging")?;
         let mut paths = vec![scratch.clone(), memory];
@@ -75,8 +84,13 @@ impl Rooms {
         Ok((Rooms { paths, scratch: locked }, room))
     }
 
-    /// Removes them at the end of a run, as far as the control side may.
+    /// Removes them at the end of a run, as far as the control side may, unless another worker with this
+    /// state directory uses them: then that one does.
     pub fn leave(&self) {
+        match flock(&self.scratch, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(_) => return,
+        }
         if let Err(error) = empty(&self.scratch) {
             tracing::warn!(event = "stage.not_removed", error = %error, "files of staging are left");
         }
@@ -94,10 +108,9 @@ impl Rooms {
 pub fn forget(state_dir: &Path, level: Level) -> io::Result<()> {
     let memory = memory(level, state_dir);
     if let Some(above) = directory(&memory)? {
-        remove(&above, &name_of(state_dir))?;
+        remove(&above, &name_of(state_dir), Some(&on_disk(state_dir)))?;
         drop(std::fs::remove_dir(&memory));
     }
-    drop(std::fs::remove_dir(on_disk(state_dir)));
     Ok(())
 }
 
@@ -126,7 +139,7 @@ pub fn sweep(level: Level, done: &mut Sweep) -> io::Result<()> {
         if matches!(name, "." | "..") {
             continue;
         }
-        match remove(&above, name) {
+        match remove(&above, name, None) {
             Ok(true) => done.removed.push(format!("staging {name}")),
             Ok(false) => {}
             Err(_) => done.left.push(memory.join(name).display().to_string()),
@@ -194,17 +207,23 @@ fn is_gone(directory: &OwnedFd) -> io::Result<bool> {
     Ok(fstat(directory)?.st_nlink == 0)
 }
 
-/// Removes the scratch directory `name`; whether it was there and nobody's.
-fn remove(above: &OwnedFd, name: &str) -> io::Result<bool> {
+/// Removes the scratch directory `name`, and before it the `files` that belong to it; whether it was there
+/// and nobody's.
+fn remove(above: &OwnedFd, name: &str, files: Option<&Path>) -> io::Result<bool> {
     let opened = match openat(above, name, DIRECTORY, Mode::empty()) {
         Ok(opened) => opened,
         Err(Errno::NOENT) => return Ok(false),
         Err(errno) => return Err(errno.into()),
     };
-    remove_opened(above, name, &opened)
+    remove_opened(above, name, files, &opened)
 }
 
-fn remove_opened(above: &OwnedFd, name: &str, opened: &OwnedFd) -> io::Result<bool> {
+fn remove_opened(
+    above: &OwnedFd,
+    name: &str,
+    files: Option<&Path>,
+    opened: &OwnedFd,
+) -> io::Result<bool> {
     match flock(opened, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) if is_gone(opened)? => return Ok(false),
         Ok(()) => {}
@@ -212,6 +231,8 @@ fn remove_opened(above: &OwnedFd, name: &str, opened: &OwnedFd) -> io::Result<bo
         Err(errno) => return Err(errno.into()),
     }
     empty(opened)?;
+    // Files there have no names: it is empty.
+    drop(files.map(std::fs::remove_dir));
     unlinkat(above, name, AtFlags::REMOVEDIR)?;
     Ok(true)
 }
@@ -230,6 +251,8 @@ fn empty(directory: &OwnedFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use stockade_runtime::policy::Resolver;
+
     use super::*;
 
     #[test]
@@ -248,10 +271,42 @@ mod tests {
             opened
         };
         assert!(hold(gone()).expect("looked at").is_none());
-        assert!(!remove_opened(&above, "own", &gone()).expect("looked at"));
+        assert!(!remove_opened(&above, "own", None, &gone()).expect("looked at"));
         // The controls: it is there.
-        assert!(remove_opened(&above, "own", &opened()).expect("removed"));
+        assert!(remove_opened(&above, "own", None, &opened()).expect("removed"));
         assert!(hold(opened()).expect("locked").is_some());
+    }
+
+    #[test]
+    fn what_one_worker_still_uses_another_leaves_there() {
+        // INV-10: several may have one state directory.
+        let place = tempfile::TempDir::new().expect("a directory");
+        let state = place.path().join("state");
+        let text = "schema = 1\n[filesystem]\nworkspace_storage = \"disk\"\n";
+        let load = |_: &Path| Ok(text.to_owned());
+        let resolver = Resolver { groups: &["base"], directories: &[], load: &load };
+        let policy = resolver.resolve("./own.toml").expect("a policy");
+        let open = || Rooms::open(&state, Level::Rootless, &policy).expect("opened").0;
+        let (first, second) = (open(), open());
+        let config = first.paths[0].join("git-1-0");
+        // The one above may be in use by others of this user.
+        let own = |rooms: &Rooms| [rooms.paths[0].clone(), rooms.paths[2].clone()];
+        let there = |rooms: &Rooms| own(rooms).iter().filter(|path| path.exists()).count();
+        std::fs::create_dir(&config).expect("made");
+        forget(&state, Level::Rootless).expect("looked");
+        second.leave();
+        assert!(config.exists() && there(&first) == 2, "{:?}", first.paths);
+        drop(second);
+        first.leave();
+        assert_eq!(there(&first), 0, "the last one removes them");
+        drop(first);
+        // What a killed one left goes with the next start.
+        let killed = open();
+        std::fs::create_dir(&config).expect("made");
+        let paths = own(&killed);
+        drop(killed);
+        forget(&state, Level::Rootless).expect("removed");
+        assert!(paths.iter().all(|path| !path.exists()), "{paths:?}");
     }
 
     #[test]
@@ -274,13 +329,13 @@ mod tests {
         std::os::unix::fs::symlink(&kept, memory.join("out")).expect("linked");
         let above = directory(&memory).expect("opened").expect("there");
         let second = lock(&memory, &scratch).expect("locked").expect("there");
-        assert!(!remove(&above, "own").expect("looked at"));
+        assert!(!remove(&above, "own", None).expect("looked at"));
         assert!(config.exists(), "two workers use it");
         drop((first, second));
-        assert!(remove(&above, "own").expect("removed"), "the control: nobody does");
+        assert!(remove(&above, "own", None).expect("removed"), "the control: nobody does");
         assert!(!scratch.exists());
-        assert!(!remove(&above, "own").expect("looked at"), "it is gone");
-        remove(&above, "out").expect_err("a link");
+        assert!(!remove(&above, "own", None).expect("looked at"), "it is gone");
+        remove(&above, "out", None).expect_err("a link");
         assert!(kept.join("file").exists());
     }
 }

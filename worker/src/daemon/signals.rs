@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use stockade_runtime::audit::{Event, Ids as AuditIds};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::jails::Jails;
 use super::record::Record;
@@ -98,6 +99,16 @@ pub fn listen(
     };
     let heard = Heard(Arc::new(AtomicU32::new(0)));
     let said = Arc::clone(&heard.0);
+    // In a task of its own: files and platforms may be slow, and whoever ends the worker is heard all
+    // the same. What comes while it runs is one more time.
+    let again = Arc::new(Notify::new());
+    let asked = Arc::clone(&again);
+    tokio::spawn(async move {
+        loop {
+            asked.notified().await;
+            reload.all().await;
+        }
+    });
     tokio::spawn(async move {
         let mut deadline = None;
         loop {
@@ -115,7 +126,7 @@ pub fn listen(
                     continue;
                 }
                 _ = listener.hangup.recv() => {
-                    reload.all().await;
+                    again.notify_one();
                     continue;
                 }
                 // The queue kills at this time too, and has a moment to tell the sessions of it.

@@ -200,7 +200,7 @@ impl Jailed {
             done = work => done,
             never = Box::pin(jails.look_after()) => match never {},
         };
-        Box::pin(jails.expire(true)).await;
+        Box::pin(jails.expire_all()).await;
         done
     }
 

@@ -19,8 +19,6 @@ use super::error::Fault;
 const BATCH_BYTES: usize = 1 << 20;
 /// How often the log says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
-/// Certificate authorities in a form that git reads.
-const AUTHORITIES: &str = "authorities.pem";
 
 /// A directory that the control side alone can use.
 #[derive(Debug)]
@@ -58,9 +56,10 @@ impl Room {
         &self.scratch
     }
 
-    /// The file with the certificate authorities.
+    /// The file with the certificate authorities, in a form that git reads. Other workers with this
+    /// directory have their own.
     pub fn authorities(&self) -> PathBuf {
-        self.scratch.join(AUTHORITIES)
+        self.scratch.join(format!("authorities-{}.pem", std::process::id()))
     }
 
     /// Writes that file.

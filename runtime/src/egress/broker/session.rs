@@ -163,6 +163,9 @@ impl Attached {
     /// Ports that are new need listeners: [`listen_also`](Self::listen_also).
     pub fn replace(&self, plan: EgressPlan) {
         let mut listening = self.listening();
+        if matches!(*self.session.state.borrow(), State::Ended) {
+            return;
+        }
         listening.wanted = plan.ports();
         self.session.scope.replace(plan);
         self.session.state.send_replace(State::Live(self.generation()));
@@ -179,12 +182,12 @@ impl Attached {
         }
     }
 
-    /// Closes everything and waits, at most five seconds, until the ends of all connections are
-    /// recorded.
-    pub async fn close(self) {
-        let (session, handle) = (Arc::clone(&self.session), self.handle.clone());
-        drop(self);
-        let ended = handle.spawn(async move {
+    /// Closes everything, whoever else still has this, and waits, at most five seconds, until the ends of
+    /// all connections are recorded.
+    pub async fn close(&self) {
+        self.shut();
+        let session = Arc::clone(&self.session);
+        let ended = self.handle.spawn(async move {
             let all = async {
                 while session.usage.open() > 0 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -195,15 +198,21 @@ impl Attached {
         // The broker itself may be gone, and its connections with it.
         let _ = ended.await;
     }
-}
 
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.listening().served.clear();
+    fn shut(&self) {
+        let mut listening = self.listening();
+        listening.wanted.clear();
+        listening.served.clear();
         self.session.state.send_replace(State::Ended);
         if let Some(dns) = &self.dns {
             dns.abort();
         }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.shut();
     }
 }
 
