@@ -12,7 +12,8 @@ pub struct Shared {
     _file: File,
 }
 
-/// Held while nobody else may run. Runs below it are started with [`crate::Exec::alone`].
+/// Held while nobody else may run. Runs below it are started with [`crate::Exec::alone`],
+/// [`crate::Poll::alone`] or [`crate::Session::alone`].
 #[derive(Debug)]
 pub struct Alone {
     _file: File,

@@ -35,6 +35,7 @@ pub struct Poll {
     wrapper: Vec<String>,
     command: Vec<String>,
     leaves: bool,
+    alone: bool,
 }
 
 impl Poll {
@@ -46,7 +47,8 @@ impl Poll {
         let place = Place::new(level);
         let (options, environment, wrapper) = (Vec::new(), Vec::new(), Vec::new());
         let command = ["poll", "--jail"].map(str::to_owned).to_vec();
-        Poll { level, place, options, environment, wrapper, command, leaves: false }
+        let (leaves, alone) = (false, false);
+        Poll { level, place, options, environment, wrapper, command, leaves, alone }
     }
 
     /// Runs these words of a command line instead of `poll --jail`.
@@ -100,6 +102,12 @@ impl Poll {
         self
     }
 
+    /// The caller holds [`lock::alone`], so this run must not wait for its turn.
+    pub fn alone(mut self) -> Poll {
+        self.alone = true;
+        self
+    }
+
     /// Directory of this run, which its user owns.
     pub fn home(&self) -> PathBuf {
         self.place.path("home")
@@ -135,7 +143,7 @@ impl Poll {
     /// # Panics
     /// If the harness cannot start it.
     pub fn start(self) -> Worker {
-        let turn = lock::shared();
+        let turn = (!self.alone).then(lock::shared);
         let before = Snapshot::take();
         let mut line = vec![OsString::from("supervise"), self.place.report().into()];
         line.extend([LIMIT.as_secs().to_string().into(), GRACE.into()]);
@@ -205,7 +213,7 @@ pub struct Worker {
     place: Place,
     leaves: bool,
     started: Instant,
-    _turn: lock::Shared,
+    _turn: Option<lock::Shared>,
 }
 
 impl Worker {
@@ -244,6 +252,24 @@ impl Worker {
             next += 1;
         }
         found
+    }
+
+    /// Waits until a command of a session sleeps for so many seconds: what it does before is done by
+    /// then. Returns its process.
+    ///
+    /// # Panics
+    /// If that takes longer than `limit`; the message has the log.
+    pub fn wait_for_sleep(&self, seconds: &str, limit: Duration) -> u32 {
+        let line = format!("sleep\0{seconds}\0");
+        let sleeps = |pid: &u32| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found == line)
+        };
+        let mut found = None;
+        wait_for(limit, || {
+            found = self.processes().into_iter().find(sleeps);
+            found.is_some()
+        });
+        found.unwrap_or_else(|| panic!("nobody sleeps after {limit:?}: {}", self.said()))
     }
 
     /// What was written to standard error so far.
@@ -300,7 +326,8 @@ impl Worker {
     pub fn wait(mut self) -> Ran {
         let mut child = self.child.take().expect("it has not been waited for");
         child.wait().expect("cannot wait for the supervisor");
-        let elapsed = self.started.elapsed();
+        let over = Instant::now();
+        let elapsed = over.duration_since(self.started);
         wait_for(Duration::from_secs(2), || ended(&self.stderr) && ended(&self.stdout));
         let report = fs::read_to_string(self.place.report()).unwrap_or_default();
         let said = self.said();
@@ -321,7 +348,7 @@ impl Worker {
         let log = read_lines(&said);
         let stdout = text(&self.stdout);
         let place = std::mem::replace(&mut self.place, Place::none());
-        Ran { end, log, stdout, stderr: said, audit, leftovers, elapsed, place }
+        Ran { end, log, stdout, stderr: said, audit, leftovers, elapsed, over, place }
     }
 }
 
@@ -356,6 +383,8 @@ pub struct Ran {
     pub leftovers: Vec<String>,
     /// From start to end.
     pub elapsed: Duration,
+    /// When it had ended; what is left is looked for later.
+    pub over: Instant,
     place: Place,
 }
 

@@ -27,13 +27,18 @@ fn site(level: Level) -> Site {
     site
 }
 
+/// Milliseconds between two calls, for a kill in a call.
+const PAUSE: u64 = 500;
+/// For a kill between them, which must not come late.
+const IDLE: u64 = 1_500;
+
 /// A call, a pause, a call that can be met while it runs, and a look at what came of it.
-fn script(name: &str) -> Value {
+fn script(name: &str, pause: u64) -> Value {
     json!({
         "name": name, "message": "x", "within_s": 25, "skills": skills(),
         "calls": [
             { "bash": "rm -f log; mark=set; echo ready" },
-            { "delay_ms": 500 },
+            { "delay_ms": pause },
             { "bash": "echo ran >>log; sleep 0.7; echo done" },
             { "bash": "grep -c ran log; echo mark=$mark; cat skills/s/SKILL.md" },
         ]
@@ -96,7 +101,7 @@ fn killed_jails_are_replaced(level: Level) {
     for (who, victim) in OF_THE_JAIL {
         for busy in [false, true] {
             let name = format!("{who} {}", if busy { "in a call" } else { "idle" });
-            site.server.push(&script(&name));
+            site.server.push(&script(&name, if busy { PAUSE } else { IDLE }));
             answered(&site, count + 1);
             let found = worker.session();
             if busy {
@@ -167,7 +172,8 @@ fn kill_and_start_again(level: Level, launcher: bool, moment: Moment) {
     if let Some(fault) = fault {
         site.server.fault(&json!({ "on": "send", "do": fault, "nth": 2, "times": 1 }));
     }
-    site.server.push(&script("one"));
+    let pause = if moment == Moment::Idle { IDLE } else { PAUSE };
+    site.server.push(&script("one", pause));
     let first = site.start("first", &[]);
     answered(&site, 1);
     let found = first.session();

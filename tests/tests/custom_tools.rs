@@ -292,10 +292,13 @@ fn a_tool_in_the_jail_sees_the_jail_and_one_on_the_host_sees_the_host() {
     });
 }
 
+/// No other worker of this host has it; the spy's text has it in two parts.
+const SPIED: &str = "sk-ant-oat01-e2e-spied-4c7b1e";
+
 /// Looks for the key in every environment that it may read, and tries to look into its ancestors up to
 /// the worker; the last lines are controls.
 const SPY: &str = r#"
-key=sk-ant-oat""01
+key=sk-ant-oat""01-e2e-spied-4c7b1e
 env | grep -icE "$key|anthropic|aws_"
 cat /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n' | grep -c "^ANTHROPIC_ENVIRONMENT_KEY=$key"
 attach() { python3 -c "import ctypes,os,sys
@@ -327,8 +330,12 @@ fn a_tool_on_the_host_has_no_credential_and_cannot_look_into_the_worker() {
         // Without the filter, which would refuse every ptrace(2) before anybody is asked who may.
         let tools = tool(Where::Host, "spy", SPY, "timeout = \"60s\"\nseccomp = false");
         // Counting nothing is a failure to grep.
-        let calls = vec![gives(plain("spy"), want)];
-        play_with(level, "", &[session("spy", calls)], |poll| configured(poll, &tools));
+        let server = Devserver::with("", &["--environment-key", SPIED]);
+        server.push(&session("spy", [gives(plain("spy"), want)]));
+        let worker = configured(Poll::at(level), &tools).serve(&server);
+        server.wait_done(2 * SOON);
+        let ran = worker.stop().ended(0);
+        passed(server.end(), &ran.stderr);
     }
 }
 

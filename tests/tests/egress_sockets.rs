@@ -1,7 +1,7 @@
 //! What is no TCP connection to a port of the policy: other ports, other protocols, and listeners of
 //! code in the jail that pretend to be the broker's. INV-8; jail.md 1.5.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use e2e::lab::rows::{denied, fails, gives, talk};
 use e2e::lab::{Lab, policy, server, standard_servers, standard_zone};
@@ -151,10 +151,9 @@ fn a_policy_of_three_hundred_ports_works_on_each_of_them() {
     rows.push(fails(talk(API, 20_300, "next"), "ECONNREFUSED"));
     lab.check(&policy, &rows);
     for level in Level::here() {
-        let began = Instant::now();
         let run = lab.exec(level, &policy).run(&["true"]);
         assert!(run.ok(), "{}", run.text());
-        assert!(began.elapsed() < Duration::from_secs(5), "{level:?}: {:?}", began.elapsed());
+        assert!(run.elapsed < Duration::from_secs(10), "{level:?}: {:?}", run.elapsed);
     }
 }
 

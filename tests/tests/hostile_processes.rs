@@ -103,7 +103,8 @@ fn a_daemon_does_not_outlive_its_command() {
     for level in Level::here() {
         let dir = e2e::exec::directory_of(level);
         let script = "cat >/tmp/probe; chmod +x /tmp/probe; /tmp/probe daemon /workspace/beat; \
-                      sleep 0.3; wc -l </workspace/beat";
+                      lines() { cat /workspace/beat 2>/dev/null | wc -l; }; \
+                      for n in {1..100}; do sleep 0.05; (($(lines) > 2)) && break; done; lines";
         let outcome =
             Exec::at(level).workspace(dir.path()).stdin(e2e::exec::probe_bytes()).bash(script);
         let beats = |text: &str| {

@@ -311,11 +311,12 @@ fn a_daemon_is_attributed_to_its_call_and_ends_with_a_restart() {
         assert!(started.facts.contains("left_running: 1"), "{level:?}: {}", started.facts);
         let quiet = session.bash("sleep 0.2");
         assert!(quiet.facts.contains("left_running: 0"), "{level:?}: {}", quiet.facts);
-        let beats = "test -s beat && wc -c <beat >a; sleep 0.1; wc -c <beat >b; cmp -s a b";
-        let alive = session.bash(beats);
+        let grows = "until test -s beat; do sleep 0.01; done; wc -c <beat >a; cp a b; \
+            for n in {1..100}; do cmp -s a b || break; sleep 0.05; wc -c <beat >b; done; cmp -s a b";
+        let alive = session.bash(grows);
         assert!(alive.is_error, "control {level:?}: the daemon does not run: {alive:?}");
         session.restart("a daemon");
-        let dead = session.bash(beats);
+        let dead = session.bash("wc -c <beat >a; sleep 0.1; wc -c <beat >b; cmp -s a b");
         assert!(!dead.is_error, "INV-10 {level:?}: the daemon outlived a restart: {dead:?}");
         session.end();
     }

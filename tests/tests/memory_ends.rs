@@ -1,7 +1,6 @@
 //! Memory stores of sessions that do not end as they should, or not for good: a lost lease, a worker that
 //! is killed or must end at once, a jail that is replaced or kept (protocol §8.6).
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use e2e::play::{SOON, bash, expect, gives, passed};
@@ -26,20 +25,16 @@ fn a_lost_lease_still_uploads_and_deletes_nothing() {
     );
     let mut call = bash("cd /mnt/memory/notes; printf 2 > a; printf mine > b; rm gone; sleep 33");
     call["wait"] = json!(false);
-    let mut play = with_stores(
-        "lost",
-        &[("memstore_1", "read_write", "/mnt/memory/notes")],
-        [
-            call,
-            json!({"delay_ms": 300}),
-            json!({"memory_store": "memstore_1", "put": {"/b": "theirs"}}),
-            json!({"delay_ms": 6000}),
-        ],
-    );
+    let mut play =
+        with_stores("lost", &[("memstore_1", "read_write", "/mnt/memory/notes")], [call]);
     play["start"] = json!("attached");
+    play["end"] = json!("open");
     server.push(&play);
     let worker = poll(level(), "").serve(&server);
-    worker.wait_for_event("call.starting", SOON);
+    worker.wait_for_sleep("33", SOON);
+    let put = json!([{"memory_store": "memstore_1", "put": {"/b": "theirs"}}]);
+    server.dev("POST", "sessions/lost/steps", &put);
+    assert!(wait_for(SOON, || texts(&server, "memstore_1")["/b"] == "theirs"));
     server.fault(&json!({"on": "heartbeat", "do": "lost"}));
     worker.wait_for_event("memory.disposed", SOON);
     let kept = texts(&server, "memstore_1");
@@ -126,18 +121,11 @@ fn a_session_whose_jail_is_replaced_has_its_stores_again() {
     ];
     server.push(&with_stores("dies", &[("memstore_1", "read_write", "/mnt/memory/notes")], calls));
     let worker = poll(level(), "").serve(&server);
-    let sleeps = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == "sleep\x0066\0")
-    };
-    let mut found = None;
-    assert!(wait_for(SOON, || {
-        found = worker.processes().into_iter().find(sleeps);
-        found.is_some()
-    }));
+    let found = worker.wait_for_sleep("66", SOON);
     // Above the command: bash, the keeper, init.
     let parents = e2e::exec::parents();
     let above = |pid: u32| parents.iter().find(|(child, _)| *child == pid).expect("a parent").1;
-    let init = above(above(above(found.expect("it sleeps"))));
+    let init = above(above(above(found)));
     let killed =
         std::process::Command::new("kill").args(["-s", "KILL", &init.to_string()]).status();
     assert!(killed.expect("cannot run kill").success());
@@ -160,12 +148,13 @@ fn a_second_signal_leaves_a_moment_for_what_was_written() {
     play["end"] = json!("open");
     server.push(&play);
     let worker = poll(level(), "").serve(&server);
-    worker.wait_for_event("call.starting", SOON);
-    std::thread::sleep(Duration::from_millis(300));
+    worker.wait_for_sleep("33", SOON);
+    let signalled = Instant::now();
     worker.signal("QUIT");
     let ran = worker.wait().ended(131);
     assert_eq!(texts(&server, "memstore_1"), json!({"/a": "2"}), "{}", ran.stderr);
-    assert!(ran.elapsed < Duration::from_secs(15), "{:?}", ran.elapsed);
+    let took = ran.over.duration_since(signalled);
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 #[test]

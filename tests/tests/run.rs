@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use e2e::claim::Claimed;
 use e2e::exec::give;
@@ -184,7 +184,8 @@ fn neither_key_nor_secret_stays_in_an_environment() {
         }
         assert!(looked >= 3, "only {looked} were looked at in {:?}", began.elapsed());
         worker.signal("TERM");
-        std::thread::sleep(Duration::from_millis(100));
+        // Two at once would count as one.
+        worker.wait_for_event("worker.draining", SOON);
         worker.signal("TERM");
         let ran = worker.wait().ended(143);
         for secret in [&key, &secret] {

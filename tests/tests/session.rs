@@ -92,10 +92,10 @@ fn rough_shell() -> Value {
             gives(json!({"bash": {"restart": true, "command": "echo again"}}), "again"),
             gives(bash("cd /tmp; Y=7"), "(no output)"),
             expect(
-                json!({"bash": {"command": "echo part; sleep 60", "timeout_ms": 300}}),
+                json!({"bash": {"command": "echo part; sleep 60", "timeout_ms": 2000}}),
                 // Between the two, bash may say which of its processes was killed.
                 json!({"is_error": true, "matches": "^part\n(.* Killed .*\n)?bash: command timed \
-                    out after 0.3s; the shell kept its working directory and variables$"}),
+                    out after 2s; the shell kept its working directory and variables$"}),
             ),
             gives(bash("pwd; echo $Y"), "/tmp\n7"),
             expect(
@@ -103,8 +103,11 @@ fn rough_shell() -> Value {
                 json!({"is_error": true, "contains": "bash: command timed out after 0.3s; "}),
             ),
             gives(bash("ps -eo args | grep -c '[s]leep 6' || true"), "0"),
-            gives(bash("(sleep 0.2; echo late) & echo now"), "now"),
-            gives(bash("sleep 0.6"), "late"),
+            gives(
+                bash("(until test -e /tmp/go; do sleep 0.05; done; echo late) & echo now"),
+                "now",
+            ),
+            gives(bash("touch /tmp/go; wait"), "late"),
         ],
     )
 }

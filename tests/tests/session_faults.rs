@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use e2e::play::{SOON, bash, expect, gives, passed, play_with, session};
-use e2e::{Devserver, Level, Poll};
+use e2e::poll::wait_for;
+use e2e::{Devserver, Level, Poll, Worker};
 use serde_json::{Value, json};
 
 /// The level with the most that can go wrong.
@@ -203,20 +204,29 @@ fn holders<'a>(report: &'a Value, name: &str) -> &'a Vec<Value> {
     item["holders"].as_array().expect("a list")
 }
 
+/// Waits until a call of this session was started.
+fn wait_for_call(worker: &Worker, session: &str) {
+    let started = |one: &Value| one["event"] == "call.started" && one["session"] == session;
+    let holds = || worker.audited().iter().any(started);
+    assert!(wait_for(SOON, holds), "{session}: no call: {}", worker.said());
+}
+
 #[test]
 fn the_way_a_lease_ends_decides_about_the_call_under_way_and_about_the_stop() {
     // LEASE-9, LEASE-12, LEASE-14: a row of the table each.
     let server = Devserver::with("[server]\nttl_seconds = 2", &["--keep-results"]);
-    for (name, fault, command) in [
+    let cases = [
         ("stopping", "stopping", "sleep 2; echo finished"),
         ("stopped", "stopped", "sleep 33"),
         ("not extended", "not-extended", "sleep 33"),
         ("rejected", "403", "sleep 33"),
-    ] {
-        server.fault(&json!({"on": "heartbeat", "do": fault, "session": name, "nth": 2}));
-        server.push(&in_flight(name, command));
-    }
+    ];
+    let ids = cases.map(|(name, _, command)| server.push(&in_flight(name, command)).remove(0));
     let worker = Poll::at(level()).serve(&server);
+    for ((name, fault, _), id) in cases.iter().zip(&ids) {
+        wait_for_call(&worker, id);
+        server.fault(&json!({"on": "heartbeat", "do": fault, "session": name}));
+    }
     server.wait_done(SOON);
     let ran = worker.stop().ended(0);
     let report = passed(server.end(), &ran.stderr);
@@ -242,7 +252,6 @@ fn a_lost_lease_is_neither_stopped_nor_posted_for_and_its_call_is_not_run_again(
     for fault in ["lost", "412"] {
         let server = Devserver::with("[server]\nttl_seconds = 2", &["--keep-results"]);
         let shared = e2e::exec::directory_of(level());
-        server.fault(&json!({"on": "heartbeat", "do": fault, "nth": 2}));
         let mut play = session(
             "lost",
             [
@@ -257,6 +266,8 @@ fn a_lost_lease_is_neither_stopped_nor_posted_for_and_its_call_is_not_run_again(
         play["message"] = json!("please");
         server.push(&play);
         let worker = Poll::at(level()).path("--workdir", shared.path()).serve(&server);
+        worker.wait_for_sleep("33", SOON);
+        server.fault(&json!({"on": "heartbeat", "do": fault}));
         server.wait_done(SOON);
         let ran = worker.stop().ended(0);
         let report = passed(server.end(), &ran.stderr);

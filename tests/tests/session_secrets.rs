@@ -4,7 +4,6 @@
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
 
 use e2e::exec::{give, status_field};
 use e2e::play::{SOON, bash, passed, session};
@@ -126,10 +125,11 @@ fn serve(level: Level, format: &str, by_file: bool) {
 
 fn look_at_processes(worker: &Worker, by_file: bool) {
     let control = worker.pid();
-    // The second call has begun, so bash and its child are there.
-    std::thread::sleep(Duration::from_millis(500));
-    let processes = worker.processes();
     let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    // The second call has begun, so bash and its child will be there.
+    let sleeps = || worker.processes().iter().any(|pid| name(*pid).trim() == "sleep");
+    assert!(e2e::poll::wait_for(SOON, sleeps), "{}", worker.said());
+    let processes = worker.processes();
     let names: Vec<String> = processes.iter().map(|pid| name(*pid).trim().to_owned()).collect();
     assert!(names.contains(&"bash".to_owned()) && names.contains(&"sleep".to_owned()), "{names:?}");
     for pid in &processes {

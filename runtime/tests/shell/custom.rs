@@ -91,8 +91,8 @@ fn a_tool_beyond_its_time_is_ended_with_all_it_started_and_the_shell_lives() {
 
 fn a_cancelled_tool_is_ended() {
     let mut tree = Tree::new();
-    let canceller = tree.cancel_after(Duration::from_millis(200));
-    let (text, is_error) = script(&mut tree, "sleep 74 & sleep 75");
+    let canceller = tree.cancel_when("here");
+    let (text, is_error) = script(&mut tree, "sleep 74 & touch here; sleep 75");
     canceller.join().expect("cancelled");
     assert!(is_error);
     assert_eq!(text, "script: cancelled and ended, with all it started");

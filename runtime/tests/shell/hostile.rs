@@ -177,7 +177,13 @@ fn a_full_process_table_is_an_explained_error() {
     tree.call("sleep 60 & sleep 60 & exit 1"); // keeper and two are left
     let mut fourth = std::process::Command::new(user[0]);
     let mut fourth = fourth.args(&user[1..]).args(["sleep", "60"]).spawn().expect("sleep");
-    std::thread::sleep(Duration::from_millis(300)); // until it has changed its user
+    let comm = format!("/proc/{}/comm", fourth.id());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // Before that it may not have changed its user.
+    while !std::fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n") {
+        assert!(Instant::now() < deadline, "it does not become `sleep`");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let result = tree.call("true");
     let want = "bash: cannot start the shell: the limit on processes was reached (`restart: true` \
          ends what earlier calls left running)";

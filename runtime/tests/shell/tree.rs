@@ -74,12 +74,19 @@ impl Tree {
         self.shell.as_mut().expect("alive")
     }
 
-    /// Ends the call that runs `after` from now.
-    pub fn cancel_after(&self, after: Duration) -> std::thread::JoinHandle<()> {
+    /// Ends the call that runs, once the workspace has a file of this name; when that was.
+    pub fn cancel_when(&self, file: &str) -> std::thread::JoinHandle<Instant> {
         let cancel = self.cancel.try_clone().expect("copy");
+        let file = self.workdir.path().join(file);
         std::thread::spawn(move || {
-            std::thread::sleep(after);
+            let deadline = Instant::now() + Duration::from_secs(15);
+            while !file.exists() {
+                assert!(Instant::now() < deadline, "no {}", file.display());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let at = Instant::now();
             rustix::io::write(&cancel, b"x").expect("cancelled");
+            at
         })
     }
 

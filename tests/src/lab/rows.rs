@@ -80,9 +80,9 @@ pub fn bytes(host: &str, port: u16, text: &str) -> Value {
     json!({"act": "talk", "host": host, "port": port, "send": text, "hold": 1.0})
 }
 
-/// A crafted ClientHello with these server_name extensions.
+/// A crafted ClientHello with these server_name extensions; heard until a reset or five bytes.
 pub fn hello(host: &str, port: u16, names: Value) -> Value {
-    json!({"act": "hello", "host": host, "port": port, "names": names, "hold": 0.5})
+    json!({"act": "hello", "host": host, "port": port, "names": names, "hold": 2.5})
 }
 
 /// An act with more of its arguments.

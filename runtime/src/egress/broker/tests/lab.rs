@@ -213,6 +213,29 @@ impl Lab {
         stream.set_write_timeout(Some(LONG))?;
         Ok(stream)
     }
+
+    /// Whether such a connection is reset before a byte has come. The reset may be there before
+    /// connect(2) returns, which then tells of it.
+    pub fn is_refused(&self, attached: &Attached, host: &str, port: u16) -> bool {
+        match self.connect(attached, host, port) {
+            Ok(mut stream) => is_reset(&mut stream),
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+
+    /// Whether such a connection, tried again and again, reaches an echo before long: what was given
+    /// back is room only when the broker has seen it.
+    pub fn is_served_again(&self, attached: &Attached, host: &str, port: u16) -> bool {
+        let until = Instant::now() + LONG;
+        while Instant::now() < until {
+            let tried = self.connect(attached, host, port);
+            if tried.and_then(|mut stream| echoes(&mut stream, b"x")).is_ok_and(|same| same) {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
 }
 
 /// A plan of these rules.
