@@ -480,7 +480,7 @@ mod tests {
     fn phrases_and_events_of_sessions_are_the_same() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut source = String::new();
-        for folder in ["cli", "queue", "daemon", "webhook"] {
+        for folder in ["cli", "queue", "daemon", "daemon/jails", "webhook"] {
             for entry in std::fs::read_dir(root.join(folder)).expect("listed").flatten() {
                 let of_rust = entry.path().extension().is_some_and(|extension| extension == "rs");
                 if of_rust {
