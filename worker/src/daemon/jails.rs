@@ -445,7 +445,8 @@ impl Jails {
         };
         tracing::info!(event = "jail.kept", session_id, "the session's jail is kept");
         if let Some((disposal, session)) = replaced {
-            drop(disposal.begin(session));
+            // Here, so that there are never more than may be; whoever drops this does not stop it.
+            let _done = disposal.begin(session).await;
         }
     }
 
