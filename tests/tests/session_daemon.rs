@@ -114,6 +114,37 @@ fn sigterm_lets_the_call_under_way_finish_and_posts_its_result() {
 }
 
 #[test]
+fn a_signal_is_heard_while_sighup_waits_for_a_file() {
+    // SHUT-1, AUTH-1: the key reader is stopped, as by a file system that hangs. It is given up after
+    // ten seconds.
+    let server = Devserver::with("", &[]);
+    server.push(&open("busy", [under_way("sleep 3; echo done")]));
+    let poll = Poll::at(level());
+    let file = poll.home().join("key");
+    fs::write(&file, &server.variables()[2].1).expect("cannot write a key");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("cannot chmod");
+    give(&file, level());
+    let worker = poll.path("--environment-key-file", &file).serve(&server);
+    worker.wait_for_event("call.starting", SOON);
+    let is_reader = |pid: &u32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with("stockade-key-reader")
+    };
+    let reader = worker.processes().into_iter().find(is_reader).expect("a key reader");
+    e2e::site::signal(reader, "-STOP");
+    worker.signal("HUP");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!worker.said().contains("\"key.reloaded\""), "the control: it waits");
+    let signalled = Instant::now();
+    worker.signal("TERM");
+    worker.wait_for_event("worker.draining", SOON);
+    let took = signalled.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    e2e::site::signal(reader, "-CONT");
+    worker.wait().ended(0);
+}
+
+#[test]
 fn at_the_drain_timeout_the_call_is_killed_and_its_session_hears_of_it() {
     // SHUT-2, exit code 7.
     let server = Devserver::with("", &["--keep-results"]);

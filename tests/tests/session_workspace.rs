@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::thread::sleep;
 use std::time::Duration;
 
 use e2e::exec::{directory_of, give};
@@ -194,6 +195,40 @@ fn a_session_that_comes_back_too_late_begins_anew() {
     passed(server.end(), &ran.stderr);
     assert_eq!(ran.audited("session.disposed").len(), 2);
     assert_eq!(ran.events("jail.resumed").len(), 0);
+}
+
+#[test]
+fn the_next_jail_of_a_session_waits_for_what_the_last_one_leaves() {
+    // INV-10: what it finds of its outputs is what it left.
+    for level in Level::here() {
+        let outputs = directory_of(level);
+        let kept = "/mnt/session/outputs/f";
+        let mut play = comes_back(gives(bash(&format!("cat {kept}")), "left"));
+        play["calls"][0] = bash(&format!("echo left > {kept}"));
+        play["calls"][3] = json!({"delay_ms": 4000});
+        let server = Devserver::with("", &[]);
+        server.push(&play);
+        let worker = Poll::at(level)
+            .policy(&retaining("1s"))
+            .options(["--max-idle", "1s"])
+            .path("--outputs-dir", outputs.path())
+            .serve(&server);
+        worker.wait_for_event("jail.kept", SOON);
+        // An end that takes long: copying waits for this lock.
+        let place = fs::File::open(outputs.path().join("sesn_000001")).expect("its outputs");
+        place.lock().expect("locked");
+        worker.wait_for_events("work.claimed", 2, SOON);
+        sleep(Duration::from_secs(1));
+        let said = worker.said();
+        assert!(!said.contains("\"jail.ended\""), "the control: it is still under way: {said}");
+        assert_eq!(said.matches("\"jail.running\"").count(), 1, "{level:?}: {said}");
+        place.unlock().expect("unlocked");
+        server.wait_done(SOON);
+        let ran = worker.stop().ended(0);
+        passed(server.end(), &ran.stderr);
+        assert_eq!(ran.events("jail.resumed").len(), 0, "it came too late");
+        assert_eq!(ran.audited("session.disposed").len(), 2);
+    }
 }
 
 #[test]

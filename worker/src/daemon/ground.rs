@@ -107,15 +107,16 @@ impl Ground<'_> {
                 return Ok(Exit::Usage);
             }
         };
+        // Whoever reads that it has started may end it.
+        let drain_timeout = self.settings.drain_timeout;
+        let reload = signals::Reload { renewal, ..self.reload };
+        let heard = signals::listen(Arc::clone(&self.shutdown), drain_timeout, reload)
+            .context("cannot listen for signals")?;
         let first = [&self.started.1].into_iter().chain(&self.outside);
         if !{ first }.all(|event| self.record.write(&nothing, event)) {
             return Ok(Exit::Evidence);
         }
         announce(self.settings, self.level);
-        let drain_timeout = self.settings.drain_timeout;
-        let reload = signals::Reload { renewal, ..self.reload };
-        let heard = signals::listen(Arc::clone(&self.shutdown), drain_timeout, reload)
-            .context("cannot listen for signals")?;
         let keeper =
             jails.clone().map(|jails| tokio::spawn(async move { jails.look_after().await }));
         let end = driven.run(&queue, self.watch).await;
