@@ -34,7 +34,9 @@ const PHRASES: &[(&str, &str)] = &[
     ("worker.draining",         "stopping: nothing new is started, running calls have {timeout_ms}"),
     ("worker.drain_timeout",    "the drain timeout passed, ending what still runs"),
     ("worker.cancelling",       "ending what still runs"),
+    ("worker.stopped",          "worker stopped ({reason}) after {shutdown_ms}"),
     ("worker.stopped",          "worker stopped ({reason})"),
+    ("metrics.listening",       "metrics can be had at {address}"),
     ("key.reloaded",            "read the environment key again"),
     ("platform.reloaded",       "read the credentials of AWS again"),
     ("platform.not_reloaded",   "could not read the credentials of AWS again, the old ones stay in use"),
@@ -86,8 +88,8 @@ const PHRASES: &[(&str, &str)] = &[
     ("webhook.refused",         "refused a delivery of the webhook: {reason} ({others} more before)"),
     ("webhook.ignored",         "ignored a delivery about {kind}"),
     ("webhook.repeated",        "a delivery about {session_id} came again"),
-    ("webhook.accept_failed",   "could not accept a connection"),
-    ("webhook.connection_failed", "a connection of the webhook failed"),
+    ("listener.accept_failed",  "could not accept a connection"),
+    ("listener.connection_failed", "a connection failed"),
     ("webhook.failed",          "the webhook's listener failed"),
     // One session.
     ("runner.starting",         "attached to the session"),
@@ -474,13 +476,13 @@ mod tests {
         }
     }
 
-    /// Every phrase belongs to an event that is emitted, and the events of `cli`, `queue`, `daemon` and
-    /// `webhook` have one.
+    /// Every phrase belongs to an event that is emitted, and the events of `cli`, `queue`, `daemon`,
+    /// `webhook`, `metrics` and of the listener have one.
     #[test]
     fn phrases_and_events_of_sessions_are_the_same() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut source = String::new();
-        for folder in ["cli", "queue", "daemon", "daemon/jails", "webhook"] {
+        let mut source = std::fs::read_to_string(root.join("listener.rs")).expect("read");
+        for folder in ["cli", "queue", "daemon", "daemon/jails", "webhook", "metrics"] {
             for entry in std::fs::read_dir(root.join(folder)).expect("listed").flatten() {
                 let of_rust = entry.path().extension().is_some_and(|extension| extension == "rs");
                 if of_rust {

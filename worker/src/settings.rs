@@ -8,6 +8,7 @@ mod modes;
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -91,6 +92,8 @@ pub struct Settings {
     pub platform: Option<Aws>,
     /// Where traces go, if any are made.
     pub traces: Option<TraceSettings>,
+    /// Where metrics can be had.
+    pub metrics_listen: Option<SocketAddr>,
     /// Sent with every request; values are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// `ANTHROPIC_CUSTOM_HEADERS` had these, and they are not sent (AUTH-7).
@@ -168,6 +171,7 @@ impl Settings {
                 .transpose()?,
             platform: None,
             traces: TraceSettings::of(&args.session.traces, &around.variable)?,
+            metrics_listen: args.session.metrics_listen,
             headers,
             headers_dropped,
             anthropic_version: version(&args.session.anthropic_version)?,

@@ -1,5 +1,6 @@
 //! Options that `worker poll`, `worker run` and `worker serve` have in common.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -113,6 +114,13 @@ pub struct SessionArgs {
 
     #[command(flatten)]
     pub traces: TraceArgs,
+
+    /// Answer scrapers of metrics at ADDRESS, for example 127.0.0.1:9187 [default: nobody]
+    ///
+    /// Prometheus text at /metrics; /healthz and /readyz too. Nobody is asked who he is; what is shown
+    /// holds no id and no content. docs/metrics.md lists it.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<SocketAddr>,
 
     #[command(flatten)]
     pub platform: PlatformArgs,

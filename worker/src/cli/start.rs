@@ -23,9 +23,10 @@ use super::{check, policy};
 use crate::config::{self, Config};
 use crate::credential::hidden::{self, EmptyKey, Hidden, HiddenVariables};
 use crate::credential::{self, Again, Kept, KeyError, KeySource};
-use crate::daemon::{self, Opened};
+use crate::daemon::{self, Opened, opened};
 use crate::exit::Exit;
 use crate::explain;
+use crate::listener::Bound;
 use crate::platform::{self, PlatformError, Prepared};
 use crate::settings::{Mode, Refusal, Settings, Surroundings};
 
@@ -89,6 +90,8 @@ pub struct Ready {
     pub hidden: HiddenVariables,
     /// What only this way of driving a worker needs.
     pub opened: Opened,
+    /// Where metrics can be had.
+    pub metrics: Option<Bound>,
     /// What reads files with secrets again; none if there are no such files.
     pub again: Option<Again>,
     /// The audit log; `None` only for `--check`, if there is none yet or a worker has it.
@@ -147,6 +150,8 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
     // In any case: no descriptor of it may stay open.
     let mut hidden = hidden::take().map_err(|error| complain_key(&error))?;
     let opened = Opened::open(&settings.mode, settings.check, &mut hidden)?;
+    let metrics = settings.metrics_listen.filter(|_| !settings.check);
+    let metrics = metrics.map(|at| opened::listen(at, None, "--metrics-listen")).transpose()?;
     let has_token = matches!(&opened, Opened::Item(item) if item.has_token());
     let mut found = find_credential(settings, has_token, &mut hidden)
         .map_err(|error| complain_platform(&error))?;
@@ -167,6 +172,7 @@ pub fn after_launcher(settings: &Settings, level: Level) -> Result<Ready, Exit> 
         platform: found.platform,
         hidden: hidden.others,
         opened,
+        metrics,
         again,
         audit,
     })

@@ -9,11 +9,12 @@ use super::ground::Ground;
 use super::opened::{Hook, Opened};
 use super::scripts::{Keys, Scripts};
 use crate::credential::hidden::HiddenVariables;
+use crate::listener::{self, Bound};
 use crate::queue::{
     Drive, Host, ItemEnd, ItemRequest, PollRefused, Queue, QueueEnd, ShutdownWatch, Trigger,
 };
 use crate::scripts::Link;
-use crate::webhook::{self, Bound, Receiver};
+use crate::webhook::Receiver;
 
 /// How it ended.
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Driven {
             }
             Driven::Hook { bound, receiver } => {
                 tell(&bound);
-                let listener = tokio::spawn(webhook::serve(bound, receiver));
+                let listener = tokio::spawn(listener::serve(bound, receiver));
                 let end = queue.run(watch).await;
                 listener.abort();
                 // Of interest only if it ended before that.

@@ -20,6 +20,8 @@ use crate::cli::poll::Cadence;
 use crate::credential::hidden::HiddenVariables;
 use crate::exit::Exit;
 use crate::explain;
+use crate::listener::Bound;
+use crate::metrics::{About, Metrics};
 use crate::platform::{PlatformError, Prepared, Renewal};
 use crate::queue::{
     self, Credential, EnvironmentKey, FileJournals, Host, ItemEnd, LeaseEnd, Queue, QueueEnd,
@@ -48,6 +50,10 @@ pub struct Ground<'a> {
     pub platform: Option<Prepared>,
     /// Headers for a collector of traces.
     pub hidden: HiddenVariables,
+    /// Where metrics can be had.
+    pub metrics: Option<Bound>,
+    /// The policy's; empty where sessions are handed over.
+    pub policy_sha256: String,
     /// What SIGHUP works with.
     pub reload: signals::Reload,
 }
@@ -112,6 +118,13 @@ impl Ground<'_> {
         let reload = signals::Reload { renewal, ..self.reload };
         let heard = signals::listen(Arc::clone(&self.shutdown), drain_timeout, reload)
             .context("cannot listen for signals")?;
+        let about = About {
+            level: self.level.to_string(),
+            policy_sha256: self.policy_sha256,
+            slots: self.settings.max_sessions,
+        };
+        let metrics = self.metrics.map(|bound| Metrics::start(bound, &about, self.watch.clone()));
+        let metrics = metrics.transpose().context("cannot offer metrics")?;
         let first = [&self.started.1].into_iter().chain(&self.outside);
         if !{ first }.all(|event| self.record.write(&nothing, event)) {
             return Ok(Exit::Evidence);
@@ -119,7 +132,7 @@ impl Ground<'_> {
         announce(self.settings, self.level);
         let keeper =
             jails.clone().map(|jails| tokio::spawn(async move { jails.look_after().await }));
-        let end = driven.run(&queue, self.watch).await;
+        let end = driven.run(&queue, self.watch.clone()).await;
         if let Some(traces) = traces {
             traces.finish().await;
         }
@@ -141,8 +154,11 @@ impl Ground<'_> {
             // Others that serve one item each may be about to use it.
             self.places.leave();
         }
+        drop(metrics);
         let reason = serde_json::to_value(reason).unwrap_or_default();
-        tracing::info!(event = "worker.stopped", reason = reason.as_str(), "worker stopped");
+        let shutdown_ms = self.watch.took().map(|took| took.as_millis() as u64);
+        let reason = reason.as_str();
+        tracing::info!(event = "worker.stopped", reason, shutdown_ms, "worker stopped");
         anyhow::Ok(exit)
     }
 }

@@ -19,7 +19,7 @@ pub mod jailer;
 pub mod jails;
 mod memory;
 pub mod needs;
-mod opened;
+pub mod opened;
 mod prepare;
 pub mod record;
 pub mod rooms;
@@ -124,6 +124,8 @@ pub fn run(
         return Ok(Exit::Usage);
     }
     let started = ground::started(settings, level, ready.policy.as_ref());
+    let policy_sha256 = ready.policy.as_ref().map(|policy| policy.digest_hex());
+    let policy_sha256 = policy_sha256.unwrap_or_default();
     let jailer = match launcher.zip(ready.policy) {
         None => None,
         Some((launcher, policy)) => {
@@ -168,7 +170,7 @@ pub fn run(
         policy_files,
         jails: jails.clone(),
     };
-    let (platform, hidden) = (ready.platform, ready.hidden);
+    let (platform, hidden, metrics) = (ready.platform, ready.hidden, ready.metrics);
     let until = watch.clone();
     let ground = Ground {
         settings,
@@ -182,6 +184,8 @@ pub fn run(
         key,
         platform,
         hidden,
+        metrics,
+        policy_sha256,
         reload,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()

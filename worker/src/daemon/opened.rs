@@ -1,17 +1,18 @@
 //! What only one way of driving a worker needs, opened with the rights of whoever started it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::credential::hidden::Hidden;
 use crate::credential::{self, KeyError, Secret};
 use crate::exit::Exit;
 use crate::explain;
+use crate::listener::{self, Bound, TlsConfig};
 use crate::queue::ItemRequest;
 use crate::scripts::Starter;
 use crate::settings::{Mode, OnWork, Serve, Settings};
 use crate::webhook::signature::Verifier;
-use crate::webhook::{self, Bound};
 
 /// As opened.
 #[derive(Debug)]
@@ -80,6 +81,18 @@ fn complain(error: &KeyError) -> Exit {
     error.exit()
 }
 
+/// Listens at an address that `option` names.
+///
+/// # Errors
+/// The exit code of what was printed.
+pub fn listen(at: SocketAddr, tls: Option<TlsConfig>, option: &str) -> Result<Bound, Exit> {
+    Bound::bind(at, tls).map_err(|error| {
+        explain::say(&format!("error: cannot listen on {at}: {error}"));
+        explain::say(&format!("hint: name a free address of this host with {option}"));
+        Exit::Usage
+    })
+}
+
 fn hook(serve: &Serve, check: bool, hidden: &mut Hidden) -> Result<Hook, Exit> {
     let what = Secret::WebhookKey;
     let key = read(what, serve.key_file.as_deref(), hidden)?;
@@ -89,18 +102,14 @@ fn hook(serve: &Serve, check: bool, hidden: &mut Hidden) -> Result<Hook, Exit> {
         let from = file.map_or(what.variable().to_owned(), |file| file.display().to_string());
         complain(&KeyError::Unusable { what, from, reason: problem.to_string() })
     })?;
-    let tls = serve.tls.as_ref().map(|(chain, key)| webhook::tls(chain, key)).transpose();
+    let tls = serve.tls.as_ref().map(|(chain, key)| listener::tls(chain, key)).transpose();
     let tls = tls.map_err(|error| match &error {
-        webhook::TlsError::Key(error) => complain(error),
+        listener::TlsError::Key(error) => complain(error),
         error => {
             explain::complain(error, Some("name a PEM file, the host's certificate first"));
             Exit::Policy
         }
     })?;
-    let bound = (!check).then(|| Bound::bind(serve.listen, tls)).transpose().map_err(|error| {
-        explain::say(&format!("error: cannot listen on {}: {error}", serve.listen));
-        explain::say("hint: name a free address of this host with --listen");
-        Exit::Usage
-    })?;
+    let bound = (!check).then(|| listen(serve.listen, tls, "--listen")).transpose()?;
     Ok(Hook { settings: serve.clone(), verifier, bound })
 }

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::api::ItemApi;
 use super::client::ApiError;
+use super::count;
 use super::events::{Ids, emit};
 use super::random::Random;
 use super::sse::{FRAME_BYTES_MAX, Frame, SseParser};
@@ -104,6 +105,7 @@ impl Feed {
                     ("not opened", error.pause(not_opened, jittered(backoff)))
                 }
             };
+            count::reconnect();
             emit!(
                 info,
                 self.ids,

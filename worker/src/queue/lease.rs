@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::api::ItemApi;
 use super::client::ApiError;
 use super::clock::SharedUptime;
+use super::count;
 use super::events::{Ids, emit};
 use super::shutdown::{Level, ShutdownWatch};
 use super::wire::work::{HeartbeatReply, parse_heartbeat};
@@ -220,7 +221,9 @@ pub fn first_view(now: Duration) -> LeaseView {
 
 /// Beats until the lease or the item ends. First beat at once (LEASE-1).
 pub async fn keep(mut keeper: Keeper, view: Arc<watch::Sender<LeaseView>>) {
-    let mut state = LeaseState::new(keeper.uptime.now());
+    let mut began = keeper.uptime.now();
+    let mut state = LeaseState::new(began);
+    let counted = count::Lease::begin(began);
     loop {
         let limit = state.interval();
         let beat = keeper.api.heartbeat(state.expected(), limit);
@@ -235,6 +238,7 @@ pub async fn keep(mut keeper: Keeper, view: Arc<watch::Sender<LeaseView>>) {
         let answer = answer.and_then(|reply| {
             parse_heartbeat(&reply.body).ok_or(ApiError::Unreadable { what: "a heartbeat" })
         });
+        counted.beat(answer.is_ok(), now.saturating_sub(began));
         let next = match answer {
             Ok(reply) => {
                 let was_stopping = state.stopping;
@@ -252,6 +256,7 @@ pub async fn keep(mut keeper: Keeper, view: Arc<watch::Sender<LeaseView>>) {
                 next
             }
         };
+        counted.was_good(state.last_success);
         let end = match next {
             Next::Wait(_) => None,
             Next::End(end) => Some(end),
@@ -264,6 +269,7 @@ pub async fn keep(mut keeper: Keeper, view: Arc<watch::Sender<LeaseView>>) {
             () = keeper.shutdown.reached(Level::Cancel) => return,
             () = tokio::time::sleep(pause) => {}
         }
+        began = keeper.uptime.now();
     }
 }
 

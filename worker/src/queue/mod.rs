@@ -12,6 +12,7 @@ mod api;
 mod authenticate;
 mod client;
 mod clock;
+pub mod count;
 mod credential;
 mod events;
 mod feed;

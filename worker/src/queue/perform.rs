@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::count;
 use super::events::{Ids, Progress, emit};
 use super::gate::Finish;
 use super::host::{CancelToken, Host, SessionTools as _};
@@ -186,6 +187,8 @@ impl<H: Host> Performer<H> {
         let timed_out = matches!(why, Some(Stopped::TimedOut));
         let is_error = outcome.as_ref().is_none_or(|outcome| outcome.is_error);
         let (id, tool, took) = (call.id.as_str(), call.name.as_str(), start.elapsed());
+        let status = outcome.as_ref().map_or("killed", |outcome| why_ended(timed_out, outcome));
+        count::tool_run(tool, status, took);
         emit!(
             info,
             self.ids,
@@ -193,7 +196,7 @@ impl<H: Host> Performer<H> {
             "tool call ended",
             tool_use_id = id,
             tool = tool,
-            status = outcome.as_ref().map_or("killed", |outcome| why_ended(timed_out, outcome)),
+            status,
             output_bytes = outcome.as_ref().map_or(0, CallOutcome::bytes),
             is_error,
             timed_out,

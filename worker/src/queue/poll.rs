@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::api::QueueApi;
 use super::client::ApiError;
+use super::count::{self, Claimed, Polled};
 use super::events::{Ids, Progress, emit};
 use super::handover;
 use super::host::{Host, ItemEnd};
@@ -127,6 +128,7 @@ impl<H: Host> Poller<H> {
                 Ok(Some(item)) => self.claimed(item, permit).await,
                 Ok(None) => {
                     drop(permit);
+                    count::poll(Polled::Empty);
                     if self.shared.settings.drain {
                         emit!(info, self.ids, "poll.drained", "queue drained");
                         return Ok(QueueEnd::Empty);
@@ -142,6 +144,7 @@ impl<H: Host> Poller<H> {
                     pause
                 }
                 Err(source) if source.is_fatal() => {
+                    count::poll(Polled::Failed);
                     emit!(error, self.ids, "poll.refused", "poll refused for good",
                         error = %source.label());
                     return Err(PollRefused { source });
@@ -190,6 +193,7 @@ impl<H: Host> Poller<H> {
 
     /// POLL-4, POLL-6.
     fn failed(&mut self, error: &ApiError) -> Duration {
+        count::poll(Polled::Failed);
         self.poll_failures = self.poll_failures.saturating_add(1);
         let failures = self.poll_failures;
         let pause = error.pause(failures, loop_backoff(failures, &self.shared.random));
@@ -200,6 +204,7 @@ impl<H: Host> Poller<H> {
 
     /// Acks an item and gives it to a task of its own. Returns the pause before the next poll.
     async fn claimed(&mut self, item: WorkItem, permit: H::Permit) -> Duration {
+        count::poll(Polled::Work);
         self.poll_failures = 0;
         let now = Instant::now();
         self.idle_since = now;
@@ -241,9 +246,11 @@ impl<H: Host> Poller<H> {
             }
         }
         (self.ack_failures, self.discards) = (0, 0);
+        count::claim(Claimed::Acked);
         host.observe(&ids, &Progress::Acked);
         self.rests.claimed();
         let (shared, shutdown) = (Arc::clone(&self.shared), self.shutdown.clone());
+        let counted = count::Item::begin();
         self.items.spawn(async move {
             let within = span.clone();
             let how = match shared.drive.handler.clone() {
@@ -254,6 +261,7 @@ impl<H: Host> Poller<H> {
                 span.end(SpanEnd::of_item(how));
             }
             emit!(info, ids, "work.ended", "work item ended", how = how.label());
+            counted.end(how);
             drop(permit);
             how
         });
@@ -263,6 +271,7 @@ impl<H: Host> Poller<H> {
     /// POLL-8, POLL-9.
     async fn ack_failed(&mut self, item: WorkItem, ids: &Ids, error: &ApiError) -> Duration {
         if !error.is_fatal() {
+            count::claim(Claimed::AckFailed);
             self.ack_failures = self.ack_failures.saturating_add(1);
             let backoff = loop_backoff(self.ack_failures, &self.shared.random);
             let pause = error.pause(self.ack_failures, backoff);
@@ -270,6 +279,7 @@ impl<H: Host> Poller<H> {
                 attempt = self.ack_failures, pause_ms = pause.as_millis() as u64);
             return pause;
         }
+        count::claim(Claimed::AckRefused);
         self.discards = self.discards.saturating_add(1);
         let pause = discard_backoff(self.discards, &self.shared.random);
         emit!(error, ids, "work.ack_refused", "ack refused for good, discarding the item",

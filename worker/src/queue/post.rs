@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::api::ItemApi;
 use super::client::ApiError;
+use super::count;
 use super::events::{Ids, emit};
 use super::host::CancelToken;
 use super::lease::LeaseView;
@@ -64,12 +65,14 @@ impl Poster {
                 return Posted::Done;
             }
             if error.is_fatal() {
+                count::post_failed(true);
                 emit!(error, self.ids, "post.refused", "result refused for good",
                     tool_use_id = call, attempt = attempts, error = %error.label());
                 return Posted::Refused;
             }
             let left = self.left(start, until);
             if last_chance || left.is_zero() {
+                count::post_failed(false);
                 emit!(error, self.ids, "post.failed", "result could not be posted",
                     tool_use_id = call, attempt = attempts, error = %error.label());
                 return Posted::GaveUpForNow;
@@ -78,6 +81,7 @@ impl Poster {
             // The last attempt is at the end of the window.
             last_chance = pause >= left;
             let pause = pause.min(left);
+            count::post_again();
             emit!(warn, self.ids, "post.retry", "posting a result failed, trying again",
                 tool_use_id = call, attempt = attempts, error = %error.label(),
                 pause_ms = pause.as_millis() as u64);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::count;
 use super::credential::{WorkSecret, decode_secret};
 use super::events::emit;
 use super::host::{Host, ItemEnd};
@@ -52,7 +53,9 @@ pub async fn run<H: Host>(
     };
     let ids = ids_of(&shared.settings, &item);
     // OBS-1: the span of the item is its claimer's.
+    let counted = count::Item::begin();
     let how = item::serve_within(shared, item, shutdown, None).await;
     emit!(info, ids, "work.ended", "work item ended", how = how.label());
+    counted.end(how);
     how
 }

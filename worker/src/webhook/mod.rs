@@ -3,12 +3,10 @@
 //! It faces whoever can reach its address, so everything it takes in is bounded, nothing is read of a
 //! delivery before its signature has been verified, and all that a delivery can do is make the worker
 //! ask its queue: [`signature`] decides whether a delivery is genuine, [`seen`] whether it is new,
-//! [`receiver`] answers requests, [`listener`] keeps connections.
+//! [`receiver`] answers requests; `crate::listener` keeps connections.
 
-mod listener;
 mod receiver;
 mod seen;
 pub mod signature;
 
-pub use listener::{Bound, TlsError, serve, tls};
 pub use receiver::Receiver;

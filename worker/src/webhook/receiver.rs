@@ -7,15 +7,15 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
 
 use super::seen::{Of, Seen};
 use super::signature::{Claim, Refused, Verifier};
+use crate::listener::{self, Answer, Answers, not_allowed, text};
 use crate::queue::{Level, ShutdownWatch, Trigger};
 
 /// Longest body. Real ones have a few hundred bytes.
@@ -45,7 +45,11 @@ struct Refusals {
 /// The one kind of event that means work.
 const RUN_STARTED: &str = "session.status_run_started";
 
-type Answer = Response<Full<Bytes>>;
+impl Answers for Receiver {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Infallible> {
+        self.reply(request).await
+    }
+}
 
 impl Receiver {
     /// Fires `trigger` for deliveries at `path` that `verifier` finds genuine.
@@ -60,17 +64,15 @@ impl Receiver {
     }
 
     /// Answers one request. Reads at most [`BODY_BYTES_MAX`]; whoever calls it bounds the time.
-    pub async fn answer<B>(&self, request: Request<B>) -> Result<Answer, Infallible>
+    async fn reply<B>(&self, request: Request<B>) -> Result<Answer, Infallible>
     where
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
     {
         let (head, body) = request.into_parts();
-        let get = matches!(head.method, Method::GET | Method::HEAD);
+        if let Some(answer) = listener::health(&head.method, head.uri.path(), &self.shutdown) {
+            return Ok(answer);
+        }
         Ok(match head.uri.path() {
-            "/healthz" if get => text(StatusCode::OK, "ok\n"),
-            "/readyz" if get && !self.ends() => text(StatusCode::OK, "ready\n"),
-            "/readyz" if get => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-            "/healthz" | "/readyz" => not_allowed("GET, HEAD"),
             path if path != self.path => text(StatusCode::NOT_FOUND, "not found\n"),
             _ if head.method != Method::POST => not_allowed("POST"),
             // Sent again later, to a worker that runs then.
@@ -175,25 +177,14 @@ fn status(code: StatusCode, word: &str) -> Answer {
     answer
 }
 
-fn not_allowed(methods: &'static str) -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
-    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
-    answer
-}
-
-fn text(code: StatusCode, text: &str) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(text.to_owned())));
-    *answer.status_mut() = code;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    answer
-}
-
 #[cfg(test)]
 mod tests {
     use std::pin::Pin;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::task::{Context, Poll};
 
+    use bytes::Bytes;
+    use http_body_util::Full;
     use hyper::body::Frame;
     use hyper::header::HeaderName;
     use secrecy::SecretString;
@@ -229,7 +220,7 @@ mod tests {
     }
 
     async fn answered(receiver: &Receiver, request: Request<Full<Bytes>>) -> (u16, String) {
-        let answer = receiver.answer(request).await.expect("infallible");
+        let answer = receiver.reply(request).await.expect("infallible");
         let code = answer.status().as_u16();
         let body = answer.into_body().collect().await.expect("whole").to_bytes();
         (code, String::from_utf8_lossy(&body).into_owned())
@@ -363,7 +354,7 @@ mod tests {
                     (HeaderName::from_static(header), HeaderValue::from_static(value))
                 }),
             );
-            let answer = receiver.answer(request.expect("a request")).await.expect("infallible");
+            let answer = receiver.reply(request.expect("a request")).await.expect("infallible");
             assert_eq!(answer.status().as_u16(), 401, "{header} {value:?}");
             assert_eq!(asked.load(Ordering::Relaxed), read, "{header} {value:?}");
         }

@@ -1,18 +1,25 @@
-//! Connections of the webhook's listener.
+//! Connections of a listener that faces whoever can reach its address: the webhook's, and that of
+//! metrics.
 //!
 //! One request each, in bounded time, with a bounded head. When there are as many as there may be, the
 //! oldest gives way to the newest: a genuine delivery needs milliseconds, so whoever holds
 //! connections open holds nobody up.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -21,9 +28,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
-use super::receiver::Receiver;
 use crate::credential::file::{self, Trust};
 use crate::credential::{KeyError, Secret};
+use crate::queue::{Level, ShutdownWatch};
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 128;
@@ -37,6 +44,45 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Longest PEM file.
 const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// A complete answer.
+pub type Answer = Response<Full<Bytes>>;
+
+/// Answers the requests of a listener, which bounds the time.
+pub trait Answers: Send + Sync + 'static {
+    /// Answers one request.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Answer, Infallible>> + Send;
+}
+
+/// `/healthz` and `/readyz`, which every listener has; `None` for other paths.
+pub fn health(method: &Method, path: &str, shutdown: &ShutdownWatch) -> Option<Answer> {
+    let get = matches!(*method, Method::GET | Method::HEAD);
+    Some(match path {
+        "/healthz" if get => text(StatusCode::OK, "ok\n"),
+        "/readyz" if get && shutdown.level() == Level::Run => text(StatusCode::OK, "ready\n"),
+        "/readyz" if get => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        "/healthz" | "/readyz" => not_allowed("GET, HEAD"),
+        _ => return None,
+    })
+}
+
+/// A refusal of other methods than `methods`.
+pub fn not_allowed(methods: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    answer
+}
+
+/// An answer of text.
+pub fn text(code: StatusCode, text: &str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(text.to_owned())));
+    *answer.status_mut() = code;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    answer
+}
 
 /// A listener before there is a runtime: bound with the rights of whoever started the worker.
 #[derive(Debug)]
@@ -116,7 +162,7 @@ impl Bound {
 ///
 /// # Errors
 /// If the listener cannot be used at all.
-pub async fn serve(bound: Bound, receiver: Arc<Receiver>) -> io::Result<()> {
+pub async fn serve(bound: Bound, answers: Arc<impl Answers>) -> io::Result<()> {
     let listener = TcpListener::from_std(bound.listener)?;
     let mut connections = Connections::default();
     loop {
@@ -124,16 +170,16 @@ pub async fn serve(bound: Bound, receiver: Arc<Receiver>) -> io::Result<()> {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // A client that has gone, or no descriptors for now.
-                tracing::debug!(event = "webhook.accept_failed", %error, "cannot accept");
+                tracing::debug!(event = "listener.accept_failed", %error, "cannot accept");
                 tokio::time::sleep(ACCEPT_RETRY).await;
                 continue;
             }
         };
-        let (receiver, tls) = (Arc::clone(&receiver), bound.tls.clone());
+        let (answers, tls) = (Arc::clone(&answers), bound.tls.clone());
         let served = async move {
             // What goes wrong on one connection is the other end's affair.
             let _late =
-                tokio::time::timeout(CONNECTION_TIME, connection(stream, tls, receiver)).await;
+                tokio::time::timeout(CONNECTION_TIME, connection(stream, tls, answers)).await;
         };
         connections.add(tokio::spawn(served).abort_handle());
     }
@@ -163,20 +209,20 @@ impl Drop for Connections {
     }
 }
 
-async fn connection(stream: TcpStream, tls: Option<TlsConfig>, receiver: Arc<Receiver>) {
+async fn connection(stream: TcpStream, tls: Option<TlsConfig>, answers: Arc<impl Answers>) {
     match tls {
-        None => requests(stream, receiver).await,
+        None => requests(stream, answers).await,
         Some(TlsConfig(config)) => {
             let handshake = TlsAcceptor::from(config).accept(stream);
             if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIME, handshake).await {
-                requests(stream, receiver).await;
+                requests(stream, answers).await;
             }
         }
     }
 }
 
-async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin, receiver: Arc<Receiver>) {
-    let service = service_fn(|request| receiver.answer(request));
+async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Arc<impl Answers>) {
+    let service = service_fn(|request| answers.answer(request));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
@@ -187,6 +233,6 @@ async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin, receiver: Arc<Rec
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
-        tracing::debug!(event = "webhook.connection_failed", %error, "connection failed");
+        tracing::debug!(event = "listener.connection_failed", %error, "connection failed");
     }
 }
