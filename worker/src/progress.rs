@@ -32,6 +32,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("config.unused",           "{tables} of WORKER_CONFIG: no effect here, sessions are served by the script"),
     ("worker.recovered",        "removed what an earlier worker left ({removed})"),
     ("worker.draining",         "stopping: nothing new is started, running calls have {timeout_ms}"),
+    ("worker.code_kept",        "code of the start stays in memory"),
     ("worker.drain_timeout",    "the drain timeout passed, ending what still runs"),
     ("worker.cancelling",       "ending what still runs"),
     ("worker.stopped",          "worker stopped ({reason}) after {shutdown_ms}"),

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use stockade_runtime::audit::{Digest, Event, Ids as AuditIds, Name, StopReason};
 use stockade_runtime::host::Level;
 use stockade_runtime::policy::Policy;
+use stockade_runtime::sys::release_code;
 
 use super::admission::Admission;
 use super::driven::{self, End};
@@ -132,6 +133,10 @@ impl Ground<'_> {
         announce(self.settings, self.level);
         let keeper =
             jails.clone().map(|jails| tokio::spawn(async move { jails.look_after().await }));
+        // Most of what a start needs is needed once.
+        if let Err(error) = release_code() {
+            tracing::debug!(event = "worker.code_kept", %error, "code of the start stays mapped");
+        }
         let end = driven.run(&queue, self.watch.clone()).await;
         if let Some(traces) = traces {
             traces.finish().await;
