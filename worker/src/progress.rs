@@ -38,6 +38,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("worker.stopped",          "worker stopped ({reason}) after {shutdown_ms}"),
     ("worker.stopped",          "worker stopped ({reason})"),
     ("metrics.listening",       "metrics can be had at {address}"),
+    ("metrics.failed",          "the listener for metrics failed"),
     ("key.reloaded",            "read the environment key again"),
     ("platform.reloaded",       "read the credentials of AWS again"),
     ("platform.not_reloaded",   "could not read the credentials of AWS again, the old ones stay in use"),

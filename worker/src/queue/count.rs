@@ -74,6 +74,18 @@ pub enum Polled {
     Failed,
 }
 
+impl Polled {
+    const ALL: [Polled; 3] = [Polled::Work, Polled::Empty, Polled::Failed];
+
+    fn word(self) -> &'static str {
+        match self {
+            Polled::Work => "work",
+            Polled::Empty => "empty",
+            Polled::Failed => "failed",
+        }
+    }
+}
+
 /// What came of the ack of a work item.
 #[derive(Debug, Clone, Copy)]
 pub enum Claimed {
@@ -82,21 +94,40 @@ pub enum Claimed {
     AckRefused,
 }
 
+impl Claimed {
+    const ALL: [Claimed; 3] = [Claimed::Acked, Claimed::AckFailed, Claimed::AckRefused];
+
+    fn word(self) -> &'static str {
+        match self {
+            Claimed::Acked => "acked",
+            Claimed::AckFailed => "ack_failed",
+            Claimed::AckRefused => "ack_refused",
+        }
+    }
+}
+
+/// Outcome of a heartbeat that was not good, and of one that was.
+const BEATS: [&str; 2] = ["failed", "ok"];
+/// Outcome of a post that is tried again later, and of one that is not.
+const UNPOSTED: [&str; 2] = ["gave_up", "refused"];
+const LOST: &str = "lost";
+const ASSUMED_LOST: &str = "assumed_lost";
+
 /// Says what is known beforehand, so that a rate can be told from the first event on.
 pub fn begin() {
-    for outcome in ["work", "empty", "failed"] {
-        counter!(POLLS, "outcome" => outcome).absolute(0);
+    for outcome in Polled::ALL {
+        counter!(POLLS, "outcome" => outcome.word()).absolute(0);
     }
-    for outcome in ["acked", "ack_failed", "ack_refused"] {
-        counter!(CLAIMS, "outcome" => outcome).absolute(0);
+    for outcome in Claimed::ALL {
+        counter!(CLAIMS, "outcome" => outcome.word()).absolute(0);
     }
-    for reason in ["lost", "assumed_lost"] {
+    for reason in [LOST, ASSUMED_LOST] {
         counter!(LEASES_LOST, "reason" => reason).absolute(0);
     }
-    for outcome in ["ok", "failed"] {
+    for outcome in BEATS {
         counter!(HEARTBEATS, "outcome" => outcome).absolute(0);
     }
-    for outcome in ["refused", "gave_up"] {
+    for outcome in UNPOSTED {
         counter!(POSTS_FAILED, "outcome" => outcome).absolute(0);
     }
     counter!(POST_RETRIES).absolute(0);
@@ -114,12 +145,7 @@ pub fn refresh() {
 }
 
 pub fn poll(outcome: Polled) {
-    let word = match outcome {
-        Polled::Work => "work",
-        Polled::Empty => "empty",
-        Polled::Failed => "failed",
-    };
-    counter!(POLLS, "outcome" => word).increment(1);
+    counter!(POLLS, "outcome" => outcome.word()).increment(1);
     if !matches!(outcome, Polled::Failed) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         gauge!(POLL_SUCCESS).set(now.as_secs_f64());
@@ -127,12 +153,7 @@ pub fn poll(outcome: Polled) {
 }
 
 pub fn claim(outcome: Claimed) {
-    let word = match outcome {
-        Claimed::Acked => "acked",
-        Claimed::AckFailed => "ack_failed",
-        Claimed::AckRefused => "ack_refused",
-    };
-    counter!(CLAIMS, "outcome" => word).increment(1);
+    counter!(CLAIMS, "outcome" => outcome.word()).increment(1);
 }
 
 /// A work item that is served, until it is dropped.
@@ -148,8 +169,8 @@ impl Item {
     pub fn end(self, how: ItemEnd) {
         counter!(ITEMS, "end" => how.label().replace(' ', "_")).increment(1);
         let reason = match how {
-            ItemEnd::Lease(LeaseEnd::Lost) => "lost",
-            ItemEnd::Lease(LeaseEnd::AssumedLost) => "assumed_lost",
+            ItemEnd::Lease(LeaseEnd::Lost) => LOST,
+            ItemEnd::Lease(LeaseEnd::AssumedLost) => ASSUMED_LOST,
             _ => return,
         };
         counter!(LEASES_LOST, "reason" => reason).increment(1);
@@ -180,7 +201,7 @@ impl Lease {
 
     /// A heartbeat was answered, or was not.
     pub fn beat(&self, ok: bool, took: Duration) {
-        counter!(HEARTBEATS, "outcome" => if ok { "ok" } else { "failed" }).increment(1);
+        counter!(HEARTBEATS, "outcome" => BEATS[usize::from(ok)]).increment(1);
         if ok {
             histogram!(HEARTBEAT_LATENCY).record(took.as_secs_f64());
         }
@@ -211,8 +232,7 @@ pub fn post_again() {
 
 /// `for_good`: it is not posted again.
 pub fn post_failed(for_good: bool) {
-    let outcome = if for_good { "refused" } else { "gave_up" };
-    counter!(POSTS_FAILED, "outcome" => outcome).increment(1);
+    counter!(POSTS_FAILED, "outcome" => UNPOSTED[usize::from(for_good)]).increment(1);
 }
 
 pub fn reconnect() {
